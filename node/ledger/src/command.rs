@@ -1,0 +1,206 @@
+//! What goes into the ledger: the commands, packed into batches, and what each is answered.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::{JobId, JobResult, JobSpec};
+use crate::node::NodeId;
+
+/// One entry of the Raft log: commands that the leader's proposer packed together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// The leader's clock when it proposed the batch, Unix milliseconds. The ledger never lets its own time go back.
+    pub time_ms: u64,
+    /// The scheduling decision of the leader: which nodes it believes alive and able to take work. Jobs that are
+    /// queued when the batch has been applied are assigned to the least busy of these.
+    pub eligible: BTreeSet<NodeId>,
+    /// The commands, in order; may be empty, which is the bare scheduling decision.
+    pub commands: Vec<Command>,
+}
+
+/// The only ways in which the ledger changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Accepts a job and queues it.
+    Submit {
+        /// Drawn by the accepting node; a repeated proposal of the same submission carries the same id.
+        id: JobId,
+        /// What is to be run.
+        spec: JobSpec,
+        /// The submitter's retry key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<IdempotencyKey>,
+    },
+    /// Gives a queued job to a node, whatever stands before it in the queue.
+    Assign {
+        /// The queued job.
+        job: JobId,
+        /// Who is to run it.
+        node: NodeId,
+    },
+    /// A worker reports how an attempt ended.
+    Complete {
+        /// The job.
+        job: JobId,
+        /// The attempt that ended; the fence.
+        attempt: u32,
+        /// Who ran it.
+        node: NodeId,
+        /// How it ended.
+        result: JobResult,
+    },
+    /// A worker gives an attempt back without a result: it cannot run it now.
+    Release {
+        /// The job.
+        job: JobId,
+        /// The attempt that is given back; the fence.
+        attempt: u32,
+        /// Who gives it back.
+        node: NodeId,
+        /// Why, for the message should this have been the last attempt.
+        reason: String,
+    },
+    /// Ends a job that has no result yet.
+    Cancel {
+        /// The job.
+        job: JobId,
+    },
+    /// A node announces itself: at its start, and when it finds itself declared lost.
+    NodeUp {
+        /// The node's id.
+        node: NodeId,
+        /// Counts the starts of its process.
+        incarnation: u64,
+        /// host:port of its HTTP port, as others reach it.
+        http: String,
+        /// How many jobs it executes at one time.
+        slots: u32,
+        /// Languages it can run.
+        languages: BTreeSet<String>,
+        /// Version of its program.
+        version: String,
+    },
+    /// The leader declares a node lost.
+    NodeLost {
+        /// The node.
+        node: NodeId,
+        /// The incarnation that went silent; a newer one is not meant.
+        incarnation: u64,
+    },
+    /// Stops or resumes assignments to a node.
+    Drain {
+        /// The node.
+        node: NodeId,
+        /// Whether it is to get no new assignments.
+        draining: bool,
+    },
+    /// Removes finished jobs whose retention is over, the oldest first.
+    Expire {
+        /// At most this many.
+        limit: u32,
+        /// Also remove the oldest while finished jobs hold more than this, bytes.
+        keep_bytes: u64,
+    },
+}
+
+impl Command {
+    /// The command's name, for logs.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Submit { .. } => "submit",
+            Self::Assign { .. } => "assign",
+            Self::Complete { .. } => "complete",
+            Self::Release { .. } => "release",
+            Self::Cancel { .. } => "cancel",
+            Self::NodeUp { .. } => "node_up",
+            Self::NodeLost { .. } => "node_lost",
+            Self::Drain { .. } => "drain",
+            Self::Expire { .. } => "expire",
+        }
+    }
+}
+
+/// A submitter's key that makes retries join the first job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyKey {
+    /// The key.
+    pub key: String,
+    /// Digest of the request it came with, so that a key is not used for two different jobs.
+    pub fingerprint: [u8; 16],
+}
+
+/// What became of a command; the same on every node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The job is in the ledger.
+    Submitted {
+        /// Its id: the submitted one, or that of the job that was joined.
+        job: JobId,
+        /// An earlier submission with the same key, or the same id, was found.
+        joined: bool,
+    },
+    /// The job was assigned.
+    Assigned {
+        /// Number of the attempt.
+        attempt: u32,
+    },
+    /// What became of a result, or of an attempt that was given back.
+    Completed(Completion),
+    /// The job has ended as cancelled.
+    Cancelled,
+    /// The node's announcement or loss was taken; so many attempts went back to the queue or ended.
+    Node {
+        /// Attempts that the node no longer holds.
+        requeued: u32,
+    },
+    /// So many jobs were removed.
+    Expired {
+        /// Removed jobs.
+        jobs: u32,
+    },
+    /// Nothing changed.
+    Rejected(Rejection),
+}
+
+/// What became of a worker's report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Completion {
+    /// It was from the current attempt and stands.
+    Committed,
+    /// The job has another attempt, or has ended without this one; the report was dropped.
+    Fenced,
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    /// No such job.
+    #[error("no such job")]
+    UnknownJob,
+    /// No such node.
+    #[error("no such node")]
+    UnknownNode,
+    /// The job already has its result.
+    #[error("the job has already finished")]
+    AlreadyFinished,
+    /// The idempotency key belongs to a job with another body.
+    #[error("the idempotency key was used for job {job} with a different request")]
+    KeyConflict {
+        /// The job that has the key.
+        job: JobId,
+    },
+    /// The job is not queued.
+    #[error("the job is not queued")]
+    NotQueued,
+    /// The node has no free slot, is draining or lost, or cannot run the language.
+    #[error("the node cannot take the job")]
+    NoRoom,
+    /// A newer process of the node has announced itself.
+    #[error("incarnation {current} of the node has announced itself since")]
+    StaleIncarnation {
+        /// The newest incarnation.
+        current: u64,
+    },
+}

@@ -1,0 +1,375 @@
+//! What a job is: what was submitted, how it stands, how it ended.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::node::NodeId;
+
+/// The id of a job, for ever. A UUID of version 7, so that ids sort by the time of their submission; drawn by the node
+/// that accepts the job.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(Uuid);
+
+impl JobId {
+    /// Wraps a UUID that the caller has drawn.
+    #[must_use]
+    pub const fn new(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    /// The sixteen bytes that stand in keys; they sort as the ids do.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// The id whose [`as_bytes`](Self::as_bytes) these are; `None` unless there are sixteen.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        Uuid::from_slice(bytes).ok().map(Self)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::from_str(text).map(Self)
+    }
+}
+
+/// One file of a submission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Path below the job's folder, with `/` between its parts; checked by the node that accepts the job.
+    pub name: String,
+    /// The bytes of the file.
+    pub content: Bytes,
+}
+
+/// What a step of a job may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// CPU time of the run step over all its processes, milliseconds.
+    pub cpu_ms: u64,
+    /// Wall-clock time of the run step, milliseconds.
+    pub wall_ms: u64,
+    /// Memory of the sandbox, KiB; the compile step has the same.
+    pub memory_kb: u64,
+    /// Processes and threads at one time.
+    pub processes: u32,
+    /// What is kept of stdout, and again of stderr, KiB.
+    pub output_kb: u64,
+}
+
+/// The times that bound one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepLimits {
+    /// CPU time over all processes of the step, milliseconds.
+    pub cpu_ms: u64,
+    /// Wall-clock time, milliseconds.
+    pub wall_ms: u64,
+}
+
+/// What was submitted. Complete: defaults have been filled in by the node that accepted it, so that every attempt on
+/// every node runs under the same limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// Name of the language (never an alias).
+    pub language: String,
+    /// The files, at least one.
+    pub files: Vec<SourceFile>,
+    /// Which of the files the language's commands are given.
+    pub entrypoint: String,
+    /// What the program reads.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub stdin: Bytes,
+    /// Arguments after the language's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Added to the environment of the run step.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// What the run step may use.
+    pub limits: Limits,
+    /// The submitter's own marks, to find jobs by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// How long the job is kept after it has finished, milliseconds.
+    pub retention_ms: u64,
+    /// How often the job may be tried before it ends with `internal_error`.
+    pub max_attempts: u32,
+}
+
+impl JobSpec {
+    /// What the submission weighs, bytes: the payload, not its encoding.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        let files: usize = self
+            .files
+            .iter()
+            .map(|f| f.name.len() + f.content.len())
+            .sum();
+        let args: usize = self.args.iter().map(String::len).sum();
+        let env: usize = self.env.iter().map(|(k, v)| k.len() + v.len()).sum();
+        (files + args + env + self.stdin.len()) as u64
+    }
+}
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Waits for a slot.
+    Queued,
+    /// Assigned to a node as its current attempt.
+    Running,
+    /// Has its result. Nothing about it changes any more.
+    Finished,
+}
+
+impl JobState {
+    /// The word used in the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Finished => "finished",
+        }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The program ended by itself with exit code 0 (and, where output was expected, printed it).
+    Accepted,
+    /// Ended well, but printed something else than was expected.
+    WrongAnswer,
+    /// The compile step failed.
+    CompileError,
+    /// A non-zero exit code, or a signal that no limit explains.
+    RuntimeError,
+    /// Over its CPU time or its wall-clock time.
+    TimeLimit,
+    /// The kernel killed it for its memory.
+    MemoryLimit,
+    /// Went on printing far beyond its cap.
+    OutputLimit,
+    /// Cancelled by the submitter.
+    Cancelled,
+    /// Quorun could not run it; the outcome's message says why.
+    InternalError,
+}
+
+impl Verdict {
+    /// The word used in the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::WrongAnswer => "wrong_answer",
+            Self::CompileError => "compile_error",
+            Self::RuntimeError => "runtime_error",
+            Self::TimeLimit => "time_limit",
+            Self::MemoryLimit => "memory_limit",
+            Self::OutputLimit => "output_limit",
+            Self::Cancelled => "cancelled",
+            Self::InternalError => "internal_error",
+        }
+    }
+}
+
+/// How a job ended, in figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How the attempt ended.
+    pub verdict: Verdict,
+    /// Exit code of the program; `None` when a signal ended it or it never ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// CPU time of the run step, user and system, over all its processes, microseconds.
+    #[serde(default)]
+    pub cpu_us: u64,
+    /// Wall-clock time of the run step, microseconds.
+    #[serde(default)]
+    pub wall_us: u64,
+    /// Peak memory of the run step, KiB.
+    #[serde(default)]
+    pub memory_kb: u64,
+    /// Which limit was hit, or why Quorun could not run the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+impl Outcome {
+    /// An outcome without a run: Quorun itself ended the job.
+    #[must_use]
+    pub fn without_run(verdict: Verdict, message: impl Into<String>) -> Self {
+        Self {
+            verdict,
+            exit_code: None,
+            signal: None,
+            cpu_us: 0,
+            wall_us: 0,
+            memory_kb: 0,
+            message: Some(message.into()),
+        }
+    }
+}
+
+/// What the compile step did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compile {
+    /// Exit code of the compiler; `None` when a signal ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended the compiler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// What the compiler printed to stdout.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub stdout: Bytes,
+    /// What the compiler printed to stderr.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub stderr: Bytes,
+    /// Part of the compiler's output was dropped.
+    #[serde(default)]
+    pub truncated: bool,
+    /// CPU time, microseconds.
+    #[serde(default)]
+    pub cpu_us: u64,
+    /// Wall-clock time, microseconds.
+    #[serde(default)]
+    pub wall_us: u64,
+    /// Peak memory, KiB.
+    #[serde(default)]
+    pub memory_kb: u64,
+}
+
+/// What a job printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// The program's stdout, up to its cap.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub stdout: Bytes,
+    /// The program's stderr, up to its cap.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub stderr: Bytes,
+    /// Part of stdout was dropped.
+    #[serde(default)]
+    pub stdout_truncated: bool,
+    /// Part of stderr was dropped.
+    #[serde(default)]
+    pub stderr_truncated: bool,
+    /// The compile step, for languages that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compile: Option<Compile>,
+}
+
+impl Output {
+    /// What the output weighs, bytes.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        let compile = self
+            .compile
+            .as_ref()
+            .map_or(0, |c| c.stdout.len() + c.stderr.len());
+        (self.stdout.len() + self.stderr.len() + compile) as u64
+    }
+}
+
+/// What a worker reports of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobResult {
+    /// The figures.
+    pub outcome: Outcome,
+    /// The text.
+    pub output: Output,
+}
+
+impl JobResult {
+    /// The result of an attempt that Quorun could not run.
+    #[must_use]
+    pub fn internal_error(message: impl Into<String>) -> Self {
+        Self {
+            outcome: Outcome::without_run(Verdict::InternalError, message),
+            output: Output::default(),
+        }
+    }
+}
+
+/// How a job stands: the small record that lists and waiters read. What was submitted and what was printed stand in
+/// records of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The job's id.
+    pub id: JobId,
+    /// Name of its language.
+    pub language: String,
+    /// How it stands.
+    pub state: JobState,
+    /// Number of the current or last attempt; 0 before the first.
+    pub attempt: u32,
+    /// How often it may be tried.
+    pub max_attempts: u32,
+    /// The node of the current or last attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// Place in the queue while queued; smaller is nearer to the front.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<u64>,
+    /// When it was accepted, Unix milliseconds of the leader's clock.
+    pub submitted_ms: u64,
+    /// When the current or last attempt was assigned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<u64>,
+    /// When its result was committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_ms: Option<u64>,
+    /// How it ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// The submitter's own marks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// The idempotency key it was submitted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// How long it is kept after it has finished, milliseconds.
+    pub retention_ms: u64,
+    /// Bytes of submission and output that it holds.
+    pub weight: u64,
+}
+
+impl Job {
+    /// When a finished job may be expired, Unix milliseconds.
+    #[must_use]
+    pub fn expires_ms(&self) -> Option<u64> {
+        self.finished_ms
+            .map(|finished| finished.saturating_add(self.retention_ms))
+    }
+}

@@ -1,0 +1,151 @@
+//! The layout of the ledger's records: one ordered key space, one letter for each table.
+//!
+//! | letter | key after it | value |
+//! | --- | --- | --- |
+//! | `a` | node, job | number of the attempt that holds a slot of the node |
+//! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
+//! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
+//! | `i` | idempotency key | the job that has it, and the request's fingerprint |
+//! | `j` | job | [`Job`](crate::job::Job) |
+//! | `n` | node | [`Node`](crate::node::Node) |
+//! | `o` | job | [`Output`](crate::job::Output) |
+//! | `q` | language, 0, order | the queued job |
+//! | `s` | job | [`JobSpec`](crate::job::JobSpec) |
+//!
+//! Numbers are big-endian, so that keys sort as they do. All tables start with a letter below `z`; keys from `z` on
+//! belong to whoever keeps the records.
+
+use crate::job::JobId;
+use crate::node::NodeId;
+
+/// The key of the counters.
+pub const COUNTERS: &[u8] = b"c";
+/// The first byte that no key of the ledger starts with; what is from here on belongs to the keeper of the records.
+pub const END: u8 = b'z';
+
+fn key(table: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + parts.iter().map(|p| p.len()).sum::<usize>());
+    key.push(table);
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+/// A half-open range of keys: the first that belongs to it, and the first that no longer does.
+pub type Range = (Vec<u8>, Vec<u8>);
+
+fn table(letter: u8) -> Range {
+    (vec![letter], vec![letter + 1])
+}
+
+/// A job's record.
+#[must_use]
+pub fn job(id: JobId) -> Vec<u8> {
+    key(b'j', &[id.as_bytes()])
+}
+
+/// All jobs, oldest first.
+#[must_use]
+pub fn jobs() -> Range {
+    table(b'j')
+}
+
+/// What was submitted.
+#[must_use]
+pub fn spec(id: JobId) -> Vec<u8> {
+    key(b's', &[id.as_bytes()])
+}
+
+/// What was printed.
+#[must_use]
+pub fn output(id: JobId) -> Vec<u8> {
+    key(b'o', &[id.as_bytes()])
+}
+
+/// A node's record.
+#[must_use]
+pub fn node(id: NodeId) -> Vec<u8> {
+    key(b'n', &[&id.to_be_bytes()])
+}
+
+/// All nodes.
+#[must_use]
+pub fn nodes() -> Range {
+    table(b'n')
+}
+
+/// The attempt of a job that holds a slot of a node.
+#[must_use]
+pub fn attempt(node: NodeId, job: JobId) -> Vec<u8> {
+    key(b'a', &[&node.to_be_bytes(), job.as_bytes()])
+}
+
+/// All attempts that hold a slot of a node.
+#[must_use]
+pub fn attempts(node: NodeId) -> Range {
+    let from = key(b'a', &[&node.to_be_bytes()]);
+    let to = match node.checked_add(1) {
+        Some(next) => key(b'a', &[&next.to_be_bytes()]),
+        None => vec![b'b'],
+    };
+    (from, to)
+}
+
+/// The job at the end of an [`attempt`] key.
+#[must_use]
+pub fn job_of_attempt(key: &[u8]) -> Option<JobId> {
+    key.get(9..).and_then(JobId::from_slice)
+}
+
+/// An idempotency key.
+#[must_use]
+pub fn idempotency(value: &str) -> Vec<u8> {
+    key(b'i', &[value.as_bytes()])
+}
+
+/// A place in the queue.
+#[must_use]
+pub fn queued(language: &str, order: u64) -> Vec<u8> {
+    key(b'q', &[language.as_bytes(), &[0], &order.to_be_bytes()])
+}
+
+/// The whole queue: by language, then by order.
+#[must_use]
+pub fn queue() -> Range {
+    table(b'q')
+}
+
+/// Language and order of a [`queued`] key.
+#[must_use]
+pub fn parts_of_queued(key: &[u8]) -> Option<(&str, u64)> {
+    let body = key.get(1..)?;
+    let (name, order) = body.split_at_checked(body.len().checked_sub(9)?)?;
+    let order = u64::from_be_bytes(order.get(1..)?.try_into().ok()?);
+    Some((std::str::from_utf8(name).ok()?, order))
+}
+
+/// The first key after all places of a language.
+#[must_use]
+pub fn after_language(language: &str) -> Vec<u8> {
+    key(b'q', &[language.as_bytes(), &[1]])
+}
+
+/// A finished job in the order of expiry.
+#[must_use]
+pub fn expiry(time_ms: u64, job: JobId) -> Vec<u8> {
+    key(b'e', &[&time_ms.to_be_bytes(), job.as_bytes()])
+}
+
+/// All finished jobs in the order of expiry.
+#[must_use]
+pub fn expiries() -> Range {
+    table(b'e')
+}
+
+/// Time and job of an [`expiry`] key.
+#[must_use]
+pub fn parts_of_expiry(key: &[u8]) -> Option<(u64, JobId)> {
+    let time = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);
+    Some((time, JobId::from_slice(key.get(9..)?)?))
+}

@@ -1,0 +1,36 @@
+//! The ledger: what a job is, the commands that change it, and what each command does.
+//!
+//! The ledger is the replicated state machine of Quorun. Every node holds a copy and changes it only by applying the
+//! [`Batch`]es of the Raft log in their order, so whatever happens in here must depend on nothing but the batch and the
+//! state before it: no clock (the leader stamps the time into the batch), no randomness (ids are drawn by the node that
+//! accepts a job), no I/O (state is read through a [`Store`], and writes are handed back to the caller), no threads.
+//! `clippy.toml` of this crate forbids the usual ways out.
+//!
+//! THE LIFE OF A JOB. [`Command::Submit`] makes a job and queues it. Every batch ends with placement: as long as a job
+//! is queued and a node that the leader calls eligible has a free slot, the job at the front goes to the least-busy
+//! such node as its next attempt. [`Command::Complete`] ends the job if it comes from the current attempt, and is
+//! fenced otherwise. [`Command::NodeLost`] and a [`Command::NodeUp`] with a new incarnation put what the node was
+//! running back to the front of the queue. A job whose attempts are used up ends with `internal_error`.
+//!
+//! WHERE THINGS ARE. [`job`], [`node`] and [`language`] are the words; [`command`] is what goes in and [`event`] what
+//! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
+//! trait beneath and the transaction above it; [`view`] answers questions.
+
+pub mod codec;
+pub mod command;
+pub mod event;
+pub mod hash;
+pub mod job;
+pub mod keys;
+pub mod language;
+pub mod node;
+
+pub use command::{Batch, Command, Completion, IdempotencyKey, Rejection, Reply};
+pub use event::Event;
+pub use hash::StateHash;
+pub use job::{
+    Compile, Job, JobId, JobResult, JobSpec, JobState, Limits, Outcome, Output, SourceFile,
+    StepLimits, Verdict,
+};
+pub use language::Language;
+pub use node::{Node, NodeId};
