@@ -24,6 +24,10 @@ pub mod job;
 pub mod keys;
 pub mod language;
 pub mod node;
+mod rules;
+pub mod store;
+pub mod transaction;
+pub mod view;
 
 pub use command::{Batch, Command, Completion, IdempotencyKey, Rejection, Reply};
 pub use event::Event;
@@ -34,3 +38,6 @@ pub use job::{
 };
 pub use language::Language;
 pub use node::{Node, NodeId};
+pub use store::{MemoryStore, Store, StoreError};
+pub use transaction::{Applied, Transaction, Writes};
+pub use view::{Counters, JobFilter, JobPage, View};

@@ -1,0 +1,138 @@
+//! The steps of a job's life that several rules share. Each keeps the counters and the indexes true.
+
+use crate::event::Event;
+use crate::job::{Job, JobResult, JobState};
+use crate::keys;
+use crate::node::NodeId;
+use crate::store::{Store, StoreError};
+use crate::transaction::Transaction;
+
+/// Queues a job behind all others.
+pub(super) fn enqueue_back<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
+    let order = tx.counters.back;
+    tx.counters.back += 1;
+    enqueue(tx, job, order)
+}
+
+/// Queues a job before all others.
+fn enqueue_front<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
+    let order = tx.counters.front;
+    tx.counters.front -= 1;
+    enqueue(tx, job, order)
+}
+
+fn enqueue<S: Store>(tx: &mut Transaction<S>, mut job: Job, order: u64) -> Result<(), StoreError> {
+    job.state = JobState::Queued;
+    job.order = Some(order);
+    tx.counters.queued += 1;
+    tx.counters.queued_bytes += job.weight;
+    tx.put(keys::queued(&job.language, order), &job.id)?;
+    tx.put(keys::job(job.id), &job)?;
+    tx.events.push(Event::Queued { job: job.id });
+    Ok(())
+}
+
+/// Takes a queued job out of the queue; the caller writes its record.
+fn dequeue<S: Store>(tx: &mut Transaction<S>, job: &mut Job) -> Result<(), StoreError> {
+    let order = job.order.take().ok_or_else(|| {
+        StoreError::Inconsistent(format!("job {} is queued but has no place", job.id))
+    })?;
+    tx.counters.queued -= 1;
+    tx.counters.queued_bytes -= job.weight;
+    tx.remove(keys::queued(&job.language, order))
+}
+
+/// Gives a queued job to a node as its next attempt. The caller has checked that the node has room.
+pub(super) fn start<S: Store>(
+    tx: &mut Transaction<S>,
+    mut job: Job,
+    node: NodeId,
+) -> Result<u32, StoreError> {
+    dequeue(tx, &mut job)?;
+    job.state = JobState::Running;
+    job.attempt += 1;
+    job.node = Some(node);
+    job.started_ms = Some(tx.counters.time_ms);
+    tx.counters.running += 1;
+    tx.counters.turn = node;
+    let incarnation = match tx.node_mut(node) {
+        Some(record) => {
+            record.busy += 1;
+            record.incarnation
+        }
+        None => return Err(StoreError::Inconsistent(format!("no node {node}"))),
+    };
+    tx.put(keys::attempt(node, job.id), &job.attempt)?;
+    tx.put(keys::job(job.id), &job)?;
+    tx.events.push(Event::Assigned {
+        job: job.id,
+        attempt: job.attempt,
+        node,
+        incarnation,
+    });
+    Ok(job.attempt)
+}
+
+/// Frees the slot that a job's attempt holds.
+pub(super) fn free_slot<S: Store>(
+    tx: &mut Transaction<S>,
+    node: NodeId,
+    job: crate::job::JobId,
+) -> Result<(), StoreError> {
+    tx.remove(keys::attempt(node, job))?;
+    if let Some(record) = tx.node_mut(node) {
+        record.busy = record.busy.saturating_sub(1);
+    }
+    Ok(())
+}
+
+/// Ends a job with its result, for ever. Slots are the caller's business.
+pub(super) fn finish<S: Store>(
+    tx: &mut Transaction<S>,
+    mut job: Job,
+    result: JobResult,
+) -> Result<(), StoreError> {
+    match job.state {
+        JobState::Queued => dequeue(tx, &mut job)?,
+        JobState::Running => tx.counters.running -= 1,
+        JobState::Finished => {
+            return Err(StoreError::Inconsistent(format!(
+                "job {} ends twice",
+                job.id
+            )));
+        }
+    }
+    job.state = JobState::Finished;
+    job.finished_ms = Some(tx.counters.time_ms);
+    job.outcome = Some(result.outcome);
+    job.weight += result.output.weight();
+    tx.counters.finished += 1;
+    tx.counters.finished_bytes += job.weight;
+    if let Some(expires) = job.expires_ms() {
+        tx.put(keys::expiry(expires, job.id), &())?;
+    }
+    tx.put(keys::output(job.id), &result.output)?;
+    tx.put(keys::job(job.id), &job)?;
+    tx.events.push(Event::Finished { job: job.id });
+    Ok(())
+}
+
+/// What happens to a running job whose attempt came to nothing: back to the front of the queue, or, when its attempts
+/// are used up, the end. The slot has been freed.
+pub(super) fn retry<S: Store>(
+    tx: &mut Transaction<S>,
+    mut job: Job,
+    why: &str,
+) -> Result<(), StoreError> {
+    if job.attempt >= job.max_attempts {
+        let message = format!(
+            "gave up after {} of {} attempts; the last one: {why}",
+            job.attempt, job.max_attempts
+        );
+        return finish(tx, job, JobResult::internal_error(message));
+    }
+    tx.counters.running -= 1;
+    job.node = None;
+    job.started_ms = None;
+    enqueue_front(tx, job)
+}

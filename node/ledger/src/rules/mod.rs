@@ -1,0 +1,59 @@
+//! What each command does to the ledger. One file for each kind; `jobs` holds the steps that several of them share.
+
+mod assign;
+mod cancel;
+mod complete;
+mod expire;
+mod jobs;
+mod nodes;
+pub(crate) mod placement;
+mod submit;
+
+use crate::command::{Command, Reply};
+use crate::store::{Store, StoreError};
+use crate::transaction::Transaction;
+
+/// Applies one command.
+pub(crate) fn apply<S: Store>(
+    tx: &mut Transaction<S>,
+    command: Command,
+) -> Result<Reply, StoreError> {
+    match command {
+        Command::Submit { id, spec, key } => submit::submit(tx, id, &spec, key),
+        Command::Assign { job, node } => assign::assign(tx, job, node),
+        Command::Complete {
+            job,
+            attempt,
+            node,
+            result,
+        } => complete::complete(tx, job, attempt, node, result),
+        Command::Release {
+            job,
+            attempt,
+            node,
+            reason,
+        } => complete::release(tx, job, attempt, node, &reason),
+        Command::Cancel { job } => cancel::cancel(tx, job),
+        Command::NodeUp {
+            node,
+            incarnation,
+            http,
+            slots,
+            languages,
+            version,
+        } => nodes::up(
+            tx,
+            nodes::Announcement {
+                node,
+                incarnation,
+                http,
+                slots,
+                languages,
+                version,
+            },
+        ),
+        Command::NodeLost { node, incarnation } => nodes::lost(tx, node, incarnation),
+        Command::Drain { node, draining } => nodes::drain(tx, node, draining),
+        Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
+    }
+}

@@ -1,0 +1,81 @@
+//! The end of every batch: queued jobs go to free slots.
+//!
+//! The node is the least busy one, busy being attempts divided by slots; ties go round, starting behind the node that
+//! was assigned a job last. The job is the one nearest to the front that any of the nodes can run, so that a job whose
+//! language nobody can run just now holds nobody up. Nothing here looks at more of the queue than the first job of
+//! each language.
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
+use crate::job::JobId;
+use crate::keys;
+use crate::node::{Node, NodeId};
+use crate::store::{Store, StoreError};
+use crate::transaction::Transaction;
+use crate::view;
+
+use super::jobs;
+
+pub(crate) fn place<S: Store>(
+    tx: &mut Transaction<S>,
+    eligible: &BTreeSet<NodeId>,
+) -> Result<(), StoreError> {
+    while tx.counters.queued > 0 {
+        let Some((id, node)) = next(tx, eligible)? else {
+            return Ok(());
+        };
+        let job = tx.view().job(id)?.ok_or_else(|| {
+            StoreError::Inconsistent(format!("the queue names job {id}, which is not there"))
+        })?;
+        jobs::start(tx, job, node)?;
+    }
+    Ok(())
+}
+
+/// The next job to be assigned, and to whom.
+fn next<S: Store>(
+    tx: &Transaction<S>,
+    eligible: &BTreeSet<NodeId>,
+) -> Result<Option<(JobId, NodeId)>, StoreError> {
+    let free: Vec<&Node> = tx
+        .nodes
+        .values()
+        .filter(|node| eligible.contains(&node.id) && node.has_room())
+        .collect();
+    if free.is_empty() {
+        return Ok(None);
+    }
+    let mut best: Option<(u64, JobId, NodeId)> = None;
+    let (mut from, to) = keys::queue();
+    while let Some((key, value)) = tx.first(&from, &to)? {
+        let (language, order) = keys::parts_of_queued(&key).ok_or_else(|| view::malformed(&key))?;
+        if best.is_none_or(|(first, _, _)| order < first)
+            && let Some(node) = least_busy(&free, language, tx.counters.turn)
+        {
+            best = Some((order, view::decode(&key, &value)?, node));
+        }
+        from = keys::after_language(language);
+    }
+    Ok(best.map(|(_, job, node)| (job, node)))
+}
+
+/// The least busy of the nodes that can run the language.
+fn least_busy(nodes: &[&Node], language: &str, turn: NodeId) -> Option<NodeId> {
+    nodes
+        .iter()
+        .filter(|node| node.languages.contains(language))
+        .min_by(|a, b| compare(a, b, turn))
+        .map(|node| node.id)
+}
+
+fn compare(a: &Node, b: &Node, turn: NodeId) -> Ordering {
+    // a.busy / a.slots against b.busy / b.slots, without division.
+    let (left, right) = (
+        u64::from(a.busy) * u64::from(b.slots),
+        u64::from(b.busy) * u64::from(a.slots),
+    );
+    // Nodes behind the last one come first, then the round starts again at the lowest id.
+    let round = |node: &Node| (node.id <= turn, node.id);
+    left.cmp(&right).then_with(|| round(a).cmp(&round(b)))
+}

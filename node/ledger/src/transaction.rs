@@ -1,0 +1,213 @@
+//! Applying batches: a layer of writes over a store that is committed, or dropped, as one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::codec;
+use crate::command::{Batch, Reply};
+use crate::event::Event;
+use crate::keys;
+use crate::node::{Node, NodeId};
+use crate::rules;
+use crate::store::{Pair, Store, StoreError};
+use crate::view::{Counters, View};
+
+/// What a transaction has changed: for each key its new value, or `None` where it was removed.
+pub type Writes = BTreeMap<Vec<u8>, Option<Bytes>>;
+
+/// What one batch did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// One for each command, in order.
+    pub replies: Vec<Reply>,
+    /// What everybody should know, in order.
+    pub events: Vec<Event>,
+}
+
+/// Batches applied on top of a store, not yet committed to it.
+///
+/// Invariants between two batches:
+/// - a job is queued exactly if one place of the queue names it, and running exactly if one node holds its current
+///   attempt;
+/// - a node's `busy` is the number of attempts that it holds, and never more than its slots;
+/// - a finished job has an outcome, no place in the queue, and one place in the order of expiry;
+/// - the counters are the sums that their names say, and the hash is over every record but the counters.
+#[derive(Debug)]
+pub struct Transaction<S> {
+    layer: Layer<S>,
+    /// The ledger's figures, written back at the end.
+    pub(crate) counters: Counters,
+    /// All nodes, as they stand within this transaction.
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    changed_nodes: BTreeSet<NodeId>,
+    pub(crate) events: Vec<Event>,
+}
+
+impl<S: Store> Transaction<S> {
+    /// Begins on top of what `store` holds.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn begin(store: S) -> Result<Self, StoreError> {
+        let layer = Layer {
+            store,
+            writes: Writes::new(),
+        };
+        let view = View::new(&layer);
+        let counters = view.counters()?;
+        let nodes = view.nodes()?.into_iter().map(|n| (n.id, n)).collect();
+        Ok(Self {
+            layer,
+            counters,
+            nodes,
+            changed_nodes: BTreeSet::new(),
+            events: Vec::new(),
+        })
+    }
+
+    /// Applies one batch: its commands in order, then placement.
+    ///
+    /// # Errors
+    /// When the store cannot be read; the transaction must then be dropped.
+    pub fn apply(&mut self, batch: Batch) -> Result<Applied, StoreError> {
+        self.counters.time_ms = self.counters.time_ms.max(batch.time_ms);
+        let mut replies = Vec::with_capacity(batch.commands.len());
+        for command in batch.commands {
+            replies.push(rules::apply(self, command)?);
+        }
+        rules::placement::place(self, &batch.eligible)?;
+        Ok(Applied {
+            replies,
+            events: std::mem::take(&mut self.events),
+        })
+    }
+
+    /// Ends the transaction; the writes are to be committed as one, before anything else is read.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn finish(mut self) -> Result<Writes, StoreError> {
+        for id in std::mem::take(&mut self.changed_nodes) {
+            if let Some(node) = self.nodes.get(&id) {
+                let value = codec::encode(node);
+                self.put_bytes(keys::node(id), value)?;
+            }
+        }
+        let counters = codec::encode(&self.counters);
+        self.layer
+            .writes
+            .insert(keys::COUNTERS.to_vec(), Some(counters.into()));
+        Ok(self.layer.writes)
+    }
+
+    /// The ledger as it stands within this transaction. Nodes and counters are in the fields of the same name.
+    pub(crate) fn view(&self) -> View<&Layer<S>> {
+        View::new(&self.layer)
+    }
+
+    /// The first pair in a range of keys, as it stands within this transaction.
+    pub(crate) fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
+        self.layer.first(from, to)
+    }
+
+    /// Writes a record.
+    pub(crate) fn put<T: Serialize>(&mut self, key: Vec<u8>, value: &T) -> Result<(), StoreError> {
+        self.put_bytes(key, codec::encode(value))
+    }
+
+    fn put_bytes(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
+        if let Some(old) = self.layer.get(&key)? {
+            self.counters.hash.remove(&key, &old);
+        }
+        self.counters.hash.add(&key, &value);
+        self.layer.writes.insert(key, Some(value.into()));
+        Ok(())
+    }
+
+    /// Removes a record, if it is there.
+    pub(crate) fn remove(&mut self, key: Vec<u8>) -> Result<(), StoreError> {
+        if let Some(old) = self.layer.get(&key)? {
+            self.counters.hash.remove(&key, &old);
+            self.layer.writes.insert(key, None);
+        }
+        Ok(())
+    }
+
+    /// A node to be changed.
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+        let node = self.nodes.get_mut(&id)?;
+        self.changed_nodes.insert(id);
+        Some(node)
+    }
+
+    /// Takes a node in, or replaces its record.
+    pub(crate) fn set_node(&mut self, node: Node) {
+        self.changed_nodes.insert(node.id);
+        self.nodes.insert(node.id, node);
+    }
+}
+
+/// Writes that hide what is beneath them.
+#[derive(Debug)]
+pub(crate) struct Layer<S> {
+    store: S,
+    writes: Writes,
+}
+
+fn between<'a>(from: &'a [u8], to: &'a [u8]) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
+    (Bound::Included(from), Bound::Excluded(to))
+}
+
+impl<S: Store> Store for Layer<S> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match self.writes.get(key) {
+            Some(written) => Ok(written.clone()),
+            None => self.store.get(key),
+        }
+    }
+
+    fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
+        let mut from = from.to_vec();
+        while from.as_slice() < to {
+            let below = self.store.first(&from, to)?;
+            let above = self.writes.range::<[u8], _>(between(&from, to)).next();
+            match (below, above) {
+                (below, None) => return Ok(below),
+                (Some(below), Some((key, _))) if below.0 < key.as_slice() => {
+                    return Ok(Some(below));
+                }
+                (_, Some((key, Some(value)))) => {
+                    return Ok(Some((Bytes::copy_from_slice(key), value.clone())));
+                }
+                (_, Some((key, None))) => {
+                    // Removed here: look behind it.
+                    from.clone_from(key);
+                    from.push(0);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
+        let mut to = to.to_vec();
+        while from < to.as_slice() {
+            let below = self.store.last(from, &to)?;
+            let above = self.writes.range::<[u8], _>(between(from, &to)).next_back();
+            match (below, above) {
+                (below, None) => return Ok(below),
+                (Some(below), Some((key, _))) if below.0 > key.as_slice() => {
+                    return Ok(Some(below));
+                }
+                (_, Some((key, Some(value)))) => {
+                    return Ok(Some((Bytes::copy_from_slice(key), value.clone())));
+                }
+                (_, Some((key, None))) => to.clone_from(key),
+            }
+        }
+        Ok(None)
+    }
+}
