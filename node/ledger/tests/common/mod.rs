@@ -1,0 +1,128 @@
+//! A ledger in memory and the words to drive it.
+
+#![allow(dead_code)] // every suite uses its own part
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use quorun_ledger::{
+    Applied, Batch, Command, Event, JobId, JobResult, JobSpec, Limits, MemoryStore, NodeId,
+    Outcome, Output, Reply, SourceFile, Transaction, Verdict, View,
+};
+
+pub struct Ledger {
+    pub store: MemoryStore,
+    pub time_ms: u64,
+    pub eligible: BTreeSet<NodeId>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            store: MemoryStore::default(),
+            time_ms: 1_000,
+            eligible: (1..=9).collect(),
+        }
+    }
+}
+
+impl Ledger {
+    pub fn batch(&mut self, commands: Vec<Command>) -> Applied {
+        let mut tx = Transaction::begin(&self.store).unwrap();
+        let applied = tx
+            .apply(Batch {
+                time_ms: self.time_ms,
+                eligible: self.eligible.clone(),
+                commands,
+            })
+            .unwrap();
+        let writes = tx.finish().unwrap();
+        self.store.commit(writes);
+        applied
+    }
+
+    pub fn run(&mut self, command: Command) -> (Reply, Vec<Event>) {
+        let mut applied = self.batch(vec![command]);
+        (applied.replies.remove(0), applied.events)
+    }
+
+    pub fn view(&self) -> View<&MemoryStore> {
+        View::new(&self.store)
+    }
+}
+
+pub fn id(n: u8) -> JobId {
+    let mut bytes = [0; 16];
+    bytes[15] = n;
+    JobId::from_slice(&bytes).unwrap()
+}
+
+pub fn spec(language: &str) -> JobSpec {
+    JobSpec {
+        language: language.to_owned(),
+        files: vec![SourceFile {
+            name: "main".to_owned(),
+            content: Bytes::from_static(b"print(1)"),
+        }],
+        entrypoint: "main".to_owned(),
+        stdin: Bytes::new(),
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        limits: Limits {
+            cpu_ms: 2_000,
+            wall_ms: 5_000,
+            memory_kb: 262_144,
+            processes: 64,
+            output_kb: 400,
+        },
+        labels: Vec::new(),
+        retention_ms: 60_000,
+        max_attempts: 3,
+    }
+}
+
+pub fn submit(n: u8) -> Command {
+    Command::Submit {
+        id: id(n),
+        spec: spec("python"),
+        key: None,
+    }
+}
+
+pub fn node_up(node: NodeId, incarnation: u64, slots: u32) -> Command {
+    Command::NodeUp {
+        node,
+        incarnation,
+        http: format!("127.0.0.1:{}", 8080 + node),
+        slots,
+        languages: ["python".to_owned(), "c".to_owned()].into(),
+        version: "test".to_owned(),
+    }
+}
+
+pub fn result(text: &str) -> JobResult {
+    JobResult {
+        outcome: Outcome {
+            verdict: Verdict::Accepted,
+            exit_code: Some(0),
+            signal: None,
+            cpu_us: 10,
+            wall_us: 20,
+            memory_kb: 30,
+            message: None,
+        },
+        output: Output {
+            stdout: Bytes::copy_from_slice(text.as_bytes()),
+            ..Output::default()
+        },
+    }
+}
+
+pub fn complete(n: u8, attempt: u32, node: NodeId, text: &str) -> Command {
+    Command::Complete {
+        job: id(n),
+        attempt,
+        node,
+        result: result(text),
+    }
+}

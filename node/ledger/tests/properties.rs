@@ -1,0 +1,231 @@
+//! Whatever is proposed, in whatever order: no job is lost, no result changes, no node exceeds its slots, and equal
+//! logs give equal ledgers.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{Ledger, complete, id, node_up, spec};
+use proptest::prelude::*;
+use quorun_ledger::{
+    Batch, Command, Event, IdempotencyKey, Job, JobId, JobState, MemoryStore, NodeId, Output,
+    Reply, StateHash, Transaction, View, keys,
+};
+
+const NODES: NodeId = 4;
+const JOBS: u8 = 24;
+
+/// What can be proposed. Numbers are small so that they meet.
+fn command() -> impl Strategy<Value = Command> {
+    let job = 0..JOBS;
+    let node = 1..=NODES;
+    let attempt = 1..=4_u32;
+    prop_oneof![
+        6 => (job.clone(), prop::option::of(0..4_u8), prop::sample::select(vec!["python", "c", "cobol"]))
+            .prop_map(|(n, key, language)| Command::Submit {
+                id: id(n),
+                spec: spec(language),
+                key: key.map(|k| IdempotencyKey { key: k.to_string(), fingerprint: [k % 2; 16] }),
+            }),
+        8 => (job.clone(), attempt.clone(), node.clone(), 0..3_u8)
+            .prop_map(|(n, attempt, node, text)| complete(n, attempt, node, &text.to_string())),
+        2 => (job.clone(), attempt, node.clone()).prop_map(|(n, attempt, node)| Command::Release {
+            job: id(n), attempt, node, reason: "no engine".to_owned(),
+        }),
+        1 => (job.clone(), node.clone()).prop_map(|(n, node)| Command::Assign { job: id(n), node }),
+        1 => job.prop_map(|n| Command::Cancel { job: id(n) }),
+        2 => (node.clone(), 1..4_u64, 1..4_u32).prop_map(|(n, i, s)| node_up(n, i, s)),
+        1 => (node.clone(), 1..4_u64).prop_map(|(node, incarnation)| Command::NodeLost { node, incarnation }),
+        1 => (node, any::<bool>()).prop_map(|(node, draining)| Command::Drain { node, draining }),
+        1 => (0..3_u32, prop::option::of(0..40_u64)).prop_map(|(limit, keep)| Command::Expire {
+            limit, keep_bytes: keep.unwrap_or(u64::MAX),
+        }),
+    ]
+}
+
+fn batch() -> impl Strategy<Value = Batch> {
+    (
+        0..200_000_u64,
+        prop::collection::btree_set(1..=NODES, 0..=4),
+        prop::collection::vec(command(), 0..6),
+    )
+        .prop_map(|(time_ms, eligible, commands)| Batch {
+            time_ms,
+            eligible,
+            commands,
+        })
+}
+
+fn log() -> impl Strategy<Value = Vec<Batch>> {
+    prop::collection::vec(batch(), 1..60)
+}
+
+/// What has to stay true from batch to batch.
+#[derive(Default)]
+struct Witness {
+    accepted: BTreeSet<JobId>,
+    /// Announced as finished; only these may be gone.
+    ended: BTreeSet<JobId>,
+    finished: BTreeMap<JobId, (Job, Output)>,
+}
+
+impl Witness {
+    fn check(&mut self, store: &MemoryStore) {
+        let view = View::new(store);
+        let nodes = view.nodes().unwrap();
+        let mut held: BTreeMap<JobId, Vec<(NodeId, u32)>> = BTreeMap::new();
+        for node in &nodes {
+            let attempts = view.attempts(node.id).unwrap();
+            assert_eq!(node.busy as usize, attempts.len(), "busy counts attempts");
+            assert!(node.busy <= node.slots, "{node:?} exceeds its slots");
+            assert!(!node.lost || attempts.is_empty(), "a lost node holds work");
+            for (job, attempt) in attempts {
+                held.entry(job).or_default().push((node.id, attempt));
+            }
+        }
+        let (mut queued, mut running, mut finished, mut finished_bytes) = (0, 0, 0, 0);
+        for id in &self.accepted {
+            let Some(job) = view.job(*id).unwrap() else {
+                assert!(
+                    self.ended.contains(id),
+                    "job {id} was lost before it had a result"
+                );
+                assert!(view.spec(*id).unwrap().is_none(), "left behind: spec");
+                assert!(view.output(*id).unwrap().is_none(), "left behind: output");
+                continue;
+            };
+            assert!(job.attempt <= job.max_attempts);
+            assert!(view.spec(*id).unwrap().is_some());
+            let current = job.node.map(|node| (node, job.attempt));
+            match job.state {
+                JobState::Queued => {
+                    queued += 1;
+                    let place = keys::queued(&job.language, job.order.unwrap());
+                    assert!(store.iter().any(|(key, _)| key[..] == place[..]));
+                    assert!(!held.contains_key(id), "queued, but {:?}", held[id]);
+                }
+                JobState::Running => {
+                    running += 1;
+                    assert_eq!(held.get(id), Some(&vec![current.unwrap()]));
+                }
+                JobState::Finished => {
+                    finished += 1;
+                    finished_bytes += job.weight;
+                    assert!(job.outcome.is_some());
+                    let output = view.output(*id).unwrap().unwrap();
+                    let expiry = keys::expiry(job.expires_ms().unwrap(), *id);
+                    assert!(store.iter().any(|(key, _)| key[..] == expiry[..]));
+                    let now = (job, output);
+                    let then = self.finished.entry(*id).or_insert_with(|| now.clone());
+                    assert_eq!(*then, now, "a result changed");
+                }
+            }
+        }
+        let counters = view.counters().unwrap();
+        assert_eq!(counters.queued, queued);
+        assert_eq!(counters.running, running);
+        assert_eq!(counters.finished, finished);
+        assert_eq!(counters.finished_bytes, finished_bytes);
+        let places = store.iter().filter(|(key, _)| key[0] == b'q').count();
+        assert_eq!(places as u64, queued, "one place for each queued job");
+        let mut hash = StateHash::default();
+        for (key, value) in store.iter().filter(|(key, _)| key[..] != *keys::COUNTERS) {
+            hash.add(key, value);
+        }
+        assert_eq!(counters.hash, hash, "the hash is over all records");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_job_is_lost_and_no_result_changes(log in log()) {
+        let mut ledger = Ledger::default();
+        let mut witness = Witness::default();
+        for batch in log {
+            ledger.time_ms = batch.time_ms;
+            ledger.eligible = batch.eligible;
+            // Ids are drawn once: nobody submits one anew after the job has come to its end.
+            let commands: Vec<_> = batch.commands.into_iter().filter(|command| {
+                !matches!(command, Command::Submit { id, .. } if witness.ended.contains(id))
+            }).collect();
+            let submitted: Vec<_> = commands.iter().map(|c| match c {
+                Command::Submit { id, .. } => Some(*id),
+                _ => None,
+            }).collect();
+            let applied = ledger.batch(commands);
+            for (id, reply) in submitted.into_iter().zip(&applied.replies) {
+                if let (Some(id), Reply::Submitted { job, joined }) = (id, reply) {
+                    assert!(*joined || *job == id);
+                    witness.accepted.insert(*job);
+                }
+            }
+            witness.ended.extend(applied.events.iter().filter_map(|event| match event {
+                Event::Finished { job } => Some(*job),
+                _ => None,
+            }));
+            witness.check(&ledger.store);
+        }
+    }
+
+    #[test]
+    fn equal_logs_give_equal_ledgers(log in log(), cuts in prop::collection::vec(1..7_usize, 60)) {
+        let mut one_by_one = Ledger::default();
+        for batch in &log {
+            one_by_one.time_ms = batch.time_ms;
+            one_by_one.eligible.clone_from(&batch.eligible);
+            one_by_one.batch(batch.commands.clone());
+        }
+        // Another node commits several entries at a time.
+        let mut store = MemoryStore::default();
+        let mut rest = &log[..];
+        for cut in cuts {
+            let (now, later) = rest.split_at(cut.min(rest.len()));
+            rest = later;
+            let mut tx = Transaction::begin(&store).unwrap();
+            for batch in now {
+                tx.apply(batch.clone()).unwrap();
+            }
+            let writes = tx.finish().unwrap();
+            store.commit(writes);
+        }
+        prop_assert_eq!(
+            View::new(&store).counters().unwrap().hash,
+            one_by_one.view().counters().unwrap().hash
+        );
+        prop_assert_eq!(&store, &one_by_one.store);
+    }
+
+    /// Any node that stays away long enough is made up for: with nodes enough, everything accepted comes to an end.
+    #[test]
+    fn everything_ends_once_there_are_nodes(log in log()) {
+        let mut ledger = Ledger::default();
+        for batch in log {
+            ledger.time_ms = batch.time_ms;
+            ledger.eligible = batch.eligible;
+            ledger.batch(batch.commands);
+        }
+        ledger.eligible = (1..=NODES).collect();
+        let all: Vec<_> = (1..=NODES).map(|n| Command::NodeUp {
+            node: n, incarnation: 99, http: String::new(), slots: 2,
+            languages: ["python".to_owned(), "c".to_owned(), "cobol".to_owned()].into(),
+            version: String::new(),
+        }).collect();
+        ledger.batch(all);
+        for _ in 0..100 {
+            let mut done = Vec::new();
+            for node in 1..=NODES {
+                for (job, attempt) in ledger.view().attempts(node).unwrap() {
+                    done.push(Command::Complete { job, attempt, node, result: common::result("end") });
+                }
+            }
+            if done.is_empty() {
+                break;
+            }
+            ledger.batch(done);
+        }
+        let counters = ledger.view().counters().unwrap();
+        prop_assert_eq!((counters.queued, counters.running), (0, 0));
+    }
+}
