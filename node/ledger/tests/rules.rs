@@ -1,5 +1,7 @@
 //! Each rule of the ledger, one behaviour a test.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
 mod common;
 
 use common::{Ledger, complete, id, node_up, result, spec, submit};
