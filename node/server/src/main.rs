@@ -1,1 +1,35 @@
-fn main() {}
+//! The `quorun` program: a node of the cluster, and the command line to talk to one.
+//!
+//! A node is made of loops that share handles: `node` puts them together. `http` takes requests and hands them to
+//! `jobs`, which proposes to the consensus and waits for the ledger; `scheduler` runs on the leader and decides who may
+//! be given work; `worker` executes what the ledger assigns to this node; `membership` announces this node and reports
+//! that it lives, `liveness` keeps what is heard of the others. News of the ledger comes through one dispatcher in
+//! `node` to the worker and to the `watchers`; live output goes from the worker through `output` to the followers in
+//! `follow`, across nodes by way of `peer_service`.
+
+mod cli;
+mod config;
+mod follow;
+mod http;
+mod identity;
+mod jobs;
+mod languages;
+mod ledger;
+mod liveness;
+mod membership;
+mod node;
+mod output;
+mod peer_service;
+mod scheduler;
+mod telemetry;
+mod watchers;
+mod worker;
+
+use std::process::ExitCode;
+
+/// The version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,466 @@
+//! Configuration: command line, then environment, then file, then default; checked once, as a whole.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, ValueEnum};
+use quorun_consensus::{ClusterId, Member};
+use quorun_executor::Kind;
+use quorun_ledger::{Language, NodeId};
+use serde::Deserialize;
+
+use crate::languages;
+
+/// What executes jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExecutorKind {
+    /// Containers of the Docker engine whose socket the node can reach.
+    Docker,
+    /// Plain processes on this machine. They are NOT isolated: only for trusted programs and tests.
+    Process,
+}
+
+impl From<ExecutorKind> for Kind {
+    fn from(kind: ExecutorKind) -> Self {
+        match kind {
+            ExecutorKind::Docker => Self::Docker,
+            ExecutorKind::Process => Self::Process,
+        }
+    }
+}
+
+/// Everything that can be set for a node: as an option, as `QUORUN_…` in the environment, or as a key of the file.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// This node's id, a number from 1; it must be one of --peers and is never given to another node
+    #[arg(long, env = "QUORUN_ID", value_name = "N")]
+    pub id: Option<NodeId>,
+    /// All nodes of the cluster, the same on every node: 1=host:7000,2=host:7000,3=host:7000
+    #[arg(long, env = "QUORUN_PEERS", value_name = "LIST")]
+    pub peers: Option<String>,
+    /// Where clients are listened to [default: 127.0.0.1:8080]
+    #[arg(long, env = "QUORUN_HTTP", value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Where peers are listened to [default: this node's address in --peers]
+    #[arg(long, env = "QUORUN_PEER", value_name = "ADDR")]
+    pub peer: Option<SocketAddr>,
+    /// host:port under which other machines reach this node's HTTP port [default: derived from --http and --peers]
+    #[arg(long, env = "QUORUN_ADVERTISE_HTTP", value_name = "HOST:PORT")]
+    pub advertise_http: Option<String>,
+    /// Folder for the log and the ledger; belongs to this node alone [default: ./data]
+    #[arg(long, env = "QUORUN_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// What executes jobs [default: docker]
+    #[arg(long, env = "QUORUN_EXECUTOR", value_enum)]
+    pub executor: Option<ExecutorKind>,
+    /// Jobs executed at one time [default: the number of cores, at least 2]
+    #[arg(long, env = "QUORUN_SLOTS", value_name = "N")]
+    pub slots: Option<u32>,
+    /// Languages, in the form of sandbox/image/languages.toml [default: the built-in ones]
+    #[arg(long, env = "QUORUN_LANGUAGES", value_name = "FILE")]
+    pub languages: Option<PathBuf>,
+    /// Name of the cluster; part of what nodes check before they talk to each other [default: quorun]
+    #[arg(long, env = "QUORUN_CLUSTER", value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Silence after which a node is declared lost, milliseconds [default: 2000]
+    #[arg(long, env = "QUORUN_NODE_TIMEOUT_MS", value_name = "MS")]
+    pub node_timeout_ms: Option<u64>,
+    /// Raft heartbeat, milliseconds [default: 100]
+    #[arg(long, env = "QUORUN_HEARTBEAT_MS", value_name = "MS")]
+    pub heartbeat_ms: Option<u64>,
+    /// Shortest silence of the leader before an election, milliseconds; the longest is twice that [default: 300]
+    #[arg(long, env = "QUORUN_ELECTION_MS", value_name = "MS")]
+    pub election_ms: Option<u64>,
+    /// Log entries between two snapshots of the ledger [default: 20000]
+    #[arg(long, env = "QUORUN_SNAPSHOT_AFTER", value_name = "N")]
+    pub snapshot_after: Option<u64>,
+    /// Jobs after which a sandbox is replaced; 1 gives every job a fresh one [default: 100]
+    #[arg(long, env = "QUORUN_MAX_JOBS_PER_SANDBOX", value_name = "N")]
+    pub max_jobs_per_sandbox: Option<u32>,
+    /// Largest source, all files together, KiB; at most 1024 [default: 64]
+    #[arg(long, env = "QUORUN_MAX_SOURCE_KB", value_name = "KB")]
+    pub max_source_kb: Option<u64>,
+    /// Largest stdin, KiB [default: 1024]
+    #[arg(long, env = "QUORUN_MAX_STDIN_KB", value_name = "KB")]
+    pub max_stdin_kb: Option<u64>,
+    /// Jobs that may wait before new ones are turned away [default: 100000]
+    #[arg(long, env = "QUORUN_MAX_QUEUE", value_name = "N")]
+    pub max_queue: Option<u64>,
+    /// Finished jobs are kept this long, seconds [default: 86400]
+    #[arg(long, env = "QUORUN_RETENTION_S", value_name = "S")]
+    pub retention_s: Option<u64>,
+    /// Finished jobs are kept up to this size, MiB; the oldest go first [default: 1024]
+    #[arg(long, env = "QUORUN_RETENTION_MB", value_name = "MB")]
+    pub retention_mb: Option<u64>,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,quorun_executor=debug [default: info]
+    #[arg(long, env = "QUORUN_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Log as JSON, one object a line
+    #[arg(long, env = "QUORUN_LOG_JSON", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub log_json: Option<bool>,
+}
+
+macro_rules! overlay {
+    ($over:expr, $under:expr, $($field:ident),+ $(,)?) => {
+        Settings { $($field: $over.$field.or($under.$field)),+ }
+    };
+}
+
+impl Settings {
+    /// These settings, and where they say nothing, those of `under`.
+    fn over(self, under: Self) -> Self {
+        overlay!(
+            self,
+            under,
+            id,
+            peers,
+            http,
+            peer,
+            advertise_http,
+            data,
+            executor,
+            slots,
+            languages,
+            cluster,
+            node_timeout_ms,
+            heartbeat_ms,
+            election_ms,
+            snapshot_after,
+            max_jobs_per_sandbox,
+            max_source_kb,
+            max_stdin_kb,
+            max_queue,
+            retention_s,
+            retention_mb,
+            log,
+            log_json,
+        )
+    }
+
+    /// Lays these settings over those of a file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds a key that is not a setting.
+    pub fn with_file(self, file: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = file else { return Ok(self) };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("read the configuration file {}", path.display()))?;
+        let under: Self = toml::from_str(&text)
+            .with_context(|| format!("the configuration file {}", path.display()))?;
+        Ok(self.over(under))
+    }
+}
+
+/// What a submission may ask for at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// All files together, bytes.
+    pub source_bytes: usize,
+    /// Stdin, bytes.
+    pub stdin_bytes: usize,
+    /// CPU time, milliseconds.
+    pub cpu_ms: u64,
+    /// Wall-clock time, milliseconds.
+    pub wall_ms: u64,
+    /// Memory, KiB; and the least a sandbox can live with.
+    pub memory_kb: (u64, u64),
+    /// Processes and threads.
+    pub processes: u32,
+    /// Output kept of each stream, KiB.
+    pub output_kb: u64,
+    /// Jobs that may wait.
+    pub queue: u64,
+}
+
+/// A node's configuration, complete and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub id: NodeId,
+    /// The list as it was given, in canonical form; the same on every node.
+    pub peers: String,
+    /// The nodes of the list.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Follows from the cluster's name and the list.
+    pub cluster: ClusterId,
+    /// Where clients are listened to.
+    pub http: SocketAddr,
+    /// Where peers are listened to.
+    pub peer: SocketAddr,
+    /// How others reach the HTTP port.
+    pub advertise_http: String,
+    /// This node's folder.
+    pub data: PathBuf,
+    /// What executes jobs.
+    pub executor: ExecutorKind,
+    /// Jobs at one time.
+    pub slots: u32,
+    /// The languages, by name.
+    pub languages: Vec<Language>,
+    /// Silence after which a node is lost.
+    pub node_timeout: Duration,
+    /// Raft heartbeat.
+    pub heartbeat: Duration,
+    /// Shortest election timeout.
+    pub election: Duration,
+    /// Entries between snapshots.
+    pub snapshot_after: u64,
+    /// Jobs after which a sandbox is replaced.
+    pub max_jobs_per_sandbox: u32,
+    /// What a submission may ask for.
+    pub ceilings: Ceilings,
+    /// How long finished jobs are kept.
+    pub retention: Duration,
+    /// How many bytes finished jobs may hold.
+    pub retention_bytes: u64,
+}
+
+impl Config {
+    /// Checks settings and fills in the defaults.
+    ///
+    /// # Errors
+    /// One clear line about the first setting that is missing or wrong.
+    pub fn new(settings: Settings) -> anyhow::Result<Self> {
+        let id = settings
+            .id
+            .context("--id is missing: this node's number in --peers, for example --id 1")?;
+        let list = settings.peers.context(
+            "--peers is missing: all nodes of the cluster, for example 1=host1:7000,2=host2:7000,3=host3:7000",
+        )?;
+        let members = parse_peers(&list)?;
+        let own = members.get(&id).with_context(|| {
+            let ids: Vec<_> = members.keys().map(ToString::to_string).collect();
+            format!(
+                "--id {id} is not in --peers, which has {}; every node must be in the list",
+                ids.join(", ")
+            )
+        })?;
+        let peers = canonical(&members);
+        let name = settings.cluster.unwrap_or_else(|| "quorun".to_owned());
+        let http = settings
+            .http
+            .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        let (own_host, own_port) = split_host_port(&own.peer)?;
+        let peer = settings
+            .peer
+            .unwrap_or_else(|| default_listen(own_host, own_port));
+        let slots = settings.slots.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(2, usize::from);
+            u32::try_from(cores).unwrap_or(u32::MAX).max(2)
+        });
+        ensure!(
+            (1..=1024).contains(&slots),
+            "--slots {slots} is out of range; 1 to 1024 jobs can run at one time"
+        );
+        let source_kb = settings.max_source_kb.unwrap_or(64);
+        ensure!(
+            (1..=1024).contains(&source_kb),
+            "--max-source-kb {source_kb} is out of range; 1 to 1024 KiB"
+        );
+        let stdin_kb = settings.max_stdin_kb.unwrap_or(1024);
+        ensure!(
+            stdin_kb <= 16 * 1024,
+            "--max-stdin-kb {stdin_kb} is out of range; at most 16384 KiB"
+        );
+        let heartbeat = settings.heartbeat_ms.unwrap_or(100);
+        let election = settings.election_ms.unwrap_or(300);
+        ensure!(
+            heartbeat >= 10 && election >= 2 * heartbeat,
+            "--election-ms {election} must be at least twice --heartbeat-ms {heartbeat}, which must be at least 10"
+        );
+        let node_timeout = settings.node_timeout_ms.unwrap_or(2_000);
+        ensure!(
+            node_timeout >= 200,
+            "--node-timeout-ms {node_timeout} is too short; at least 200"
+        );
+        Ok(Self {
+            id,
+            cluster: cluster_id(&name, &peers),
+            peers,
+            http,
+            peer,
+            advertise_http: settings
+                .advertise_http
+                .unwrap_or_else(|| advertised(http, own_host)),
+            data: settings.data.unwrap_or_else(|| PathBuf::from("data")),
+            executor: settings.executor.unwrap_or(ExecutorKind::Docker),
+            slots,
+            languages: languages::load(settings.languages.as_deref())?,
+            node_timeout: Duration::from_millis(node_timeout),
+            heartbeat: Duration::from_millis(heartbeat),
+            election: Duration::from_millis(election),
+            snapshot_after: settings.snapshot_after.unwrap_or(20_000).max(10),
+            max_jobs_per_sandbox: settings.max_jobs_per_sandbox.unwrap_or(100).max(1),
+            ceilings: Ceilings {
+                source_bytes: kib(source_kb),
+                stdin_bytes: kib(stdin_kb),
+                cpu_ms: 20_000,
+                wall_ms: 60_000,
+                memory_kb: (16 * 1024, 2 * 1024 * 1024),
+                processes: 512,
+                output_kb: 4 * 1024,
+                queue: settings.max_queue.unwrap_or(100_000),
+            },
+            retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
+            retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
+            members,
+        })
+    }
+}
+
+fn kib(kb: u64) -> usize {
+    usize::try_from(kb * 1024).unwrap_or(usize::MAX)
+}
+
+/// Reads `1=host:port,2=host:port`.
+fn parse_peers(list: &str) -> anyhow::Result<BTreeMap<NodeId, Member>> {
+    let mut members = BTreeMap::new();
+    for part in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        let (id, address) = part.split_once('=').with_context(|| {
+            format!("--peers: \"{part}\" should be ID=HOST:PORT, for example 1=host1:7000")
+        })?;
+        let number: NodeId = id
+            .trim()
+            .parse()
+            .ok()
+            .filter(|n| *n > 0)
+            .with_context(|| format!("--peers: \"{id}\" should be a number from 1"))?;
+        let address = address.trim();
+        split_host_port(address)?;
+        let member = Member {
+            peer: address.to_owned(),
+            http: String::new(),
+        };
+        if members.insert(number, member).is_some() {
+            bail!("--peers: node {number} is there twice");
+        }
+        let twice = members
+            .iter()
+            .find(|(n, m)| **n != number && m.peer == address);
+        if let Some((other, _)) = twice {
+            bail!("--peers: nodes {other} and {number} have the same address {address}");
+        }
+    }
+    ensure!(!members.is_empty(), "--peers is empty");
+    ensure!(
+        members.len() <= 5,
+        "--peers has {} nodes; at most five vote, more join a running cluster",
+        members.len()
+    );
+    Ok(members)
+}
+
+fn canonical(members: &BTreeMap<NodeId, Member>) -> String {
+    let parts: Vec<_> = members
+        .iter()
+        .map(|(id, member)| format!("{id}={}", member.peer))
+        .collect();
+    parts.join(",")
+}
+
+fn cluster_id(name: &str, peers: &str) -> ClusterId {
+    let digest = blake3::hash(format!("quorun cluster\n{name}\n{peers}").as_bytes());
+    let mut id = [0; 16];
+    id.copy_from_slice(&digest.as_bytes()[..16]);
+    ClusterId(id)
+}
+
+fn split_host_port(address: &str) -> anyhow::Result<(&str, u16)> {
+    let (host, port) = address
+        .rsplit_once(':')
+        .with_context(|| format!("--peers: \"{address}\" should be HOST:PORT"))?;
+    let port =
+        port.parse().ok().filter(|p| *p > 0).with_context(|| {
+            format!("--peers: \"{address}\" has no port number from 1 to 65535")
+        })?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    ensure!(!host.is_empty(), "--peers: \"{address}\" has no host");
+    Ok((host, port))
+}
+
+/// A loopback or literal address of the list is listened on as it is; a name may resolve to something else inside a
+/// container, so there every interface is.
+fn default_listen(host: &str, port: u16) -> SocketAddr {
+    let ip = match host.parse::<IpAddr>() {
+        Ok(ip) => ip,
+        Err(_) if host == "localhost" => Ipv4Addr::LOCALHOST.into(),
+        Err(_) => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(ip, port)
+}
+
+fn advertised(http: SocketAddr, own_host: &str) -> String {
+    if http.ip().is_unspecified() {
+        format!("{own_host}:{}", http.port())
+    } else {
+        http.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(id: NodeId, peers: &str) -> Settings {
+        Settings {
+            id: Some(id),
+            peers: Some(peers.to_owned()),
+            ..Settings::default()
+        }
+    }
+
+    fn error(settings: Settings) -> String {
+        Config::new(settings).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_same_list_in_another_order_is_the_same_cluster() {
+        let a = Config::new(settings(1, "1=a:7000, 2=b:7000")).unwrap();
+        let b = Config::new(settings(2, "2=b:7000,1=a:7000")).unwrap();
+        assert_eq!(a.cluster, b.cluster);
+        let c = Config::new(settings(2, "2=b:7000,1=a:7001")).unwrap();
+        assert_ne!(a.cluster, c.cluster);
+    }
+
+    #[test]
+    fn wrong_lists_are_one_clear_line() {
+        assert!(error(settings(3, "1=a:1,2=b:2")).contains("--id 3 is not in --peers"));
+        assert!(error(settings(1, "1=a:1,1=b:2")).contains("node 1 is there twice"));
+        assert!(error(settings(1, "1=a:1,2=a:1")).contains("same address a:1"));
+        assert!(error(settings(1, "a:1")).contains("should be ID=HOST:PORT"));
+        assert!(error(settings(1, "1=a")).contains("should be HOST:PORT"));
+        assert!(error(settings(1, "0=a:1")).contains("number from 1"));
+        assert!(error(settings(1, "1=a:99999")).contains("no port number"));
+        assert!(error(Settings::default()).contains("--id is missing"));
+    }
+
+    #[test]
+    fn addresses_follow_from_the_list() {
+        let config = Config::new(settings(1, "1=127.0.0.1:7001")).unwrap();
+        assert_eq!(config.peer, "127.0.0.1:7001".parse().unwrap());
+        assert_eq!(config.advertise_http, "127.0.0.1:8080");
+        let mut named = settings(1, "1=node1:7000");
+        named.http = Some("0.0.0.0:8080".parse().unwrap());
+        let config = Config::new(named).unwrap();
+        assert_eq!(config.peer, "0.0.0.0:7000".parse().unwrap());
+        assert_eq!(config.advertise_http, "node1:8080");
+    }
+
+    #[test]
+    fn an_option_wins_over_the_file_and_unknown_keys_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("quorun.toml");
+        std::fs::write(&path, "id = 7\nslots = 3\nexecutor = \"process\"\n").unwrap();
+        let merged = settings(1, "1=a:1").with_file(Some(&path)).unwrap();
+        assert_eq!((merged.id, merged.slots), (Some(1), Some(3)));
+        assert_eq!(merged.executor, Some(ExecutorKind::Process));
+        std::fs::write(&path, "slotz = 3\n").unwrap();
+        let error = settings(1, "1=a:1").with_file(Some(&path)).unwrap_err();
+        assert!(format!("{error:#}").contains("slotz"), "{error:#}");
+    }
+}

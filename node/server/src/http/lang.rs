@@ -1,0 +1,217 @@
+//! `POST /lang/{language}`: the body is the program, the answer is what it printed.
+
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use quorun_executor::Stream as Std;
+use quorun_ledger::{JobId, Output};
+use serde::Deserialize;
+
+use super::problem::Problem;
+use super::submission::{JobRequest, empty_source, idempotency};
+use super::{App, body, view};
+use crate::follow::Followed;
+use crate::jobs::{Details, Error};
+
+/// The longest that the answer is waited for: the client may also ask for the job later.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+const JOB_ID: &str = "quorun-job-id";
+const VERDICT: &str = "quorun-verdict";
+const EXIT_CODE: &str = "quorun-exit-code";
+const CPU_MS: &str = "quorun-cpu-ms";
+const WALL_MS: &str = "quorun-wall-ms";
+const MEMORY_KB: &str = "quorun-memory-kb";
+const NODE: &str = "quorun-node";
+const ERROR: &str = "quorun-error";
+/// What comes behind a streamed body.
+const TRAILERS: &str = "quorun-verdict, quorun-exit-code, quorun-cpu-ms, quorun-wall-ms, quorun-memory-kb, quorun-node, quorun-error";
+
+/// The query.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    stdin: Option<String>,
+    stream: Option<bool>,
+}
+
+/// Runs a program.
+pub async fn run(
+    State(app): State<App>,
+    Path(language): Path<String>,
+    query: Result<Query<Params>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let Query(params) = query.map_err(|error| {
+        Problem::invalid(
+            "query",
+            format!("the query may have stdin=TEXT and stream=true: {error}"),
+        )
+    })?;
+    let rules = app.rules();
+    rules.language(&language)?;
+    let source = body::read(&headers, body, app.config.ceilings.source_bytes).await?;
+    if source.is_empty() {
+        return Err(empty_source());
+    }
+    let source = String::from_utf8(source.into()).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "not-utf8",
+            "The source is not UTF-8",
+            format!(
+                "the source is not UTF-8: byte {} is wrong; send bytes as files[].content_base64 to /v1/jobs",
+                error.utf8_error().valid_up_to()
+            ),
+        )
+        .with("field", "source")
+    })?;
+    let spec = rules.check(JobRequest {
+        language,
+        source: Some(source),
+        stdin: params.stdin,
+        ..JobRequest::default()
+    })?;
+    let key = idempotency(&headers, &spec)?;
+    let job = app.jobs.submit(spec, key).await?;
+    if params.stream == Some(true) {
+        return Ok(stream(&app, job));
+    }
+    match app.jobs.wait(job, Instant::now() + PATIENCE).await? {
+        Some(details) => Ok(answer(&details)),
+        None => Err(Problem::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "not-finished",
+            "The job has not finished yet",
+            format!("job {} was accepted but has not finished in {PATIENCE:?}; ask for it at /v1/jobs/{}", job, job),
+        )
+        .with("job", job.to_string())),
+    }
+}
+
+fn answer(details: &Details) -> Response {
+    let mut response = shown(details).into_response();
+    let headers = response.headers_mut();
+    plain_text(headers, details.job.id);
+    headers.extend(figures(details));
+    response
+}
+
+/// What a person at a terminal wants to see: stdout; where there is none, stderr; where the program did not even run,
+/// why not.
+fn shown(details: &Details) -> Bytes {
+    let Output {
+        stdout,
+        stderr,
+        compile,
+        ..
+    } = &details.output;
+    let mut candidates = vec![stdout, stderr];
+    if let Some(compile) = compile {
+        candidates.extend([&compile.stderr, &compile.stdout]);
+    }
+    if let Some(text) = candidates.into_iter().find(|text| !text.is_empty()) {
+        return text.clone();
+    }
+    match details.job.outcome.as_ref() {
+        Some(outcome) if outcome.exit_code != Some(0) => outcome
+            .message
+            .as_ref()
+            .map_or_else(Bytes::new, |message| Bytes::from(format!("{message}\n"))),
+        _ => Bytes::new(),
+    }
+}
+
+fn plain_text(headers: &mut HeaderMap, job: JobId) {
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(
+        HeaderName::from_static("x-content-type-options"),
+        HeaderValue::from_static("nosniff"),
+    );
+    put(headers, JOB_ID, &job);
+}
+
+fn put(headers: &mut HeaderMap, name: &'static str, value: &impl ToString) {
+    if let Ok(value) = HeaderValue::from_str(&value.to_string()) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+fn figures(details: &Details) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let Some(outcome) = &details.job.outcome else {
+        return headers;
+    };
+    put(&mut headers, VERDICT, &outcome.verdict.as_str());
+    if let Some(code) = outcome.exit_code {
+        put(&mut headers, EXIT_CODE, &code);
+    }
+    put(&mut headers, CPU_MS, &view::ms(outcome.cpu_us));
+    put(&mut headers, WALL_MS, &view::ms(outcome.wall_us));
+    put(&mut headers, MEMORY_KB, &outcome.memory_kb);
+    if let Some(node) = details.job.node {
+        put(&mut headers, NODE, &node);
+    }
+    headers
+}
+
+/// The same text as without streaming, as it is printed: stdout live, and behind it what is shown when stdout stayed
+/// empty. The figures come as trailers.
+fn stream(app: &App, job: JobId) -> Response {
+    let followed = app.jobs.follow(job);
+    let frames = followed
+        .scan(false, |printed, item| {
+            let frames = frames(item, printed);
+            std::future::ready(Some(futures::stream::iter(frames)))
+        })
+        .flatten();
+    let mut response = Body::new(StreamBody::new(frames)).into_response();
+    let headers = response.headers_mut();
+    plain_text(headers, job);
+    headers.insert(header::TRAILER, HeaderValue::from_static(TRAILERS));
+    response
+}
+
+type BodyFrame = Result<Frame<Bytes>, std::convert::Infallible>;
+
+fn frames(item: Result<Followed, Error>, printed: &mut bool) -> Vec<BodyFrame> {
+    let failed = |message: String| {
+        let mut trailers = HeaderMap::new();
+        put(&mut trailers, ERROR, &message);
+        vec![Ok(Frame::trailers(trailers))]
+    };
+    match item {
+        Ok(Followed::Output {
+            stream: Std::Stdout,
+            data,
+            ..
+        }) => {
+            *printed = true;
+            vec![Ok(Frame::data(data))]
+        }
+        Ok(Followed::Finished(details)) => {
+            let mut frames = Vec::with_capacity(2);
+            if !*printed {
+                frames.push(Ok(Frame::data(shown(&details))));
+            }
+            frames.push(Ok(Frame::trailers(figures(&details))));
+            frames
+        }
+        Ok(Followed::Replaced { attempt }) => failed(format!(
+            "attempt {attempt} was lost after part of its output was sent; the job goes on as another attempt"
+        )),
+        Err(error) => failed(error.to_string()),
+        Ok(Followed::State { .. } | Followed::Output { .. }) => Vec::new(),
+    }
+}

@@ -1,0 +1,171 @@
+//! Errors for clients: RFC 9457 problem details, each with what is wrong and what would be right.
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde_json::{Map, Value};
+
+use crate::jobs;
+
+/// An error answer.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    kind: &'static str,
+    title: &'static str,
+    members: Map<String, Value>,
+    retry_after: bool,
+}
+
+impl Problem {
+    /// A problem of a kind (the last part of its `type`), with what is wrong in this case.
+    pub fn new(
+        status: StatusCode,
+        kind: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        let mut members = Map::new();
+        members.insert("detail".to_owned(), Value::String(detail.into()));
+        Self {
+            status,
+            kind,
+            title,
+            members,
+            retry_after: false,
+        }
+    }
+
+    /// Something in the request is not as it should be; the field is named.
+    pub fn invalid(field: &str, detail: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid-request",
+            "The request is not valid",
+            detail,
+        )
+        .with("field", field)
+    }
+
+    /// A number is over what is allowed.
+    pub fn over_limit(field: &str, value: u64, limit: u64) -> Self {
+        Self::invalid(
+            field,
+            format!("{field} is {value}; at most {limit} is allowed"),
+        )
+        .with("value", value)
+        .with("limit", limit)
+    }
+
+    /// The body, or a part of it, is too large.
+    pub fn too_large(field: &str, limit: u64) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "The request is too large",
+            format!("the {field} is larger than {limit} bytes, which is the most that this cluster accepts"),
+        )
+        .with("field", field)
+        .with("limit", limit)
+    }
+
+    /// Adds a member.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.members.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Tells the client to try again soon.
+    fn retry(mut self) -> Self {
+        self.retry_after = true;
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = Map::new();
+        body.insert(
+            "type".to_owned(),
+            format!("urn:quorun:error:{}", self.kind).into(),
+        );
+        body.insert("title".to_owned(), self.title.into());
+        body.insert("status".to_owned(), self.status.as_u16().into());
+        body.extend(self.members);
+        let mut response = (self.status, Json(Value::Object(body))).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        headers.insert(
+            HeaderName::from_static("x-content-type-options"),
+            HeaderValue::from_static("nosniff"),
+        );
+        response
+    }
+}
+
+impl From<jobs::Error> for Problem {
+    fn from(error: jobs::Error) -> Self {
+        let detail = error.to_string();
+        match error {
+            jobs::Error::KeyConflict { job } => Self::new(
+                StatusCode::CONFLICT,
+                "idempotency-conflict",
+                "The Idempotency-Key was used for another request",
+                format!("{detail}; use a new key for a new request"),
+            )
+            .with("job", job.to_string()),
+            jobs::Error::QueueFull { queued } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "queue-full",
+                "Too many jobs are waiting",
+                detail,
+            )
+            .with("queued", queued)
+            .retry(),
+            jobs::Error::NotFound(job) => Self::new(
+                StatusCode::NOT_FOUND,
+                "unknown-job",
+                "There is no such job",
+                detail,
+            )
+            .with("job", job.to_string()),
+            jobs::Error::AlreadyFinished(job) => Self::new(
+                StatusCode::CONFLICT,
+                "already-finished",
+                "The job has already finished",
+                format!("{detail}, and a result never changes"),
+            )
+            .with("job", job.to_string()),
+            jobs::Error::NoLeader | jobs::Error::Stopped => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no-quorum",
+                "The cluster has no leader that this node can reach",
+                format!("{detail}; try again, at any node"),
+            )
+            .retry(),
+            jobs::Error::Unknown { job } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "unconfirmed",
+                "The cluster did not confirm the request in time",
+                format!(
+                    "{detail}: look for job {job}, or send the request again with the same Idempotency-Key"
+                ),
+            )
+            .with("job", job.to_string())
+            .retry(),
+            jobs::Error::Ledger(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "node-failing",
+                "This node cannot read its ledger",
+                format!("{detail}; try another node"),
+            )
+            .retry(),
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! From a request to a job: filling in the defaults, and checking everything that a client can get wrong.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, SourceFile};
+use serde::Deserialize;
+
+use super::problem::Problem;
+use crate::config::Ceilings;
+use crate::languages;
+
+/// How often a job is tried before it ends with `internal_error`.
+const MAX_ATTEMPTS: u32 = 3;
+/// Bounds on what stands beside the source.
+const MAX_FILES: usize = 100;
+const MAX_ARGS: usize = 256;
+const MAX_ENV: usize = 64;
+const MAX_WORD: usize = 4096;
+const MAX_LABELS: usize = 16;
+const MAX_LABEL: usize = 128;
+const MAX_KEY: usize = 255;
+/// The longest a submitter may have a finished job kept, seconds: 30 days.
+const MAX_RETENTION_S: u64 = 30 * 24 * 60 * 60;
+
+/// The body of `POST /v1/jobs`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// Name or alias of a language.
+    pub language: String,
+    /// The program, if it is one file.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// The program, if it is more.
+    #[serde(default)]
+    pub files: Option<Vec<FileRequest>>,
+    /// Which of the files is run or compiled; the first if not said.
+    #[serde(default)]
+    pub entrypoint: Option<String>,
+    /// What the program reads.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// The same, for bytes that are not text.
+    #[serde(default)]
+    pub stdin_base64: Option<String>,
+    /// Arguments.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Limits other than the language's own.
+    #[serde(default)]
+    pub limits: LimitsRequest,
+    /// Marks to find the job by.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// How long the finished job is kept, seconds.
+    #[serde(default)]
+    pub retention_s: Option<u64>,
+}
+
+/// One file of a request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRequest {
+    /// Path below the job's folder.
+    pub name: String,
+    /// Its text.
+    #[serde(default)]
+    pub content: Option<String>,
+    /// Its bytes.
+    #[serde(default)]
+    pub content_base64: Option<String>,
+}
+
+/// Limits of a request.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsRequest {
+    cpu_ms: Option<u64>,
+    wall_ms: Option<u64>,
+    memory_kb: Option<u64>,
+    processes: Option<u64>,
+    output_kb: Option<u64>,
+}
+
+/// What submissions are checked against.
+pub struct Rules<'a> {
+    /// The languages.
+    pub languages: &'a [Language],
+    /// What may be asked for at most.
+    pub ceilings: &'a Ceilings,
+    /// How long a finished job is kept when the submission does not say.
+    pub retention: Duration,
+}
+
+impl Rules<'_> {
+    /// The language that a client names.
+    pub fn language(&self, name: &str) -> Result<&Language, Problem> {
+        languages::find(self.languages, name).ok_or_else(|| {
+            let known: Vec<&str> = self.languages.iter().map(|l| l.name.as_str()).collect();
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "unknown-language",
+                "There is no such language",
+                format!(
+                    "\"{name}\" is not a language of this cluster; it has {}",
+                    known.join(", ")
+                ),
+            )
+            .with("languages", known)
+        })
+    }
+
+    /// The largest body that can hold an acceptable JSON submission: escapes make text at most six times as long.
+    pub fn json_body_limit(&self) -> usize {
+        6 * (self.ceilings.source_bytes + self.ceilings.stdin_bytes) + 256 * 1024
+    }
+
+    /// Turns a request into a job.
+    pub fn check(&self, request: JobRequest) -> Result<JobSpec, Problem> {
+        let language = self.language(&request.language)?;
+        let files = self.files(request.source, request.files, language)?;
+        let entrypoint = request.entrypoint.unwrap_or_else(|| files[0].name.clone());
+        if !files.iter().any(|file| file.name == entrypoint) {
+            return Err(Problem::invalid(
+                "entrypoint",
+                format!("entrypoint \"{entrypoint}\" is not the name of one of the files"),
+            ));
+        }
+        let stdin = bytes("stdin", request.stdin, request.stdin_base64)?.unwrap_or_default();
+        if stdin.len() > self.ceilings.stdin_bytes {
+            return Err(Problem::too_large(
+                "stdin",
+                self.ceilings.stdin_bytes as u64,
+            ));
+        }
+        at_most("args", request.args.len(), MAX_ARGS)?;
+        for (n, arg) in request.args.iter().enumerate() {
+            word(&format!("args[{n}]"), arg)?;
+        }
+        at_most("env", request.env.len(), MAX_ENV)?;
+        for (name, value) in &request.env {
+            let field = format!("env.{name}");
+            if name.is_empty() || name.contains('=') {
+                return Err(Problem::invalid(
+                    &field,
+                    "the name of an environment variable is not empty and has no =",
+                ));
+            }
+            word(&field, name)?;
+            word(&field, value)?;
+        }
+        at_most("labels", request.labels.len(), MAX_LABELS)?;
+        for (n, label) in request.labels.iter().enumerate() {
+            if label.is_empty() || label.len() > MAX_LABEL {
+                return Err(Problem::invalid(
+                    &format!("labels[{n}]"),
+                    format!("a label has 1 to {MAX_LABEL} bytes"),
+                ));
+            }
+        }
+        let retention_s = request.retention_s.unwrap_or(self.retention.as_secs());
+        if retention_s > MAX_RETENTION_S.max(self.retention.as_secs()) {
+            return Err(Problem::over_limit(
+                "retention_s",
+                retention_s,
+                MAX_RETENTION_S,
+            ));
+        }
+        Ok(JobSpec {
+            language: language.name.clone(),
+            files,
+            entrypoint,
+            stdin,
+            args: request.args,
+            env: request.env,
+            limits: self.limits(&request.limits, &language.limits)?,
+            labels: request.labels,
+            retention_ms: retention_s * 1000,
+            max_attempts: MAX_ATTEMPTS,
+        })
+    }
+
+    fn files(
+        &self,
+        source: Option<String>,
+        files: Option<Vec<FileRequest>>,
+        language: &Language,
+    ) -> Result<Vec<SourceFile>, Problem> {
+        let files = match (source, files) {
+            (Some(source), None) => vec![SourceFile {
+                name: language.source.clone(),
+                content: Bytes::from(source),
+            }],
+            (None, Some(files)) => {
+                at_most("files", files.len(), MAX_FILES)?;
+                let mut named = Vec::with_capacity(files.len());
+                for (n, file) in files.into_iter().enumerate() {
+                    let field = format!("files[{n}]");
+                    file_name(&format!("{field}.name"), &file.name)?;
+                    let content = bytes(
+                        &format!("{field}.content"),
+                        file.content,
+                        file.content_base64,
+                    )?
+                    .ok_or_else(|| {
+                        Problem::invalid(&field, format!("{field} needs content or content_base64"))
+                    })?;
+                    if named.iter().any(|f: &SourceFile| f.name == file.name) {
+                        return Err(Problem::invalid(
+                            &format!("{field}.name"),
+                            format!("\"{}\" is there twice", file.name),
+                        ));
+                    }
+                    named.push(SourceFile {
+                        name: file.name,
+                        content,
+                    });
+                }
+                named
+            }
+            (Some(_), Some(_)) => {
+                return Err(Problem::invalid("source", "send source or files, not both"));
+            }
+            (None, None) => return Err(Problem::invalid("source", "source (or files) is missing")),
+        };
+        if files.is_empty() {
+            return Err(Problem::invalid(
+                "files",
+                "files is empty; at least one is needed",
+            ));
+        }
+        let size: usize = files.iter().map(|file| file.content.len()).sum();
+        if size == 0 {
+            return Err(empty_source());
+        }
+        if size > self.ceilings.source_bytes {
+            return Err(Problem::too_large(
+                "source",
+                self.ceilings.source_bytes as u64,
+            ));
+        }
+        Ok(files)
+    }
+
+    fn limits(&self, asked: &LimitsRequest, default: &Limits) -> Result<Limits, Problem> {
+        let max = self.ceilings;
+        Ok(Limits {
+            cpu_ms: limit("limits.cpu_ms", asked.cpu_ms, default.cpu_ms, 1, max.cpu_ms)?,
+            wall_ms: limit(
+                "limits.wall_ms",
+                asked.wall_ms,
+                default.wall_ms,
+                1,
+                max.wall_ms,
+            )?,
+            memory_kb: limit(
+                "limits.memory_kb",
+                asked.memory_kb,
+                default.memory_kb,
+                max.memory_kb.0,
+                max.memory_kb.1,
+            )?,
+            processes: u32::try_from(limit(
+                "limits.processes",
+                asked.processes,
+                default.processes.into(),
+                1,
+                max.processes.into(),
+            )?)
+            .unwrap_or(u32::MAX),
+            output_kb: limit(
+                "limits.output_kb",
+                asked.output_kb,
+                default.output_kb,
+                1,
+                max.output_kb,
+            )?,
+        })
+    }
+}
+
+/// A body without a program.
+pub fn empty_source() -> Problem {
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "empty-source",
+        "There is no program",
+        "the source is empty; send the program's text as the body",
+    )
+    .with("field", "source")
+}
+
+/// The value that was asked for, if it is allowed; the language's own otherwise, which is not bounded by the ceiling
+/// because the operator has set both.
+fn limit(
+    field: &str,
+    asked: Option<u64>,
+    default: u64,
+    min: u64,
+    max: u64,
+) -> Result<u64, Problem> {
+    match asked {
+        None => Ok(default),
+        Some(value) if value < min => Err(Problem::invalid(
+            field,
+            format!("{field} is {value}; at least {min} is needed"),
+        )
+        .with("value", value)
+        .with("limit", min)),
+        Some(value) if value > max.max(default) => {
+            Err(Problem::over_limit(field, value, max.max(default)))
+        }
+        Some(value) => Ok(value),
+    }
+}
+
+fn at_most(field: &str, count: usize, limit: usize) -> Result<(), Problem> {
+    if count > limit {
+        return Err(Problem::over_limit(field, count as u64, limit as u64));
+    }
+    Ok(())
+}
+
+/// Something that becomes an argument or a variable of a process.
+fn word(field: &str, text: &str) -> Result<(), Problem> {
+    if text.len() > MAX_WORD {
+        return Err(Problem::over_limit(
+            field,
+            text.len() as u64,
+            MAX_WORD as u64,
+        ));
+    }
+    if text.contains('\0') {
+        return Err(Problem::invalid(
+            field,
+            format!("{field} has a NUL byte, which no argument or variable can hold"),
+        ));
+    }
+    Ok(())
+}
+
+/// Names stay below the job's folder.
+fn file_name(field: &str, name: &str) -> Result<(), Problem> {
+    let sound = !name.is_empty()
+        && name.len() <= 255
+        && !name.contains('\0')
+        && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if sound {
+        return Ok(());
+    }
+    Err(Problem::invalid(
+        field,
+        format!(
+            "{field} should be a relative path of at most 255 bytes without empty, . or .. parts"
+        ),
+    ))
+}
+
+fn bytes(
+    field: &str,
+    text: Option<String>,
+    base64: Option<String>,
+) -> Result<Option<Bytes>, Problem> {
+    match (text, base64) {
+        (Some(_), Some(_)) => Err(Problem::invalid(
+            field,
+            format!("send {field} or {field}_base64, not both"),
+        )),
+        (Some(text), None) => Ok(Some(Bytes::from(text))),
+        (None, Some(text)) => match BASE64.decode(text.as_bytes()) {
+            Ok(decoded) => Ok(Some(Bytes::from(decoded))),
+            Err(error) => Err(Problem::invalid(
+                &format!("{field}_base64"),
+                format!("{field}_base64 is not base64: {error}"),
+            )),
+        },
+        (None, None) => Ok(None),
+    }
+}
+
+/// The idempotency key of a request, with the fingerprint of what it asks for.
+pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<IdempotencyKey>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let key = value
+        .to_str()
+        .ok()
+        .filter(|key| !key.is_empty() && key.len() <= MAX_KEY)
+        .ok_or_else(|| {
+            Problem::invalid(
+                "Idempotency-Key",
+                format!(
+                    "the Idempotency-Key header should be 1 to {MAX_KEY} printable ASCII characters"
+                ),
+            )
+        })?;
+    let digest = blake3::hash(&quorun_ledger::codec::encode(spec));
+    let mut fingerprint = [0; 16];
+    fingerprint.copy_from_slice(&digest.as_bytes()[..16]);
+    Ok(Some(IdempotencyKey {
+        key: key.to_owned(),
+        fingerprint,
+    }))
+}

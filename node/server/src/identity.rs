@@ -1,0 +1,168 @@
+//! Whose data folder this is: which cluster, which node, and how often it has started.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+
+const FILE: &str = "identity.json";
+const LOCK: &str = "lock";
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// Format of this file.
+    version: u32,
+    cluster: String,
+    peers: String,
+    id: u64,
+    /// Counts the starts of the node.
+    incarnation: u64,
+}
+
+/// A data folder that belongs to this process until it ends.
+#[derive(Debug)]
+pub struct Identity {
+    /// Counts the starts of the node, from 1.
+    pub incarnation: u64,
+    /// Held as long as the process lives; the kernel lets go of it whatever happens.
+    _lock: File,
+}
+
+/// Takes the data folder for this process and counts the start.
+///
+/// # Errors
+/// When another process has the folder, when it belongs to another cluster or node, or when it cannot be written.
+pub fn claim(config: &Config) -> anyhow::Result<Identity> {
+    let dir = &config.data;
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("make the data folder {}", dir.display()))?;
+    let lock_path = dir.join(LOCK);
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .with_context(|| format!("open {}", lock_path.display()))?;
+    if lock.try_lock().is_err() {
+        bail!(
+            "the data folder {} is in use by another process; every node needs a folder of its own (--data)",
+            dir.display()
+        );
+    }
+    let path = dir.join(FILE);
+    let cluster = config.cluster.to_string();
+    let incarnation = match read(&path)? {
+        Some(record) => {
+            if record.cluster != cluster {
+                bail!(
+                    "the data folder {} belongs to another cluster: it was made with --peers {}, and this node was started with --peers {} (or another --cluster); use the old list, or another --data folder",
+                    dir.display(),
+                    record.peers,
+                    config.peers
+                );
+            }
+            if record.id != config.id {
+                bail!(
+                    "the data folder {} belongs to node {}, and this node was started with --id {}; use the folder of node {}, or --id {}",
+                    dir.display(),
+                    record.id,
+                    config.id,
+                    config.id,
+                    record.id
+                );
+            }
+            record.incarnation + 1
+        }
+        None => 1,
+    };
+    write(
+        dir,
+        &path,
+        &Record {
+            version: 1,
+            cluster,
+            peers: config.peers.clone(),
+            id: config.id,
+            incarnation,
+        },
+    )?;
+    Ok(Identity {
+        incarnation,
+        _lock: lock,
+    })
+}
+
+fn read(path: &Path) -> anyhow::Result<Option<Record>> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let record: Record = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not what a node wrote", path.display()))?;
+    if record.version != 1 {
+        bail!(
+            "{} has version {}, and this program reads only 1",
+            path.display(),
+            record.version
+        );
+    }
+    Ok(Some(record))
+}
+
+/// Replaces the file so that a crash leaves the old one or the new one, and the count is on the disk before it is used:
+/// an incarnation must never come twice.
+fn write(dir: &Path, path: &PathBuf, record: &Record) -> anyhow::Result<()> {
+    let new = dir.join(format!("{FILE}.new"));
+    let put = || -> std::io::Result<()> {
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(record)?)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        File::open(dir)?.sync_all()
+    };
+    put().with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn config(dir: &Path, id: u64, peers: &str) -> Config {
+        Config::new(Settings {
+            id: Some(id),
+            peers: Some(peers.to_owned()),
+            data: Some(dir.to_owned()),
+            ..Settings::default()
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn every_start_counts_and_foreign_folders_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = config(dir.path(), 1, "1=a:1,2=b:2");
+        assert_eq!(claim(&own).unwrap().incarnation, 1);
+        assert_eq!(claim(&own).unwrap().incarnation, 2);
+        let error = claim(&config(dir.path(), 2, "1=a:1,2=b:2")).unwrap_err();
+        assert!(error.to_string().contains("belongs to node 1"), "{error}");
+        let error = claim(&config(dir.path(), 1, "1=a:1,2=b:3")).unwrap_err();
+        assert!(error.to_string().contains("another cluster"), "{error}");
+    }
+
+    #[test]
+    fn one_process_has_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = config(dir.path(), 1, "1=a:1");
+        let held = claim(&own).unwrap();
+        let error = claim(&own).unwrap_err();
+        assert!(error.to_string().contains("in use"), "{error}");
+        drop(held);
+        assert!(claim(&own).is_ok());
+    }
+}

@@ -1,0 +1,31 @@
+//! The node's own copy of the ledger, read off the async threads.
+
+use quorun_consensus::{Handle, LedgerStore};
+use quorun_ledger::{StoreError, View};
+
+/// Why the ledger could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadFailed {
+    /// The store failed; the node is about to end.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The reading task was cancelled: the node is shutting down.
+    #[error("the node is shutting down")]
+    Stopped,
+}
+
+/// Runs a read of the local ledger on the threads that may block.
+///
+/// # Errors
+/// When the store fails, or the node shuts down.
+pub async fn read<T, F>(consensus: &Handle, question: F) -> Result<T, ReadFailed>
+where
+    F: FnOnce(&View<LedgerStore>) -> Result<T, StoreError> + Send + 'static,
+    T: Send + 'static,
+{
+    let view = consensus.view();
+    match tokio::task::spawn_blocking(move || question(&view)).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(ReadFailed::Stopped),
+    }
+}

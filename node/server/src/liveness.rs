@@ -1,0 +1,210 @@
+//! Who is alive: what the workers tell the leader, and what the leader tells everybody.
+//!
+//! All of it is soft state. A leader believes only what it has heard since it began to lead, and gives every node one
+//! timeout before it declares it lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use quorun_ledger::{Node, NodeId};
+use quorun_proto::v1::{NodeReport, PeerReport};
+use tokio::sync::Notify;
+
+#[derive(Debug, Default)]
+struct State {
+    /// Since when this node leads; `None` while it does not.
+    leading_since: Option<Instant>,
+    /// What was heard since then.
+    heard: BTreeMap<NodeId, (Instant, NodeReport)>,
+    /// What the leader told last, for nodes that do not lead.
+    told: Vec<PeerReport>,
+}
+
+/// What this node knows of the others' lives.
+#[derive(Clone, Debug)]
+pub struct Liveness {
+    timeout: Duration,
+    state: Arc<Mutex<State>>,
+    news: Arc<Notify>,
+}
+
+/// What a leader concludes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// Nodes that may be given work.
+    pub eligible: BTreeSet<NodeId>,
+    /// Nodes, with their incarnation, that have been silent for too long.
+    pub lost: Vec<(NodeId, u64)>,
+}
+
+impl Liveness {
+    /// Knows nothing yet; `timeout` is the silence after which a node is lost.
+    #[must_use]
+    pub fn new(timeout: Duration) -> Self {
+        Self {
+            timeout,
+            state: Arc::default(),
+            news: Arc::default(),
+        }
+    }
+
+    /// This node begins, or ceases, to lead.
+    pub fn leading(&self, leading: bool) {
+        let mut state = self.lock();
+        match (leading, state.leading_since) {
+            (true, None) => {
+                state.leading_since = Some(Instant::now());
+                state.heard.clear();
+            }
+            (false, Some(_)) => {
+                state.leading_since = None;
+                state.heard.clear();
+            }
+            _ => {}
+        }
+    }
+
+    /// A worker has reported; the answer is what the leader knows of all of them.
+    pub fn heard(&self, report: NodeReport) -> Vec<PeerReport> {
+        let mut state = self.lock();
+        let changed = state.heard.get(&report.id).is_none_or(|(_, old)| {
+            (old.ready, old.incarnation) != (report.ready, report.incarnation)
+        });
+        state.heard.insert(report.id, (Instant::now(), report));
+        let reports = self.reports(&state);
+        drop(state);
+        if changed {
+            self.news.notify_one();
+        }
+        reports
+    }
+
+    /// The leader's answer to this node's own report.
+    pub fn told(&self, peers: Vec<PeerReport>) {
+        self.lock().told = peers;
+    }
+
+    /// Waits until a report brings something new.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// What is known of every node, from own hearing if this node leads, else as the leader told.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerReport> {
+        let state = self.lock();
+        if state.leading_since.is_some() {
+            self.reports(&state)
+        } else {
+            state.told.clone()
+        }
+    }
+
+    /// What follows for the nodes of the ledger, `None` while this node does not lead.
+    #[must_use]
+    pub fn judge(&self, nodes: &[Node]) -> Option<Judgement> {
+        let state = self.lock();
+        let since = state.leading_since?;
+        let mut judgement = Judgement::default();
+        for node in nodes.iter().filter(|node| !node.lost) {
+            let heard = state.heard.get(&node.id);
+            let last = heard.map_or(since, |(at, _)| *at);
+            if last.elapsed() >= self.timeout {
+                judgement.lost.push((node.id, node.incarnation));
+            } else if heard.is_some_and(|(_, r)| r.ready && r.incarnation == node.incarnation) {
+                judgement.eligible.insert(node.id);
+            }
+        }
+        Some(judgement)
+    }
+
+    fn reports(&self, state: &State) -> Vec<PeerReport> {
+        state
+            .heard
+            .values()
+            .map(|(at, report)| {
+                let ago = at.elapsed();
+                PeerReport {
+                    report: Some(report.clone()),
+                    alive: ago < self.timeout,
+                    heard_ms_ago: u64::try_from(ago.as_millis()).unwrap_or(u64::MAX),
+                }
+            })
+            .collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: NodeId) -> Node {
+        Node {
+            id,
+            incarnation: 1,
+            http: String::new(),
+            slots: 2,
+            busy: 0,
+            languages: BTreeSet::new(),
+            version: String::new(),
+            draining: false,
+            lost: false,
+        }
+    }
+
+    fn report(id: NodeId, incarnation: u64, ready: bool) -> NodeReport {
+        NodeReport {
+            id,
+            incarnation,
+            ready,
+            ..NodeReport::default()
+        }
+    }
+
+    #[test]
+    fn only_what_was_heard_since_leading_counts() {
+        let liveness = Liveness::new(Duration::from_secs(3600));
+        liveness.heard(report(1, 1, true));
+        assert_eq!(liveness.judge(&[node(1)]), None, "does not lead");
+        liveness.leading(true);
+        let judged = liveness
+            .judge(&[node(1), node(2), node(3), node(4)])
+            .unwrap();
+        assert_eq!(judged, Judgement::default(), "unheard, but not lost yet");
+        liveness.heard(report(1, 1, true));
+        liveness.heard(report(2, 1, false));
+        liveness.heard(report(3, 2, true));
+        let judged = liveness
+            .judge(&[node(1), node(2), node(3), node(4)])
+            .unwrap();
+        assert_eq!(
+            judged.eligible,
+            [1].into(),
+            "2 is not ready, 3 has not announced itself"
+        );
+        assert!(judged.lost.is_empty());
+    }
+
+    #[test]
+    fn silence_is_loss() {
+        let liveness = Liveness::new(Duration::ZERO);
+        liveness.leading(true);
+        liveness.heard(report(1, 1, true));
+        let judged = liveness.judge(&[node(1), node(2)]).unwrap();
+        assert_eq!(judged.lost, [(1, 1), (2, 1)]);
+        let gone = Node {
+            lost: true,
+            ..node(2)
+        };
+        assert_eq!(
+            liveness.judge(&[gone]).unwrap(),
+            Judgement::default(),
+            "is not lost twice"
+        );
+    }
+}

@@ -1,0 +1,353 @@
+//! This node among the others: it announces itself, reports that it lives, and finds out at its start whether it has
+//! been given the right list.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quorun_consensus::{Handle, ProposeError};
+use quorun_executor::{Executor, Health};
+use quorun_ledger::{Command, NodeId, Rejection, Reply};
+use quorun_proto::v1::{HeartbeatRequest, HelloRequest, NodeReport};
+use tokio::sync::{Notify, watch};
+use tonic::Code;
+use tracing::{debug, error, info, warn};
+
+use crate::config::Config;
+use crate::ledger;
+use crate::liveness::Liveness;
+
+/// How long one proposal of an announcement may take before it is proposed again.
+const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long one question to a peer may take.
+const PEER_DEADLINE: Duration = Duration::from_secs(2);
+/// Pause before a peer that did not answer is asked again.
+const RETRY: Duration = Duration::from_millis(250);
+/// How long a node tries to reach itself under its own address.
+const SELF_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a node must not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Another process answers under this node's address.
+    #[error(
+        "another process answers as node {id} at {address}: two nodes were started with --id {id}, or --peers gives this node's address to another one"
+    )]
+    Twice {
+        /// The id.
+        id: NodeId,
+        /// Where the other one answers.
+        address: String,
+    },
+    /// Most of the peers belong to another cluster.
+    #[error(
+        "the peers refuse this node: {reason}; all nodes must be started with the same --peers and --cluster (this one has --peers {peers})"
+    )]
+    Foreign {
+        /// What the last of them said.
+        reason: String,
+        /// This node's list.
+        peers: String,
+    },
+    /// A newer process of this node has announced itself.
+    #[error(
+        "incarnation {current} of node {id} has announced itself since: another process runs as this node"
+    )]
+    Replaced {
+        /// The id.
+        id: NodeId,
+        /// The newest incarnation.
+        current: u64,
+    },
+}
+
+/// This node's place in the cluster.
+#[derive(Clone)]
+pub struct Membership {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    incarnation: u64,
+    consensus: Handle,
+    executor: Executor,
+    liveness: Liveness,
+    draining: watch::Sender<bool>,
+    /// Announced and not declared lost since.
+    announced: watch::Sender<bool>,
+    announce: Notify,
+}
+
+impl Membership {
+    /// Nothing is announced yet.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        incarnation: u64,
+        consensus: Handle,
+        executor: Executor,
+        liveness: Liveness,
+    ) -> Self {
+        let announce = Notify::new();
+        announce.notify_one();
+        Self {
+            inner: Arc::new(Inner {
+                config,
+                incarnation,
+                consensus,
+                executor,
+                liveness,
+                draining: watch::Sender::new(false),
+                announced: watch::Sender::new(false),
+                announce,
+            }),
+        }
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.inner.config.id
+    }
+
+    /// Whether the ledger knows this process as alive.
+    #[must_use]
+    pub fn announced(&self) -> bool {
+        *self.inner.announced.borrow()
+    }
+
+    /// From now on this node reports that it takes no work.
+    pub fn drain(&self) {
+        self.inner.draining.send_replace(true);
+    }
+
+    /// The ledger's record of a node has changed; if it is this one and it was declared lost, it announces itself again.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn node_changed(&self, node: NodeId) -> Result<(), ledger::ReadFailed> {
+        if node != self.inner.config.id {
+            return Ok(());
+        }
+        let record = ledger::read(&self.inner.consensus, move |view| view.node(node)).await?;
+        let current = record.is_some_and(|r| r.incarnation == self.inner.incarnation && !r.lost);
+        let before = self.inner.announced.send_replace(current);
+        if before && !current {
+            warn!("this node was declared lost, announcing it again");
+            self.inner.announce.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Announces this node whenever that is due, until another process has taken its place.
+    pub async fn announce(&self) -> Refusal {
+        let inner = &self.inner;
+        let languages: BTreeSet<String> = inner
+            .config
+            .languages
+            .iter()
+            .map(|l| l.name.clone())
+            .collect();
+        loop {
+            inner.announce.notified().await;
+            loop {
+                let command = Command::NodeUp {
+                    node: inner.config.id,
+                    incarnation: inner.incarnation,
+                    http: inner.config.advertise_http.clone(),
+                    slots: inner.config.slots,
+                    languages: languages.clone(),
+                    version: crate::VERSION.to_owned(),
+                };
+                let deadline = Instant::now() + ANNOUNCE_DEADLINE;
+                match inner.consensus.propose(command, deadline.into()).await {
+                    Ok(Reply::Rejected(Rejection::StaleIncarnation { current })) => {
+                        return Refusal::Replaced {
+                            id: inner.config.id,
+                            current,
+                        };
+                    }
+                    Ok(reply) => {
+                        info!(incarnation = inner.incarnation, ?reply, "node announced");
+                        break;
+                    }
+                    Err(ProposeError::Stopped) => return std::future::pending().await,
+                    Err(error) => debug!(%error, "node not announced yet"),
+                }
+            }
+        }
+    }
+
+    /// Reports to the leader that this node lives, whenever the time has come or the leader or the health has changed.
+    pub async fn report(&self) {
+        let mut status = self.inner.consensus.status();
+        let mut health = self.inner.executor.health();
+        let mut draining = self.inner.draining.subscribe();
+        let mut tick = tokio::time::interval(self.inner.config.node_timeout / 5);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leader = None;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                changed = status.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = status.borrow_and_update().leader;
+                    if now == leader {
+                        continue;
+                    }
+                    leader = now;
+                }
+                Ok(()) = health.changed() => {}
+                Ok(()) = draining.changed() => {}
+            }
+            self.report_now(PEER_DEADLINE).await;
+        }
+    }
+
+    /// Reports once, to whoever leads now.
+    pub async fn report_now(&self, patience: Duration) {
+        let report = self.own_report();
+        let (leading, leader) = {
+            let status = self.inner.consensus.status();
+            let status = status.borrow();
+            (status.leading, status.leader)
+        };
+        if leading {
+            self.inner.liveness.heard(report);
+            return;
+        }
+        let Some(mut client) = leader.and_then(|id| self.inner.consensus.peer(id)) else {
+            return;
+        };
+        let request = HeartbeatRequest {
+            report: Some(report),
+        };
+        match tokio::time::timeout(patience, client.heartbeat(request)).await {
+            Ok(Ok(reply)) => {
+                let reply = reply.into_inner();
+                if reply.is_leader {
+                    self.inner.liveness.told(reply.peers);
+                }
+            }
+            Ok(Err(status)) => {
+                debug!(code = ?status.code(), message = status.message(), "report not delivered")
+            }
+            Err(_) => debug!("report not delivered in time"),
+        }
+    }
+
+    /// What this node says of itself.
+    #[must_use]
+    pub fn own_report(&self) -> NodeReport {
+        let inner = &self.inner;
+        let reason = match &*inner.executor.health().borrow() {
+            _ if *inner.draining.borrow() => Some("draining".to_owned()),
+            Health::Ready => None,
+            Health::NotReady { reason } => Some(reason.clone()),
+        };
+        let applied = inner.consensus.status().borrow().applied_index;
+        NodeReport {
+            id: inner.config.id,
+            incarnation: inner.incarnation,
+            ready: reason.is_none(),
+            not_ready_reason: reason.unwrap_or_default(),
+            sandboxes: inner.executor.sandboxes().into_iter().collect(),
+            version: crate::VERSION.to_owned(),
+            applied_index: applied,
+        }
+    }
+
+    /// Makes sure that it is this process that answers under this node's address.
+    ///
+    /// # Errors
+    /// When another process does.
+    pub async fn meet_self(&self, process: &str) -> Result<(), Refusal> {
+        let config = &self.inner.config;
+        let address = config
+            .members
+            .get(&config.id)
+            .map_or_else(String::new, |m| m.peer.clone());
+        let started = Instant::now();
+        while started.elapsed() < SELF_DEADLINE {
+            match self.hello(config.id, process).await {
+                Some(Ok(other)) if other == process => return Ok(()),
+                Some(Ok(_)) => {
+                    return Err(Refusal::Twice {
+                        id: config.id,
+                        address,
+                    });
+                }
+                Some(Err(status)) if status.code() == Code::FailedPrecondition => {
+                    return Err(Refusal::Twice {
+                        id: config.id,
+                        address,
+                    });
+                }
+                _ => tokio::time::sleep(RETRY).await,
+            }
+        }
+        warn!(
+            address,
+            "this node does not reach itself under its address in --peers; is it right?"
+        );
+        Ok(())
+    }
+
+    /// Says hello to every peer until each has answered. Ends with a refusal when more of them call this node foreign
+    /// than belong to its cluster, itself counted; never ends otherwise.
+    pub async fn meet_peers(&self, process: &str) -> Refusal {
+        let config = &self.inner.config;
+        let mut waiting: BTreeSet<NodeId> = config
+            .members
+            .keys()
+            .copied()
+            .filter(|id| *id != config.id)
+            .collect();
+        let (mut friends, mut strangers) = (1, 0);
+        while !waiting.is_empty() {
+            for id in waiting.clone() {
+                match self.hello(id, process).await {
+                    Some(Ok(_)) => {
+                        friends += 1;
+                        waiting.remove(&id);
+                    }
+                    Some(Err(status)) if status.code() == Code::FailedPrecondition => {
+                        strangers += 1;
+                        waiting.remove(&id);
+                        error!(
+                            peer = id,
+                            reason = status.message(),
+                            "a peer does not accept this node"
+                        );
+                        if strangers > friends {
+                            return Refusal::Foreign {
+                                reason: status.message().to_owned(),
+                                peers: config.peers.clone(),
+                            };
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            if !waiting.is_empty() {
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// The process that answers as a node; `None` when nobody does.
+    async fn hello(&self, id: NodeId, process: &str) -> Option<Result<String, tonic::Status>> {
+        let mut client = self.inner.consensus.peer(id)?;
+        let request = HelloRequest {
+            id: self.inner.config.id,
+            process: process.to_owned(),
+            peers: self.inner.config.peers.clone(),
+        };
+        let answer = tokio::time::timeout(PEER_DEADLINE, client.hello(request)).await;
+        Some(answer.ok()?.map(|reply| reply.into_inner().process))
+    }
+}

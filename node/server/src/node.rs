@@ -1,0 +1,323 @@
+//! A node: all its parts, from start to end.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use quorun_consensus::{Handle, Notice};
+use quorun_executor::{Executor, Labels};
+use quorun_ledger::{Command, Event};
+use quorun_proto::v1::peer_server::PeerServer;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::config::Config;
+use crate::http::{self, App};
+use crate::identity;
+use crate::jobs::Jobs;
+use crate::liveness::Liveness;
+use crate::membership::Membership;
+use crate::output::Outputs;
+use crate::peer_service::PeerService;
+use crate::scheduler::Scheduler;
+use crate::watchers::Watchers;
+use crate::worker::Worker;
+
+/// How long a node that was told to end waits for what it executes.
+const DRAIN: Duration = Duration::from_secs(20);
+/// How long it then waits for its last answers to reach the clients.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+/// Sandboxes that are warm from the start: the images of these languages.
+const PREWARMED: [&str; 2] = ["python", "javascript"];
+
+/// Runs a node until it is told to end.
+///
+/// # Errors
+/// When it cannot start, must not run, or its storage has failed.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let identity = identity::claim(&config)?;
+    let incarnation = identity.incarnation;
+    info!(
+        node = config.id,
+        incarnation,
+        cluster = %config.cluster,
+        peers = config.peers,
+        data = %config.data.display(),
+        slots = config.slots,
+        version = crate::VERSION,
+        "node starts"
+    );
+    let peer_listener = listen(config.peer, "peers", "--peer")?;
+    let http_listener = listen(config.http, "clients", "--http")?;
+    http_listener
+        .set_nonblocking(true)
+        .context("prepare the HTTP listener")?;
+
+    let (executor, upkeep) = start_executor(&config, incarnation).await?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(upkeep);
+
+    let process = uuid::Uuid::now_v7().to_string();
+    let liveness = Liveness::new(config.node_timeout);
+    let outputs = Outputs::default();
+    let watchers = Watchers::default();
+    let (started, consensus_slot) = watch::channel(None);
+    let (eligible, eligible_now) = watch::channel(std::collections::BTreeSet::new());
+    let service = PeerService {
+        id: config.id,
+        process: process.clone(),
+        liveness: liveness.clone(),
+        outputs: outputs.clone(),
+        watchers: watchers.clone(),
+        consensus: consensus_slot,
+    };
+    let options = quorun_consensus::Options {
+        id: config.id,
+        cluster: config.cluster,
+        members: config.members.clone(),
+        data_dir: config.data.clone(),
+        heartbeat: config.heartbeat,
+        election_min: config.election,
+        election_max: config.election * 2,
+        snapshot_after: config.snapshot_after,
+        ..quorun_consensus::Options::default()
+    };
+    let routes = tonic::service::Routes::new(PeerServer::new(service));
+    let (consensus, notices) =
+        quorun_consensus::start(options, peer_listener, routes, eligible_now)
+            .await
+            .context("start the consensus")?;
+    started.send_replace(Some(consensus.clone()));
+
+    let membership = Membership::new(
+        config.clone(),
+        incarnation,
+        consensus.clone(),
+        executor.clone(),
+        liveness.clone(),
+    );
+    membership.meet_self(&process).await?;
+    consensus.bootstrap().await.context("form the cluster")?;
+
+    let languages = Arc::new(config.languages.clone());
+    let worker = Worker::new(
+        config.id,
+        incarnation,
+        consensus.clone(),
+        executor.clone(),
+        outputs.clone(),
+        membership.clone(),
+        Arc::clone(&languages),
+    );
+    let scheduler = Scheduler {
+        consensus: consensus.clone(),
+        liveness: liveness.clone(),
+        eligible,
+        node_timeout: config.node_timeout,
+        retention_bytes: config.retention_bytes,
+    };
+    tasks.spawn(scheduler.run());
+    tasks.spawn(dispatch(
+        notices,
+        worker.clone(),
+        watchers.clone(),
+        membership.clone(),
+        config.id,
+    ));
+    let reporting = membership.clone();
+    tasks.spawn(async move { reporting.report().await });
+
+    let jobs = Jobs::new(
+        config.id,
+        consensus.clone(),
+        watchers,
+        outputs,
+        config.ceilings.queue,
+    );
+    let app = App {
+        languages,
+        jobs,
+        consensus: consensus.clone(),
+        membership: membership.clone(),
+        liveness,
+        config: Arc::new(config),
+    };
+    let closing = CancellationToken::new();
+    let http_done = serve_http(app, http_listener, closing.clone())?;
+
+    let refusal = tokio::select! {
+        () = stop.cancelled() => None,
+        error = consensus.stopped() => Some(anyhow!(error).context("the consensus has ended")),
+        refusal = membership.announce() => Some(refusal.into()),
+        refusal = membership.meet_peers(&process) => Some(refusal.into()),
+    };
+    let result = match refusal {
+        None => {
+            leave(&membership, &worker, &consensus).await;
+            Ok(())
+        }
+        Some(error) => Err(error),
+    };
+    closing.cancel();
+    if tokio::time::timeout(LAST_ANSWERS, http_done).await.is_err() {
+        debug!("clients were still being answered when the node ended");
+    }
+    executor.shutdown().await;
+    consensus.shutdown().await;
+    tasks.shutdown().await;
+    drop(identity);
+    info!("node has ended");
+    result
+}
+
+fn listen(address: SocketAddr, whom: &str, option: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| {
+        format!("cannot listen for {whom} on {address}; is another node running there, or should {option} be another address?")
+    })
+}
+
+async fn start_executor(
+    config: &Config,
+    incarnation: u64,
+) -> anyhow::Result<(Executor, impl Future<Output = ()> + Send + use<>)> {
+    let images = config
+        .languages
+        .iter()
+        .filter(|l| PREWARMED.contains(&l.name.as_str()))
+        .map(|l| (l.image.clone(), l.limits.memory_kb))
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let options = quorun_executor::Options {
+        kind: config.executor.into(),
+        slots: config.slots as usize,
+        labels: Labels {
+            cluster: config.cluster.to_string(),
+            node: config.id,
+            incarnation,
+        },
+        data_dir: config.data.clone(),
+        max_jobs_per_sandbox: config.max_jobs_per_sandbox,
+        images,
+        ..quorun_executor::Options::default()
+    };
+    quorun_executor::start(options)
+        .await
+        .context("start the executor")
+}
+
+/// Serves HTTP until `closing`, then lets requests under way come to their end.
+fn serve_http(
+    app: App,
+    listener: TcpListener,
+    closing: CancellationToken,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let address = listener.local_addr().context("the HTTP listener")?;
+    let listener = tokio::net::TcpListener::from_std(listener).context("the HTTP listener")?;
+    // Small answers must not wait for the acknowledgement of the one before.
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    info!(%address, "listening for clients");
+    Ok(tokio::spawn(async move {
+        let serve = axum::serve(listener, http::router(app))
+            .with_graceful_shutdown(async move { closing.cancelled().await });
+        if let Err(error) = serve.await {
+            error!(%error, "serving clients ended");
+        }
+    }))
+}
+
+/// Passes on what the ledger says to those it concerns.
+async fn dispatch(
+    mut notices: mpsc::UnboundedReceiver<Notice>,
+    worker: Worker,
+    watchers: Watchers,
+    membership: Membership,
+    me: u64,
+) {
+    while let Some(notice) = notices.recv().await {
+        let result = match notice {
+            Notice::Events(events) => {
+                let mut result = Ok(());
+                for event in events {
+                    result = result.and(event_of(event, &worker, &watchers, &membership).await);
+                }
+                result
+            }
+            Notice::Reset => {
+                info!("the ledger was replaced by a snapshot");
+                watchers.all_changed();
+                let known = membership.node_changed(me).await;
+                known.and(worker.reconcile().await)
+            }
+        };
+        if let Err(error) = result {
+            warn!(%error, "the ledger could not be read after a change");
+        }
+    }
+}
+
+async fn event_of(
+    event: Event,
+    worker: &Worker,
+    watchers: &Watchers,
+    membership: &Membership,
+) -> Result<(), crate::ledger::ReadFailed> {
+    match event {
+        Event::Queued { job } => {
+            debug!(%job, "job queued");
+            watchers.changed(job);
+        }
+        Event::Assigned {
+            job,
+            attempt,
+            node,
+            incarnation,
+        } => {
+            debug!(%job, attempt, node, "job assigned");
+            // First the worker, so that a watcher that looks finds the attempt.
+            worker.assigned(job, attempt, node, incarnation);
+            watchers.changed(job);
+        }
+        Event::Revoked { job, attempt, node } => {
+            debug!(%job, attempt, node, "attempt revoked");
+            worker.revoked(job, attempt, node);
+        }
+        Event::Finished { job } => {
+            debug!(%job, "job finished");
+            watchers.changed(job);
+        }
+        Event::NodeChanged { node } => membership.node_changed(node).await?,
+    }
+    Ok(())
+}
+
+/// Leaves the cluster's work to the others: takes nothing new, finishes what it has, gives the leadership away.
+async fn leave(membership: &Membership, worker: &Worker, consensus: &Handle) {
+    info!("node drains");
+    membership.drain();
+    let status = consensus.status().borrow().clone();
+    let command = Command::Drain {
+        node: membership.id(),
+        draining: true,
+    };
+    let deadline = Instant::now() + Duration::from_secs(2);
+    if let Err(error) = consensus.propose(command, deadline.into()).await {
+        warn!(%error, "the others were not told that this node drains");
+    }
+    if tokio::time::timeout(DRAIN, worker.drained()).await.is_err() {
+        warn!(
+            attempts = worker.busy(),
+            "ended with attempts running; others will redo them"
+        );
+    }
+    if status.leading
+        && let Err(error) = consensus.transfer_leadership(None).await
+    {
+        debug!(%error, "leadership not handed over");
+    }
+}

@@ -1,0 +1,150 @@
+//! What this node answers its peers outside the log.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use quorun_consensus::Handle;
+use quorun_executor::Stream as Std;
+use quorun_ledger::{JobId, JobState};
+use quorun_proto::v1::peer_server::Peer;
+use quorun_proto::v1::{
+    Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, OutputChunk,
+    Stream as WireStream, WatchReply, WatchRequest, watch_reply::Event,
+};
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use crate::ledger;
+use crate::liveness::Liveness;
+use crate::output::{Listener, Outputs};
+use crate::watchers::Watchers;
+
+/// How long a peer waits for an attempt that this node has not heard of yet.
+const WATCH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The service; consensus starts before this node can answer, so its handle comes later.
+#[derive(Clone)]
+pub struct PeerService {
+    /// This node.
+    pub id: u64,
+    /// Drawn by this process.
+    pub process: String,
+    /// Who is alive.
+    pub liveness: Liveness,
+    /// What runs here.
+    pub outputs: Outputs,
+    /// Who waits for news of jobs.
+    pub watchers: Watchers,
+    /// The cluster, once it has started.
+    pub consensus: watch::Receiver<Option<Handle>>,
+}
+
+impl PeerService {
+    /// The listener to an attempt. This node may be behind the one that asks, so it waits for the assignment, until
+    /// the ledger says that the attempt is over.
+    async fn listener(&self, job: JobId, attempt: u32) -> Option<Listener> {
+        let consensus = self.consensus.borrow().clone()?;
+        let mut watch = self.watchers.watch(job);
+        let found = async {
+            loop {
+                if let Some(listener) = self.outputs.listen((job, attempt)) {
+                    return Some(listener);
+                }
+                let record = ledger::read(&consensus, move |view| view.job(job)).await;
+                match record.ok()? {
+                    Some(record)
+                        if record.state == JobState::Finished || record.attempt > attempt =>
+                    {
+                        return None;
+                    }
+                    _ => watch.changed().await,
+                }
+            }
+        };
+        tokio::time::timeout(WATCH_PATIENCE, found).await.ok()?
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    async fn hello(&self, _request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let initialized = self
+            .consensus
+            .borrow()
+            .as_ref()
+            .is_some_and(|consensus| consensus.status().borrow().initialized);
+        Ok(Response::new(HelloReply {
+            id: self.id,
+            process: self.process.clone(),
+            initialized,
+        }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatReply>, Status> {
+        let report = request
+            .into_inner()
+            .report
+            .ok_or_else(|| Status::invalid_argument("a heartbeat without a report"))?;
+        let (leader, leading) = match self.consensus.borrow().as_ref() {
+            Some(consensus) => {
+                let status = consensus.status();
+                let status = status.borrow();
+                (status.leader.unwrap_or(0), status.leading)
+            }
+            None => (0, false),
+        };
+        let peers = if leading {
+            // The scheduler may not have noticed yet that this node leads; what it is told now must not be forgotten.
+            self.liveness.leading(true);
+            self.liveness.heard(report)
+        } else {
+            Vec::new()
+        };
+        Ok(Response::new(HeartbeatReply {
+            leader,
+            is_leader: leading,
+            peers,
+        }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchReply, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let job: JobId = request
+            .job
+            .parse()
+            .map_err(|_| Status::invalid_argument("job is not an id"))?;
+        let listener = self
+            .listener(job, request.attempt)
+            .await
+            .ok_or_else(|| Status::not_found("the attempt does not run here"))?;
+        let events = futures::stream::unfold(Some(listener), |listener| async move {
+            let mut listener = listener?;
+            let (event, rest) = match listener.next().await {
+                Some(chunk) => {
+                    let stream = match chunk.stream {
+                        Std::Stdout => WireStream::Stdout,
+                        Std::Stderr => WireStream::Stderr,
+                    };
+                    let output = OutputChunk {
+                        stream: stream.into(),
+                        offset: chunk.offset,
+                        data: chunk.data,
+                    };
+                    (Event::Output(output), Some(listener))
+                }
+                None => (Event::End(Blank {}), None),
+            };
+            Some((Ok(WatchReply { event: Some(event) }), rest))
+        });
+        Ok(Response::new(Box::pin(events)))
+    }
+}

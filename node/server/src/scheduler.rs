@@ -1,0 +1,141 @@
+//! The scheduler: the loop on the leader that decides which nodes may be given work, declares nodes lost, and has old
+//! jobs expired. The assignment itself is a rule of the ledger, applied at the end of every batch to the nodes that
+//! this loop calls eligible.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use quorun_consensus::Handle;
+use quorun_ledger::{Command, NodeId, Reply};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::ledger;
+use crate::liveness::Liveness;
+
+/// How long a proposal of the scheduler may take.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Pause between two looks for jobs to expire.
+const EXPIRE_EVERY: Duration = Duration::from_secs(5);
+/// Jobs removed by one command, so that no batch takes long to apply.
+const EXPIRE_AT_ONCE: u32 = 500;
+
+/// The loop's settings.
+pub struct Scheduler {
+    /// The cluster.
+    pub consensus: Handle,
+    /// Who is alive.
+    pub liveness: Liveness,
+    /// Where the proposer reads whom it may name.
+    pub eligible: watch::Sender<BTreeSet<NodeId>>,
+    /// Silence after which a node is lost.
+    pub node_timeout: Duration,
+    /// How many bytes finished jobs may hold.
+    pub retention_bytes: u64,
+}
+
+impl Scheduler {
+    /// Runs until the node ends.
+    pub async fn run(self) {
+        let mut status = self.consensus.status();
+        let mut tick = tokio::time::interval(self.node_timeout / 10);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut expired_at = Instant::now();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.liveness.news() => {}
+                changed = status.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+            let leading = status.borrow_and_update().leading;
+            self.liveness.leading(leading);
+            if !leading {
+                continue;
+            }
+            if let Err(error) = self.look().await {
+                warn!(%error, "the scheduler could not read the ledger");
+            }
+            if expired_at.elapsed() >= EXPIRE_EVERY {
+                self.expire().await;
+                expired_at = Instant::now();
+            }
+        }
+    }
+
+    /// Judges the nodes, and acts on it.
+    async fn look(&self) -> Result<(), ledger::ReadFailed> {
+        let (nodes, counters) = ledger::read(&self.consensus, |view| {
+            Ok((view.nodes()?, view.counters()?))
+        })
+        .await?;
+        let Some(judgement) = self.liveness.judge(&nodes) else {
+            return Ok(());
+        };
+        let changed = self.eligible.send_if_modified(|eligible| {
+            let changed = *eligible != judgement.eligible;
+            eligible.clone_from(&judgement.eligible);
+            changed
+        });
+        if changed {
+            info!(eligible = ?judgement.eligible, "nodes that may be given work");
+        }
+        let room = nodes
+            .iter()
+            .any(|n| judgement.eligible.contains(&n.id) && n.has_room());
+        if counters.queued > 0 && room {
+            // Jobs wait although a slot is free: it became free without a command, because a node was heard again.
+            self.consensus.schedule();
+        }
+        for (node, incarnation) in judgement.lost {
+            warn!(node, incarnation, "node lost");
+            let command = Command::NodeLost { node, incarnation };
+            match self.propose(command).await {
+                Some(Reply::Node { requeued }) => {
+                    info!(node, requeued, "its jobs went back to the queue")
+                }
+                other => debug!(node, ?other, "loss not committed"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is over its time or its size, a batch at a time, until nothing is.
+    async fn expire(&self) {
+        loop {
+            let due = ledger::read(&self.consensus, |view| {
+                Ok((view.next_expiry()?, view.counters()?.finished_bytes))
+            })
+            .await;
+            let Ok((next, bytes)) = due else { return };
+            let old = next.is_some_and(|at| at <= now_ms());
+            if !old && bytes <= self.retention_bytes {
+                return;
+            }
+            let command = Command::Expire {
+                limit: EXPIRE_AT_ONCE,
+                keep_bytes: self.retention_bytes,
+            };
+            match self.propose(command).await {
+                Some(Reply::Expired { jobs: 0 }) | None => return,
+                Some(reply) => debug!(?reply, "jobs expired"),
+            }
+        }
+    }
+
+    async fn propose(&self, command: Command) -> Option<Reply> {
+        let deadline = Instant::now() + DEADLINE;
+        self.consensus.propose(command, deadline.into()).await.ok()
+    }
+}
+
+/// The wall clock, Unix milliseconds.
+#[must_use]
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,282 @@
+//! The worker: executes what the ledger assigns to this node, and reports until the report stands.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use quorun_consensus::{Handle, ProposeError};
+use quorun_executor::{Executor, Task};
+use quorun_ledger::{Command, Completion, JobId, JobResult, Language, NodeId, Reply};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info, info_span, warn};
+
+use crate::languages;
+use crate::ledger;
+use crate::membership::Membership;
+use crate::output::{Outputs, Recorder};
+
+/// How long one proposal of a report may take before it is proposed again.
+const REPORT_DEADLINE: Duration = Duration::from_secs(5);
+/// Chunks of output between the sandbox and the listeners before the sandbox waits.
+const CHUNKS: usize = 64;
+
+/// Executes the attempts of this node.
+#[derive(Clone)]
+pub struct Worker {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: NodeId,
+    incarnation: u64,
+    consensus: Handle,
+    executor: Executor,
+    outputs: Outputs,
+    membership: Membership,
+    languages: Arc<Vec<Language>>,
+    /// What runs, with the attempt and the way to end it.
+    running: Mutex<HashMap<JobId, (u32, CancellationToken)>>,
+    tasks: TaskTracker,
+}
+
+/// How an execution ended, in the words of the ledger.
+enum Report {
+    Result(JobResult),
+    /// This node cannot execute it now.
+    Release(String),
+}
+
+impl Worker {
+    /// A worker that has nothing to do yet.
+    #[must_use]
+    pub fn new(
+        node: NodeId,
+        incarnation: u64,
+        consensus: Handle,
+        executor: Executor,
+        outputs: Outputs,
+        membership: Membership,
+        languages: Arc<Vec<Language>>,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                node,
+                incarnation,
+                consensus,
+                executor,
+                outputs,
+                membership,
+                languages,
+                running: Mutex::default(),
+                tasks: TaskTracker::new(),
+            }),
+        }
+    }
+
+    /// The ledger has assigned an attempt to a node.
+    pub fn assigned(&self, job: JobId, attempt: u32, node: NodeId, incarnation: u64) {
+        // While the log is replayed after a start, assignments of earlier incarnations come by again.
+        if node == self.inner.node && incarnation == self.inner.incarnation {
+            self.start(job, attempt);
+        }
+    }
+
+    /// The ledger has taken an attempt away from a node.
+    pub fn revoked(&self, job: JobId, attempt: u32, node: NodeId) {
+        if node != self.inner.node {
+            return;
+        }
+        if let Some((running, cancel)) = self.inner.running().get(&job)
+            && *running == attempt
+        {
+            info!(%job, attempt, "attempt revoked");
+            cancel.cancel();
+        }
+    }
+
+    /// Compares what runs with what the ledger says, after events were skipped.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn reconcile(&self) -> Result<(), ledger::ReadFailed> {
+        let (me, incarnation) = (self.inner.node, self.inner.incarnation);
+        let attempts = ledger::read(&self.inner.consensus, move |view| match view.node(me)? {
+            Some(node) if node.incarnation == incarnation => view.attempts(me),
+            _ => Ok(Vec::new()),
+        })
+        .await?;
+        let wanted: HashMap<JobId, u32> = attempts.into_iter().collect();
+        for (job, (attempt, cancel)) in self.inner.running().iter() {
+            if wanted.get(job) != Some(attempt) {
+                cancel.cancel();
+            }
+        }
+        for (job, attempt) in wanted {
+            self.start(job, attempt);
+        }
+        Ok(())
+    }
+
+    /// How many attempts run.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.inner.running().len()
+    }
+
+    /// Waits until nothing runs; nothing new may be assigned any more.
+    pub async fn drained(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    fn start(&self, job: JobId, attempt: u32) {
+        let cancel = CancellationToken::new();
+        {
+            let mut running = self.inner.running();
+            if running
+                .get(&job)
+                .is_some_and(|(known, _)| *known >= attempt)
+            {
+                return;
+            }
+            // An older attempt of the same job on this node is void.
+            if let Some((_, old)) = running.insert(job, (attempt, cancel.clone())) {
+                old.cancel();
+            }
+        }
+        // Recorded from here on, so that whoever hears of the assignment finds the attempt. It lives until the report
+        // is settled, so that a listener finds either it or the result.
+        let recorder = Arc::new(self.inner.outputs.record((job, attempt)));
+        let inner = Arc::clone(&self.inner);
+        let span = info_span!("attempt", %job, attempt);
+        self.inner.tasks.spawn(
+            async move {
+                inner.attempt(job, attempt, cancel, recorder).await;
+                let mut running = inner.running();
+                if running
+                    .get(&job)
+                    .is_some_and(|(known, _)| *known == attempt)
+                {
+                    running.remove(&job);
+                }
+            }
+            .instrument(span),
+        );
+    }
+}
+
+impl Inner {
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, (u32, CancellationToken)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn attempt(
+        &self,
+        job: JobId,
+        attempt: u32,
+        cancel: CancellationToken,
+        recorder: Arc<Recorder>,
+    ) {
+        let began = Instant::now();
+        info!("attempt started");
+        let report = self.execute(job, attempt, cancel, &recorder).await;
+        let executed = began.elapsed();
+        let completion = match report {
+            Report::Result(result) => {
+                let verdict = result.outcome.verdict;
+                let command = Command::Complete {
+                    job,
+                    attempt,
+                    node: self.node,
+                    result,
+                };
+                let completion = self.report(command).await;
+                info!(
+                    verdict = verdict.as_str(),
+                    ?completion,
+                    ?executed,
+                    "attempt ended"
+                );
+                completion
+            }
+            Report::Release(reason) => {
+                warn!(reason, "attempt given back");
+                // The leader must know that this node takes nothing before the job is free to be assigned again.
+                self.membership.report_now(REPORT_DEADLINE).await;
+                let command = Command::Release {
+                    job,
+                    attempt,
+                    node: self.node,
+                    reason,
+                };
+                self.report(command).await
+            }
+        };
+        if completion == Some(Completion::Fenced) {
+            info!("the report was fenced: the job has another attempt or has ended");
+        }
+    }
+
+    async fn execute(
+        &self,
+        job: JobId,
+        attempt: u32,
+        cancel: CancellationToken,
+        recorder: &Arc<Recorder>,
+    ) -> Report {
+        let spec = match ledger::read(&self.consensus, move |view| view.spec(job)).await {
+            Ok(Some(spec)) => spec,
+            Ok(None) => return Report::Release("its submission is not in the ledger".to_owned()),
+            Err(error) => return Report::Release(error.to_string()),
+        };
+        let Some(language) = languages::find(&self.languages, &spec.language).cloned() else {
+            return Report::Result(JobResult::internal_error(format!(
+                "node {} does not know the language {}",
+                self.node, spec.language
+            )));
+        };
+        let (chunks, mut printed) = mpsc::channel(CHUNKS);
+        let recorder = Arc::clone(recorder);
+        let record = tokio::spawn(async move {
+            while let Some(chunk) = printed.recv().await {
+                recorder.push(chunk);
+            }
+        });
+        let task = Task {
+            job,
+            attempt,
+            language,
+            spec,
+        };
+        let result = self.executor.execute(task, chunks, cancel).await;
+        // Ends by itself once the executor has dropped its sender.
+        let _ = record.await;
+        match result {
+            Ok(result) => Report::Result(result),
+            Err(unavailable) => Report::Release(unavailable.reason),
+        }
+    }
+
+    /// Proposes a report until it is committed or fenced. `None` when the node ends before that; its next incarnation
+    /// then has the job requeued.
+    async fn report(&self, command: Command) -> Option<Completion> {
+        loop {
+            let deadline = Instant::now() + REPORT_DEADLINE;
+            match self
+                .consensus
+                .propose(command.clone(), deadline.into())
+                .await
+            {
+                Ok(Reply::Completed(completion)) => return Some(completion),
+                Ok(other) => {
+                    warn!(?other, "a report was answered with something else");
+                    return None;
+                }
+                Err(ProposeError::Stopped) => return None,
+                Err(error) => warn!(%error, "report not committed yet, proposing it again"),
+            }
+        }
+    }
+}
