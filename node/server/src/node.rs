@@ -83,7 +83,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         election_min: config.election,
         election_max: config.election * 2,
         snapshot_after: config.snapshot_after,
-        ..quorun_consensus::Options::default()
     };
     let routes = tonic::service::Routes::new(PeerServer::new(service));
     let (consensus, notices) =
