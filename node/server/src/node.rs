@@ -1,5 +1,6 @@
 //! A node: all its parts, from start to end.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use quorun_proto::v1::peer_server::PeerServer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
@@ -64,16 +66,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let liveness = Liveness::new(config.node_timeout);
     let outputs = Outputs::default();
     let watchers = Watchers::default();
-    let (started, consensus_slot) = watch::channel(None);
-    let (eligible, eligible_now) = watch::channel(std::collections::BTreeSet::new());
-    let service = PeerService {
-        id: config.id,
-        process: process.clone(),
-        liveness: liveness.clone(),
-        outputs: outputs.clone(),
-        watchers: watchers.clone(),
-        consensus: consensus_slot,
-    };
+    let (eligible, eligible_now) = watch::channel(BTreeSet::new());
     let options = quorun_consensus::Options {
         id: config.id,
         cluster: config.cluster,
@@ -84,12 +77,24 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         election_max: config.election * 2,
         snapshot_after: config.snapshot_after,
     };
-    let routes = tonic::service::Routes::new(PeerServer::new(service));
+    let service = {
+        let (id, process, liveness) = (config.id, process.clone(), liveness.clone());
+        let (outputs, watchers) = (outputs.clone(), watchers.clone());
+        move |consensus: &Handle| {
+            Routes::new(PeerServer::new(PeerService {
+                id,
+                process,
+                liveness,
+                outputs,
+                watchers,
+                consensus: consensus.clone(),
+            }))
+        }
+    };
     let (consensus, notices) =
-        quorun_consensus::start(options, peer_listener, routes, eligible_now)
+        quorun_consensus::start(options, peer_listener, service, eligible_now)
             .await
             .context("start the consensus")?;
-    started.send_replace(Some(consensus.clone()));
 
     let membership = Membership::new(
         config.clone(),
@@ -187,7 +192,7 @@ async fn start_executor(
         .iter()
         .filter(|l| PREWARMED.contains(&l.name.as_str()))
         .map(|l| (l.image.clone(), l.limits.memory_kb))
-        .collect::<std::collections::BTreeSet<_>>()
+        .collect::<BTreeSet<_>>()
         .into_iter()
         .collect();
     let options = quorun_executor::Options {
