@@ -347,7 +347,10 @@ mod tests {
 
     #[test]
     fn wiping_removes_whatever_it_finds_and_follows_no_link() {
-        let root = tempfile::tempdir().unwrap();
+        // In memory where there is such a folder, as a sandbox has it.
+        let root = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
         let outside = tempfile::tempdir().unwrap();
         std::fs::write(outside.path().join("keep"), b"keep").unwrap();
         let base = root.path().to_path_buf();
@@ -365,7 +368,7 @@ mod tests {
         .unwrap();
         // Deeper than any path may be long, with a locked folder half way.
         let mut folder = rustix::fs::openat(CWD, &base, FOLDER, Mode::empty()).unwrap();
-        for _ in 0..3000 {
+        for _ in 0..600 {
             rustix::fs::mkdirat(&folder, "ddddddd", Mode::from_raw_mode(0o700)).unwrap();
             rustix::fs::mkdirat(&folder, "other", Mode::from_raw_mode(0o000)).unwrap();
             let child = rustix::fs::openat(&folder, "ddddddd", FOLDER, Mode::empty()).unwrap();

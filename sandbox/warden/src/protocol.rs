@@ -262,6 +262,18 @@ pub struct StartError {
     pub not_found: bool,
 }
 
+impl StartError {
+    /// What was submitted is the reason: an argument or a variable with a NUL byte, or too many of them.
+    #[must_use]
+    pub const fn is_submission(&self) -> bool {
+        matches!(self.errno, EINVAL | E2BIG)
+    }
+}
+
+/// Numbers of the two errors that the kernel (or the warden in its stead) has for bad arguments.
+const EINVAL: i32 = 22;
+const E2BIG: i32 = 7;
+
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = std::io::Error::from_raw_os_error(self.errno);
