@@ -175,14 +175,16 @@ impl Active {
         } else {
             processes::Sample::default()
         };
-        if sampled && self.oom_kills.is_none() {
-            self.peak_kb = self.peak_kb.max(sample.memory_kb);
-            if sample.memory_kb > self.limits.memory_kb {
-                return self.stop(LimitHit::Memory, meters);
-            }
-        }
         if !meters.contained && sample.tasks > u64::from(self.limits.processes) {
             return self.stop(LimitHit::Processes, meters);
+        }
+        if sampled && self.oom_kills.is_none() && sample.memory_kb > self.limits.memory_kb {
+            // The sum counts what processes share once for each of them, as after a fork: now exactly.
+            let memory_kb = processes::proportional_memory_kb();
+            if memory_kb > self.limits.memory_kb {
+                self.peak_kb = self.peak_kb.max(memory_kb);
+                return self.stop(LimitHit::Memory, meters);
+            }
         }
         let used = self
             .cgroup_cpu(meters)

@@ -121,6 +121,30 @@ pub(crate) fn sample() -> Sample {
         })
 }
 
+/// What all descendants use of the memory together, KiB: what several share counts once. Takes a walk through all their
+/// pages, so it is for when [`Sample::memory_kb`] says that it may matter.
+pub(crate) fn proportional_memory_kb() -> u64 {
+    let page_kb = setting(libc::_SC_PAGESIZE) / 1024;
+    descendants()
+        .into_iter()
+        .filter_map(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+                .ok()
+                .and_then(|text| parse_proportional(&text))
+                .or_else(|| Some(Stat::read(pid)?.resident_pages * page_kb))
+        })
+        .sum()
+}
+
+fn parse_proportional(text: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix("Pss:"))?
+        .trim()
+        .strip_suffix(" kB")?
+        .parse()
+        .ok()
+}
+
 /// How many processors the machine has: no job can use more CPU time per second than that.
 pub(crate) fn processors() -> u32 {
     u32::try_from(setting(libc::_SC_NPROCESSORS_ONLN)).unwrap_or(u32::MAX)
@@ -255,6 +279,14 @@ mod tests {
             })
         );
         assert_eq!(Stat::parse(b"garbage"), None);
+    }
+
+    #[test]
+    fn shared_memory_is_read_proportionally() {
+        let text = "55d0-7ffc ---p 00000000 00:00 0   [rollup]\n\
+                    Rss:                1000 kB\nPss:                 250 kB\nPss_Dirty:  12 kB\n";
+        assert_eq!(parse_proportional(text), Some(250));
+        assert_eq!(parse_proportional(""), None);
     }
 
     #[test]

@@ -215,8 +215,8 @@ pub struct Report {
     pub cpu_us: u64,
     /// From the start to the end of the first process, microseconds.
     pub wall_us: u64,
-    /// Peak memory, KiB: the largest resident set that any one process of the step had (and without a container, if that
-    /// was more, the largest sum over its processes that was sampled).
+    /// Peak memory, KiB: the largest resident set that any one process of the step had; where the warden itself ended
+    /// the step for its memory, what all of them had together.
     pub memory_kb: u64,
     /// Bytes printed to stdout, kept or not.
     pub stdout_bytes: u64,
