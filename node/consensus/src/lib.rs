@@ -1,1 +1,43 @@
-//! placeholder
+//! Consensus: the ledger of a node, kept the same on all nodes by Raft (openraft) and kept on disk (sled). The only
+//! crate that knows either of them.
+//!
+//! WRITING. A [`Command`](quorun_ledger::Command) that is proposed anywhere goes to the leader's `proposer`, which packs
+//! what has come into a [`Batch`](quorun_ledger::Batch), one entry of the log. Raft sends it to the others; once a
+//! majority has it on disk (`log_store`) it is committed, and every node applies it (`ledger_store`). The reply comes
+//! from the leader's ledger; the events go to every node's [`Notice`]s.
+//!
+//! READING. [`Handle::view`] shows the local ledger, which may be a little behind. After [`Handle::linearize`] it shows
+//! everything that was committed before (`read`).
+//!
+//! FAILING. A leader that dies is replaced after an election; proposals and reads under way are tried again until their
+//! deadline, whose expiry means *unknown*. A disk that fails ends consensus ([`Handle::stopped`]), and the process with
+//! it. A log that has lost what it acknowledged is noticed at the next start ([`Error::Damaged`]): the node does not
+//! vote with it.
+//!
+//! RUNNING. Raft has threads of its own, so that nothing else on the node can keep it from its heartbeats. The disk is
+//! written by a thread of its own as well, and the ledger is read and written outside the asynchronous threads.
+//!
+//! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing.
+
+mod disk;
+mod error;
+mod files;
+mod handle;
+mod ledger_store;
+mod log_store;
+mod network;
+mod node;
+mod options;
+mod proposer;
+mod read;
+mod status;
+mod types;
+mod wire;
+
+pub use error::{Error, ProposeError, ReadError};
+pub use handle::{Handle, Notice};
+pub use ledger_store::LedgerStore;
+pub use network::{Identity, PeerClient, PeerTransport};
+pub use node::start;
+pub use options::{ClusterId, InvalidClusterId, Member, Options};
+pub use status::Status;

@@ -1,1 +1,23 @@
-//! placeholder
+//! Where jobs run: sandboxes, made ahead of need, used again and again, thrown away on any doubt.
+//!
+//! A sandbox is a container (or, without isolation, a child process) in which the warden waits for jobs; see
+//! [`quorun_warden::protocol`] for what is said to it. This is the only crate that knows the container engine.
+//!
+//! [`start`] gives an [`Executor`], the handle through which jobs are run, and a future that keeps the engine's health and
+//! the pool in order; it must be polled as long as the handle is used.
+
+mod docker;
+mod engine;
+mod executor;
+mod live;
+mod options;
+mod pool;
+mod process;
+mod sandbox;
+mod task;
+mod verdict;
+mod warden;
+
+pub use executor::{Error, Executor, Health, Unavailable, start};
+pub use options::{Kind, Labels, Options};
+pub use task::{Chunk, Stream, Task};

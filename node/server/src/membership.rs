@@ -233,7 +233,7 @@ impl Membership {
                 }
             }
             Ok(Err(status)) => {
-                debug!(code = ?status.code(), message = status.message(), "report not delivered")
+                debug!(code = ?status.code(), message = status.message(), "report not delivered");
             }
             Err(_) => debug!("report not delivered in time"),
         }

@@ -1,17 +1,19 @@
 //! A node: all its parts, from start to end.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use quorun_consensus::{Handle, Notice};
-use quorun_executor::{Executor, Labels};
+use quorun_executor::{Executor, Labels, Options};
 use quorun_ledger::{Command, Event};
 use quorun_proto::v1::peer_server::PeerServer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
@@ -30,9 +32,6 @@ use crate::worker::Worker;
 const DRAIN: Duration = Duration::from_secs(20);
 /// How long it then waits for its last answers to reach the clients.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
-/// Sandboxes that are warm from the start: the images of these languages.
-const PREWARMED: [&str; 2] = ["python", "javascript"];
-
 /// Runs a node until it is told to end.
 ///
 /// # Errors
@@ -56,7 +55,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         .set_nonblocking(true)
         .context("prepare the HTTP listener")?;
 
-    let (executor, upkeep) = start_executor(&config, incarnation).await?;
+    let (executor, upkeep) = start_executor(&config, incarnation)?;
     let mut tasks = JoinSet::new();
     tasks.spawn(upkeep);
 
@@ -64,16 +63,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let liveness = Liveness::new(config.node_timeout);
     let outputs = Outputs::default();
     let watchers = Watchers::default();
-    let (started, consensus_slot) = watch::channel(None);
-    let (eligible, eligible_now) = watch::channel(std::collections::BTreeSet::new());
-    let service = PeerService {
-        id: config.id,
-        process: process.clone(),
-        liveness: liveness.clone(),
-        outputs: outputs.clone(),
-        watchers: watchers.clone(),
-        consensus: consensus_slot,
-    };
+    let (eligible, eligible_now) = watch::channel(BTreeSet::new());
     let options = quorun_consensus::Options {
         id: config.id,
         cluster: config.cluster,
@@ -83,14 +73,25 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         election_min: config.election,
         election_max: config.election * 2,
         snapshot_after: config.snapshot_after,
-        ..quorun_consensus::Options::default()
     };
-    let routes = tonic::service::Routes::new(PeerServer::new(service));
+    let service = {
+        let (id, process, liveness) = (config.id, process.clone(), liveness.clone());
+        let (outputs, watchers) = (outputs.clone(), watchers.clone());
+        move |consensus: &Handle| {
+            Routes::new(PeerServer::new(PeerService {
+                id,
+                process,
+                liveness,
+                outputs,
+                watchers,
+                consensus: consensus.clone(),
+            }))
+        }
+    };
     let (consensus, notices) =
-        quorun_consensus::start(options, peer_listener, routes, eligible_now)
+        quorun_consensus::start(options, peer_listener, service, eligible_now)
             .await
             .context("start the consensus")?;
-    started.send_replace(Some(consensus.clone()));
 
     let membership = Membership::new(
         config.clone(),
@@ -179,34 +180,26 @@ fn listen(address: SocketAddr, whom: &str, option: &str) -> anyhow::Result<TcpLi
     })
 }
 
-async fn start_executor(
+fn start_executor(
     config: &Config,
     incarnation: u64,
 ) -> anyhow::Result<(Executor, impl Future<Output = ()> + Send + use<>)> {
-    let images = config
-        .languages
-        .iter()
-        .filter(|l| PREWARMED.contains(&l.name.as_str()))
-        .map(|l| (l.image.clone(), l.limits.memory_kb))
-        .collect::<std::collections::BTreeSet<_>>()
-        .into_iter()
-        .collect();
-    let options = quorun_executor::Options {
-        kind: config.executor.into(),
-        slots: config.slots as usize,
-        labels: Labels {
-            cluster: config.cluster.to_string(),
-            node: config.id,
-            incarnation,
-        },
-        data_dir: config.data.clone(),
-        max_jobs_per_sandbox: config.max_jobs_per_sandbox,
-        images,
-        ..quorun_executor::Options::default()
+    let labels = Labels {
+        cluster: config.cluster.to_string(),
+        node: config.id,
+        incarnation,
     };
-    quorun_executor::start(options)
-        .await
-        .context("start the executor")
+    let slots = config.slots as usize;
+    let mut options = Options::new(config.executor.into(), slots, labels, config.data.clone());
+    options.max_jobs_per_sandbox = config.max_jobs_per_sandbox;
+    // Languages that share an image and a size share its sandboxes. The first in the file are the most wanted.
+    for language in &config.languages {
+        let sandbox = (language.image.clone(), language.limits.memory_kb);
+        if !options.images.contains(&sandbox) {
+            options.images.push(sandbox);
+        }
+    }
+    quorun_executor::start(options).context("start the executor")
 }
 
 /// Serves HTTP until `closing`, then lets requests under way come to their end.

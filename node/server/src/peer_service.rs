@@ -12,7 +12,6 @@ use quorun_proto::v1::{
     Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, OutputChunk,
     Stream as WireStream, WatchReply, WatchRequest, watch_reply::Event,
 };
-use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::ledger;
@@ -23,7 +22,7 @@ use crate::watchers::Watchers;
 /// How long a peer waits for an attempt that this node has not heard of yet.
 const WATCH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The service; consensus starts before this node can answer, so its handle comes later.
+/// The service.
 #[derive(Clone)]
 pub struct PeerService {
     /// This node.
@@ -36,22 +35,21 @@ pub struct PeerService {
     pub outputs: Outputs,
     /// Who waits for news of jobs.
     pub watchers: Watchers,
-    /// The cluster, once it has started.
-    pub consensus: watch::Receiver<Option<Handle>>,
+    /// The cluster.
+    pub consensus: Handle,
 }
 
 impl PeerService {
     /// The listener to an attempt. This node may be behind the one that asks, so it waits for the assignment, until
     /// the ledger says that the attempt is over.
     async fn listener(&self, job: JobId, attempt: u32) -> Option<Listener> {
-        let consensus = self.consensus.borrow().clone()?;
         let mut watch = self.watchers.watch(job);
         let found = async {
             loop {
                 if let Some(listener) = self.outputs.listen((job, attempt)) {
                     return Some(listener);
                 }
-                let record = ledger::read(&consensus, move |view| view.job(job)).await;
+                let record = ledger::read(&self.consensus, move |view| view.job(job)).await;
                 match record.ok()? {
                     Some(record)
                         if record.state == JobState::Finished || record.attempt > attempt =>
@@ -69,11 +67,7 @@ impl PeerService {
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn hello(&self, _request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        let initialized = self
-            .consensus
-            .borrow()
-            .as_ref()
-            .is_some_and(|consensus| consensus.status().borrow().initialized);
+        let initialized = self.consensus.status().borrow().initialized;
         Ok(Response::new(HelloReply {
             id: self.id,
             process: self.process.clone(),
@@ -89,13 +83,10 @@ impl Peer for PeerService {
             .into_inner()
             .report
             .ok_or_else(|| Status::invalid_argument("a heartbeat without a report"))?;
-        let (leader, leading) = match self.consensus.borrow().as_ref() {
-            Some(consensus) => {
-                let status = consensus.status();
-                let status = status.borrow();
-                (status.leader.unwrap_or(0), status.leading)
-            }
-            None => (0, false),
+        let (leader, leading) = {
+            let status = self.consensus.status();
+            let status = status.borrow();
+            (status.leader.unwrap_or(0), status.leading)
         };
         let peers = if leading {
             // The scheduler may not have noticed yet that this node leads; what it is told now must not be forgotten.

@@ -95,7 +95,7 @@ impl Scheduler {
             let command = Command::NodeLost { node, incarnation };
             match self.propose(command).await {
                 Some(Reply::Node { requeued }) => {
-                    info!(node, requeued, "its jobs went back to the queue")
+                    info!(node, requeued, "its jobs went back to the queue");
                 }
                 other => debug!(node, ?other, "loss not committed"),
             }

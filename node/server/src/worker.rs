@@ -43,7 +43,7 @@ struct Inner {
 
 /// How an execution ended, in the words of the ledger.
 enum Report {
-    Result(JobResult),
+    Result(Box<JobResult>),
     /// This node cannot execute it now.
     Release(String),
 }
@@ -190,7 +190,7 @@ impl Inner {
                     job,
                     attempt,
                     node: self.node,
-                    result,
+                    result: *result,
                 };
                 let completion = self.report(command).await;
                 info!(
@@ -232,10 +232,10 @@ impl Inner {
             Err(error) => return Report::Release(error.to_string()),
         };
         let Some(language) = languages::find(&self.languages, &spec.language).cloned() else {
-            return Report::Result(JobResult::internal_error(format!(
+            return Report::Result(Box::new(JobResult::internal_error(format!(
                 "node {} does not know the language {}",
                 self.node, spec.language
-            )));
+            ))));
         };
         let (chunks, mut printed) = mpsc::channel(CHUNKS);
         let recorder = Arc::clone(recorder);
@@ -254,7 +254,7 @@ impl Inner {
         // Ends by itself once the executor has dropped its sender.
         let _ = record.await;
         match result {
-            Ok(result) => Report::Result(result),
+            Ok(result) => Report::Result(Box::new(result)),
             Err(unavailable) => Report::Release(unavailable.reason),
         }
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::{Method, StatusCode};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
@@ -49,6 +49,19 @@ pub struct DevArgs {
 struct Node {
     id: u16,
     child: Child,
+    /// The node ends when this is closed, also when this process is killed. Waiting for a child closes the stdin that it
+    /// still has, so it is kept here.
+    _stdin: Option<ChildStdin>,
+}
+
+impl Node {
+    fn new(id: u16, mut child: Child) -> Self {
+        Self {
+            id,
+            _stdin: child.stdin.take(),
+            child,
+        }
+    }
 }
 
 /// Runs the cluster until Ctrl-C.
@@ -65,7 +78,7 @@ pub async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
     let mut nodes = Vec::new();
     for id in 1..=args.nodes {
         let child = start(&program, &args, &data, id)?;
-        nodes.push(Node { id, child });
+        nodes.push(Node::new(id, child));
     }
     let result = supervise(&program, &args, &data, &mut nodes).await;
     end(nodes).await;
@@ -183,7 +196,7 @@ async fn supervise(
             url(args, node.id),
             pid(&child)
         );
-        nodes.push(Node { id: node.id, child });
+        nodes.push(Node::new(node.id, child));
     }
 }
 

@@ -91,7 +91,7 @@ pub async fn run(
             StatusCode::GATEWAY_TIMEOUT,
             "not-finished",
             "The job has not finished yet",
-            format!("job {} was accepted but has not finished in {PATIENCE:?}; ask for it at /v1/jobs/{}", job, job),
+            format!("job {job} was accepted but has not finished in {PATIENCE:?}; ask for it at /v1/jobs/{job}"),
         )
         .with("job", job.to_string())),
     }

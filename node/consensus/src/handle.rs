@@ -1,0 +1,222 @@
+//! What the rest of the node holds of consensus.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{InitializeError, RaftError};
+use quorun_ledger::{Command, Event, NodeId, Reply, StateHash, View};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::error::{Error, ProposeError, ReadError};
+use crate::ledger_store::LedgerStore;
+use crate::network::{PeerClient, Peers};
+use crate::options::Member;
+use crate::proposer::Proposer;
+use crate::read::Reader;
+use crate::status::Status;
+use crate::types::Raft;
+
+/// What happened to the local ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// These events, in the order of the log; the ledger shows them already.
+    Events(Vec<Event>),
+    /// A snapshot has replaced the ledger: whatever was derived from it is to be read anew.
+    Reset,
+}
+
+/// The handle of a node's consensus. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) id: NodeId,
+    pub(crate) members: BTreeMap<NodeId, Member>,
+    pub(crate) raft: Raft,
+    pub(crate) ledger: LedgerStore,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) proposer: Proposer,
+    pub(crate) reader: Reader,
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) fatal: watch::Receiver<Option<String>>,
+    pub(crate) shutdown: watch::Sender<bool>,
+    /// Closed when everything has ended and the files are closed.
+    pub(crate) ended: watch::Receiver<()>,
+    /// How long an election takes at most.
+    pub(crate) election: Duration,
+}
+
+impl Handle {
+    /// Forms the cluster from the members of the options. To be called on every one of them, and harmless where the
+    /// cluster has been formed already.
+    ///
+    /// # Errors
+    /// When this node is not among the members, or consensus has ended.
+    pub async fn bootstrap(&self) -> Result<(), Error> {
+        match self
+            .shared
+            .raft
+            .initialize(self.shared.members.clone())
+            .await
+        {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(InitializeError::NotInMembers(_))) => Err(Error::Options(
+                format!("node {} is not in its own list of peers", self.shared.id),
+            )),
+            Err(RaftError::Fatal(_)) => Err(self.ended()),
+        }
+    }
+
+    /// Proposes a command wherever the leader is, trying again across elections.
+    ///
+    /// # Errors
+    /// When there was no answer until the deadline; see [`ProposeError`] for what is then known.
+    pub async fn propose(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Reply, ProposeError> {
+        self.shared.proposer.propose(command, deadline).await
+    }
+
+    /// On the leader: proposes soon, with no command if there is none, so that queued jobs are given to free slots.
+    /// Elsewhere nothing happens.
+    pub fn schedule(&self) {
+        self.shared.proposer.schedule();
+    }
+
+    /// Returns when the local ledger shows everything that was committed, on whatever node, before the call.
+    ///
+    /// # Errors
+    /// When that was not known until the deadline.
+    pub async fn linearize(&self, deadline: Instant) -> Result<(), ReadError> {
+        self.shared.reader.linearize(deadline).await
+    }
+
+    /// The local ledger. Every question to it blocks for a moment.
+    #[must_use]
+    pub fn view(&self) -> View<LedgerStore> {
+        self.shared.ledger.view()
+    }
+
+    /// The index of the last applied entry (0 also when there is none), and the hash of the ledger at that point.
+    ///
+    /// # Errors
+    /// When consensus has ended.
+    pub fn state(&self) -> Result<(u64, StateHash), Error> {
+        if self.shared.ended.has_changed().is_err() {
+            return Err(Error::Stopped);
+        }
+        let (applied, hash) = self.shared.ledger.state();
+        Ok((applied.map_or(0, |id| id.index), hash))
+    }
+
+    /// How this node stands in the cluster.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.shared.status.clone()
+    }
+
+    /// Calls to the Peer service of a node, this one included. `None` when the node is not known.
+    #[must_use]
+    pub fn peer(&self, id: NodeId) -> Option<PeerClient> {
+        let address = {
+            let status = self.shared.status.borrow();
+            let member = status
+                .members
+                .get(&id)
+                .or_else(|| self.shared.members.get(&id));
+            member?.peer.clone()
+        };
+        self.shared
+            .peers
+            .peer(id, &address)
+            .inspect_err(
+                |error| tracing::error!(target_node = id, %error, "a peer cannot be called"),
+            )
+            .ok()
+    }
+
+    /// Hands the leadership over, to the named voter or to the one whose log is the longest. Returns when another node
+    /// leads.
+    ///
+    /// # Errors
+    /// When this node does not lead, there is nobody to take over, or nobody took over in the time of two elections.
+    pub async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<(), Error> {
+        let id = self.shared.id;
+        let mut status = self.status();
+        if !status.borrow_and_update().leading {
+            return Err(Error::NotLeader);
+        }
+        let to = match to {
+            Some(to) if to == id => return Ok(()),
+            Some(to) if status.borrow().voters.contains(&to) => to,
+            Some(to) => return Err(Error::Failed(format!("node {to} is not a voter"))),
+            None => self
+                .longest_log()
+                .ok_or_else(|| Error::Failed("there is no other voter".to_owned()))?,
+        };
+        tracing::info!(node = id, to, "handing the leadership over");
+        let trigger = self.shared.raft.trigger();
+        trigger
+            .transfer_leader(to)
+            .await
+            .map_err(|_| self.ended())?;
+        let moved = status.wait_for(|now| now.leader.is_some_and(|leader| leader != id));
+        match tokio::time::timeout(2 * self.shared.election, moved).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(self.ended()),
+            Err(_) => Err(Error::Failed(format!(
+                "node {to} has not taken over the leadership"
+            ))),
+        }
+    }
+
+    fn longest_log(&self) -> Option<NodeId> {
+        let voters = self.shared.status.borrow().voters.clone();
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched().clone();
+        let replication = metrics.replication?;
+        replication
+            .into_iter()
+            .filter(|(id, _)| voters.contains(id) && *id != self.shared.id)
+            .max_by_key(|(_, matched)| *matched)
+            .map(|(id, _)| id)
+    }
+
+    /// Returns when consensus has ended: because the storage failed, in which case the process must exit, or because of
+    /// [`shutdown`](Self::shutdown).
+    pub async fn stopped(&self) -> Error {
+        let mut fatal = self.shared.fatal.clone();
+        let mut ended = self.shared.ended.clone();
+        tokio::select! {
+            biased;
+            Ok(_) = fatal.wait_for(Option::is_some) => self.ended(),
+            _ = ended.changed() => self.ended(),
+        }
+    }
+
+    fn ended(&self) -> Error {
+        if *self.shared.shutdown.borrow() {
+            return Error::Stopped;
+        }
+        match &*self.shared.fatal.borrow() {
+            Some(what) => Error::Storage(what.clone()),
+            None => Error::Stopped,
+        }
+    }
+
+    /// Ends consensus. Returns when all that was acknowledged is on disk and the files are closed.
+    pub async fn shutdown(&self) {
+        self.shared.shutdown.send_replace(true);
+        let mut ended = self.shared.ended.clone();
+        // Nothing is ever sent: the sender goes away at the end.
+        while ended.changed().await.is_ok() {}
+    }
+}

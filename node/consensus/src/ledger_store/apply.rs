@@ -1,0 +1,178 @@
+//! Committed entries become transactions of the ledger.
+
+use std::io;
+
+use futures::{Stream, StreamExt};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, RaftSnapshotBuilder};
+use quorun_ledger::{Event, Transaction};
+use tokio::sync::{mpsc, watch};
+
+use super::{LedgerStore, SnapshotFile};
+use crate::handle::Notice;
+use crate::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+
+/// How many entries become one transaction at most.
+const MAX_ENTRIES: usize = 512;
+
+/// What openraft drives.
+#[derive(Debug)]
+pub(crate) struct StateMachine {
+    store: LedgerStore,
+    /// The index behind the last entry that the log has on disk.
+    durable: watch::Receiver<u64>,
+    notices: mpsc::UnboundedSender<Notice>,
+}
+
+impl StateMachine {
+    pub(crate) const fn new(
+        store: LedgerStore,
+        durable: watch::Receiver<u64>,
+        notices: mpsc::UnboundedSender<Notice>,
+    ) -> Self {
+        Self {
+            store,
+            durable,
+            notices,
+        }
+    }
+
+    async fn apply_group(
+        &mut self,
+        entries: Vec<Entry>,
+        responders: Vec<Option<ApplyResponder<TypeConfig>>>,
+    ) -> io::Result<()> {
+        let Some(last) = entries.last().map(|entry| entry.log_id.index) else {
+            return Ok(());
+        };
+        self.durable
+            .wait_for(|next| *next > last)
+            .await
+            .map_err(|_| io::Error::other("the log is closed"))?;
+        let store = self.store.clone();
+        let (replies, events) = blocking(move || store.apply(entries)).await?;
+        for (responder, replies) in responders.into_iter().zip(replies) {
+            if let Some(responder) = responder {
+                responder.send(replies);
+            }
+        }
+        if !events.is_empty() {
+            // Nobody needs to listen.
+            let _ = self.notices.send(Notice::Events(events));
+        }
+        Ok(())
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+}
+
+impl LedgerStore {
+    /// Applies entries as one. Returns what the commands of each were answered, and all their events.
+    pub(super) fn apply(&self, entries: Vec<Entry>) -> io::Result<(Vec<Replies>, Vec<Event>)> {
+        let mut meta = self.meta();
+        let mut replies = Vec::with_capacity(entries.len());
+        let mut events = Vec::new();
+        let mut transaction = Transaction::begin(self).map_err(io::Error::other)?;
+        let mut changed = false;
+        for entry in entries {
+            meta.applied = Some(entry.log_id);
+            replies.push(match entry.payload {
+                EntryPayload::Blank => Replies::default(),
+                EntryPayload::Normal(batch) => {
+                    let malformed = |error: quorun_ledger::codec::DecodeError| {
+                        let index = entry.log_id.index;
+                        io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            format!("the batch of entry {index}: {error}"),
+                        )
+                    };
+                    let batch = batch.decode().map_err(malformed)?;
+                    let mut applied = transaction.apply(batch).map_err(io::Error::other)?;
+                    events.append(&mut applied.events);
+                    changed = true;
+                    Replies(applied.replies)
+                }
+                EntryPayload::Membership(membership) => {
+                    meta.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    Replies::default()
+                }
+            });
+        }
+        let writes = if changed {
+            transaction.finish().map_err(io::Error::other)?
+        } else {
+            quorun_ledger::Writes::new()
+        };
+        self.commit(writes, meta)?;
+        Ok((replies, events))
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let meta = self.store.meta();
+        Ok((meta.applied, meta.membership))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        let mut groups = entries.ready_chunks(MAX_ENTRIES);
+        while let Some(group) = groups.next().await {
+            let mut entries = Vec::with_capacity(group.len());
+            let mut responders = Vec::with_capacity(group.len());
+            for item in group {
+                let (entry, responder) = item?;
+                entries.push(entry);
+                responders.push(responder);
+            }
+            self.apply_group(entries, responders).await?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder(self.store.clone())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
+        let store = self.store.clone();
+        let meta = meta.clone();
+        blocking(move || store.install(&meta, snapshot)).await?;
+        // Nobody needs to listen.
+        let _ = self.notices.send(Notice::Reset);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let store = self.store.clone();
+        blocking(move || store.current_snapshot()).await
+    }
+}
+
+/// Builds a snapshot while entries go on being applied.
+#[derive(Debug)]
+pub(crate) struct Builder(LedgerStore);
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let store = self.0.clone();
+        blocking(move || store.build()).await
+    }
+}

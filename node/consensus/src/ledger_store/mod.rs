@@ -1,0 +1,330 @@
+//! The ledger of a node, over sled.
+//!
+//! Each group of committed entries becomes one transaction of the ledger and one batch of sled, which also says how far
+//! the log has been applied. Nothing of this waits for the disk: after a crash the ledger may be behind what it was, and
+//! the log, which is on disk, is applied again from there. So that it is never ahead of the log instead, entries are
+//! applied only when this node's own log has them on disk. Before a snapshot is reported the ledger is synced, and
+//! entries are purged only when they are in it; see [`snapshot`].
+//!
+//! The database lies in a folder with a number. A snapshot from the leader is unpacked into a fresh one, and the small
+//! file `ledger/current` switches over.
+
+mod apply;
+mod chunks;
+mod folder;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
+use quorun_ledger::store::Pair;
+use quorun_ledger::{Counters, StateHash, Store, StoreError, View, Writes, codec, keys};
+use quorun_proto::v1;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+pub(crate) use self::apply::StateMachine;
+use self::chunks::{Head, META};
+use self::snapshot::Progress;
+pub(crate) use self::snapshot::{SnapshotFile, folder as snapshot_folder};
+use crate::disk::{Disk, to_io};
+use crate::error::Error;
+use crate::log_store::{DiskLogId, PurgeGuard};
+use crate::types::{LogId, StoredMembership, next_index};
+use crate::wire;
+
+const CACHE: u64 = 64 << 20;
+
+/// The records of the ledger as this node has applied them. Cheap to clone; reading blocks for a moment.
+#[derive(Clone, Debug)]
+pub struct LedgerStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    data_dir: PathBuf,
+    current: RwLock<Current>,
+    /// Held while a snapshot is built or installed.
+    snapshots: Mutex<()>,
+    /// The index behind the last entry that was applied.
+    applied: watch::Sender<u64>,
+    /// The index behind the last entry whose effects are on disk.
+    synced: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Current {
+    /// Taken away when the store is closed.
+    disk: Option<Disk>,
+    meta: Meta,
+    hash: StateHash,
+    /// The snapshot that is being built.
+    building: Option<Progress>,
+}
+
+/// What has been applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Meta {
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+/// [`Meta`] on disk.
+#[derive(Serialize, Deserialize)]
+struct DiskMeta {
+    applied: Option<DiskLogId>,
+    membership_log_id: Option<DiskLogId>,
+    /// As the message of `quorun.proto`.
+    membership: Bytes,
+}
+
+impl Meta {
+    fn encode(&self) -> Vec<u8> {
+        codec::encode(&DiskMeta {
+            applied: self.applied.map(Into::into),
+            membership_log_id: self.membership.log_id().map(Into::into),
+            membership: wire::membership_to(self.membership.membership())
+                .encode_to_vec()
+                .into(),
+        })
+    }
+
+    fn decode(bytes: &[u8]) -> io::Result<Self> {
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let meta: DiskMeta = codec::decode(bytes).map_err(|error| invalid(error.to_string()))?;
+        let membership = v1::Membership::decode(meta.membership)
+            .map_err(|error| invalid(error.to_string()))
+            .and_then(|message| {
+                wire::membership_from(message).map_err(|error| invalid(error.to_string()))
+            })?;
+        Ok(Self {
+            applied: meta.applied.map(Into::into),
+            membership: StoredMembership::new(meta.membership_log_id.map(Into::into), membership),
+        })
+    }
+}
+
+impl LedgerStore {
+    /// Opens the ledger, or creates it, and clears away what a crash has left of snapshots.
+    pub(crate) fn open(data_dir: &Path) -> Result<Self, Error> {
+        let failed = |error: io::Error| {
+            Error::Storage(format!(
+                "open the ledger in {}: {error}",
+                data_dir.display()
+            ))
+        };
+        let disk = folder::open_current(data_dir, CACHE).map_err(failed)?;
+        snapshot::clean(data_dir).map_err(failed)?;
+        let (meta, hash) = load(&disk).map_err(failed)?;
+        // What is found is from here on relied upon: entries are purged because it is there.
+        disk.sync().map_err(failed)?;
+        let next = next_index(meta.applied.as_ref());
+        tracing::info!(applied = next, %hash, "ledger opened");
+        Ok(Self {
+            inner: Arc::new(Inner {
+                data_dir: data_dir.to_owned(),
+                current: RwLock::new(Current {
+                    disk: Some(disk),
+                    meta,
+                    hash,
+                    building: None,
+                }),
+                snapshots: Mutex::new(()),
+                applied: watch::Sender::new(next),
+                synced: AtomicU64::new(next),
+            }),
+        })
+    }
+
+    /// The ledger's read side.
+    #[must_use]
+    pub fn view(&self) -> View<Self> {
+        View::new(self.clone())
+    }
+
+    /// The index behind the last applied entry, and the ledger's hash at that point.
+    pub(crate) fn state(&self) -> (Option<LogId>, StateHash) {
+        let current = self.inner.current.read();
+        (current.meta.applied, current.hash)
+    }
+
+    /// The index behind the last entry that was applied.
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.inner.applied.subscribe()
+    }
+
+    fn meta(&self) -> Meta {
+        self.inner.current.read().meta.clone()
+    }
+
+    /// Returns when all that was applied before the call is on disk.
+    fn sync(&self) -> io::Result<()> {
+        let (disk, next) = {
+            let current = self.inner.current.read();
+            let disk = current.disk.clone().ok_or_else(closed)?;
+            (disk, next_index(current.meta.applied.as_ref()))
+        };
+        disk.sync()?;
+        self.inner.synced.fetch_max(next, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Syncs and closes the database. Reading fails from here on.
+    pub(crate) fn close(&self) {
+        if let Err(error) = self.sync() {
+            tracing::warn!(%error, "the ledger could not be synced");
+        }
+        let _building = self.inner.snapshots.lock();
+        self.inner.current.write().disk.take();
+    }
+
+    /// Takes over what entries have written, and says how far the log has been applied.
+    fn commit(&self, writes: Writes, meta: Meta) -> io::Result<()> {
+        let next = next_index(meta.applied.as_ref());
+        {
+            let mut current = self.inner.current.write();
+            let disk = current.disk.clone().ok_or_else(closed)?;
+            let mut hash = current.hash;
+            if let Some(Some(counters)) = writes.get(keys::COUNTERS) {
+                hash = decode_hash(counters)?;
+            }
+            let mut raw = raw_writes(disk.tree(), writes)?;
+            raw.insert(META.to_vec(), Some(meta.encode()));
+            if let Some(building) = &mut current.building {
+                building.save(disk.tree(), raw.keys())?;
+            }
+            let mut batch = sled::Batch::default();
+            for (key, value) in raw {
+                match value {
+                    Some(value) => batch.insert(key, value),
+                    None => batch.remove(key),
+                }
+            }
+            disk.tree().apply_batch(batch).map_err(to_io)?;
+            current.meta = meta;
+            current.hash = hash;
+        }
+        self.inner.applied.send_replace(next);
+        Ok(())
+    }
+
+    fn reading<T>(&self, read: impl FnOnce(&sled::Tree) -> io::Result<T>) -> Result<T, StoreError> {
+        let current = self.inner.current.read();
+        let disk = current.disk.as_ref().ok_or_else(closed);
+        disk.and_then(|disk| read(disk.tree()))
+            .map_err(|error| StoreError::Io(error.to_string()))
+    }
+}
+
+impl PurgeGuard for LedgerStore {
+    fn make_durable(&self, index: u64) -> io::Result<()> {
+        if self.inner.synced.load(Ordering::Acquire) > index {
+            return Ok(());
+        }
+        self.sync()
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::other("the ledger is closed")
+}
+
+fn decode_hash(counters: &[u8]) -> io::Result<StateHash> {
+    codec::decode::<Counters>(counters)
+        .map(|counters| counters.hash)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+}
+
+/// What a database says of itself.
+fn load(disk: &Disk) -> io::Result<(Meta, StateHash)> {
+    let tree = disk.tree();
+    let meta = tree
+        .get(META)
+        .map_err(to_io)?
+        .map_or_else(|| Ok(Meta::default()), |bytes| Meta::decode(&bytes))?;
+    let hash = match tree.get(keys::COUNTERS).map_err(to_io)? {
+        Some(value) => decode_hash(&chunks::join(tree, keys::COUNTERS, &value)?)?,
+        None => StateHash::default(),
+    };
+    Ok((meta, hash))
+}
+
+/// The keys and values of sled that make the ledger's writes, among them the chunks that are no longer needed.
+fn raw_writes(tree: &sled::Tree, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
+    let mut raw = BTreeMap::new();
+    for (key, value) in writes {
+        let old = tree.get(&key).map_err(to_io)?;
+        let chunks_before = match old.as_deref().map(chunks::head).transpose()? {
+            Some(Head::Split(count)) => count,
+            _ => 0,
+        };
+        let chunks_now = match value {
+            Some(value) => chunks::split(&key, &value, |key, value| {
+                raw.insert(key, Some(value));
+            }),
+            None => {
+                raw.insert(key.clone(), None);
+                0
+            }
+        };
+        for chunk in chunks_now..chunks_before {
+            raw.insert(chunks::chunk_key(&key, chunk), None);
+        }
+    }
+    Ok(raw)
+}
+
+impl Store for LedgerStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.reading(|tree| {
+            let value = tree.get(key).map_err(to_io)?;
+            value
+                .map(|value| chunks::join(tree, key, &value))
+                .transpose()
+        })
+    }
+
+    fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
+        self.reading(|tree| {
+            pair(
+                tree,
+                range(tree, from, to).and_then(|mut range| range.next()),
+            )
+        })
+    }
+
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
+        self.reading(|tree| {
+            pair(
+                tree,
+                range(tree, from, to).and_then(|mut range| range.next_back()),
+            )
+        })
+    }
+}
+
+fn range(tree: &sled::Tree, from: &[u8], to: &[u8]) -> Option<sled::Iter> {
+    (from < to).then(|| tree.range::<&[u8], _>((Bound::Included(from), Bound::Excluded(to))))
+}
+
+fn pair(
+    tree: &sled::Tree,
+    found: Option<sled::Result<(sled::IVec, sled::IVec)>>,
+) -> io::Result<Option<Pair>> {
+    let Some((key, value)) = found.transpose().map_err(to_io)? else {
+        return Ok(None);
+    };
+    let value = chunks::join(tree, &key, &value)?;
+    Ok(Some((Bytes::copy_from_slice(&key), value)))
+}
+
+#[cfg(test)]
+mod tests;

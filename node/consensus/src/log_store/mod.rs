@@ -1,0 +1,538 @@
+//! The Raft log and the vote, over sled.
+//!
+//! Appending never touches the disk: it puts the entries into the tail in memory, where they can be read at once, and
+//! hands them to the [`writer`], one thread that takes appends, votes, truncations and purges in the order in which they
+//! came. The writer takes whatever waits, packs it into [`record`]s, applies them as one batch, syncs sled's file, then
+//! the [`watermark`], and only then says that it is done. So one sync serves everything that came while the one before
+//! it was under way.
+//!
+//! Invariants:
+//! - entries are contiguous from the one behind `purged` to `last`;
+//! - the tail ends with `last` and holds at least every entry that is not yet on disk;
+//! - what was acknowledged is in sled and at or below the watermark.
+
+mod record;
+mod watermark;
+mod writer;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, RaftLogReader};
+use parking_lot::{Mutex, RwLock};
+use quorun_ledger::NodeId;
+use tokio::sync::{oneshot, watch};
+
+use self::record::{Encoded, Extent};
+pub(crate) use self::watermark::DiskLogId;
+use self::writer::{Op, Writer};
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::options::ClusterId;
+use crate::types::{EncodedBatch, Entry, LogId, TypeConfig, Vote, next_index};
+
+const CACHE: u64 = 16 << 20;
+/// What the tail may hold of entries that are on disk already, bytes.
+const TAIL: usize = 32 << 20;
+/// What one reading for replication returns at most, unless a single entry is larger, bytes.
+const READ_LIMIT: usize = 1 << 20;
+
+/// Who the log belongs to, and where it lies.
+#[derive(Clone, Debug)]
+pub(crate) struct Location {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) cluster: ClusterId,
+    pub(crate) node: NodeId,
+}
+
+impl Location {
+    fn log(&self) -> PathBuf {
+        self.data_dir.join("log")
+    }
+
+    fn watermark(&self) -> PathBuf {
+        self.data_dir.join("log.watermark")
+    }
+}
+
+/// The log of a node.
+#[derive(Clone, Debug)]
+pub(crate) struct LogStore {
+    shared: Arc<Shared>,
+    ops: mpsc::Sender<Op>,
+    writer: Arc<Mutex<Option<thread::JoinHandle<()>>>>,
+    purge_guard: Option<Arc<dyn PurgeGuard>>,
+}
+
+/// Who must have the entries elsewhere, durably, before they may be purged.
+pub(crate) trait PurgeGuard: Debug + Send + Sync {
+    /// Returns when what the entries up to this index did is on disk.
+    fn make_durable(&self, index: u64) -> io::Result<()>;
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Taken away when the log is closed.
+    disk: RwLock<Option<Disk>>,
+    inner: Mutex<Inner>,
+    /// The index behind the last entry that is on disk.
+    durable: watch::Sender<u64>,
+    /// Why the writer has given up.
+    failure: watch::Sender<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    committed: Option<LogId>,
+    tail: VecDeque<(Entry, usize)>,
+    tail_bytes: usize,
+    /// The records on disk, by their first index. The newest may cover entries that were truncated since.
+    records: BTreeMap<u64, Extent>,
+    /// Counts the truncations, for whoever reads in several steps.
+    truncations: u64,
+}
+
+impl Inner {
+    fn tail_first(&self) -> u64 {
+        self.tail.front().map_or_else(
+            || next_index(self.last.as_ref()),
+            |(entry, _)| entry.log_id.index,
+        )
+    }
+
+    fn push(&mut self, entry: Entry, size: usize) {
+        self.last = Some(entry.log_id);
+        self.tail_bytes += size;
+        self.tail.push_back((entry, size));
+    }
+
+    fn truncate_after(&mut self, after: Option<LogId>) {
+        if next_index(after.as_ref()) >= next_index(self.last.as_ref()) {
+            return;
+        }
+        self.truncations += 1;
+        while self
+            .tail
+            .back()
+            .is_some_and(|(entry, _)| Some(entry.log_id.index) > after.map(|id| id.index))
+        {
+            if let Some((_, size)) = self.tail.pop_back() {
+                self.tail_bytes -= size;
+            }
+        }
+        self.last = if next_index(after.as_ref()) > next_index(self.purged.as_ref()) {
+            after
+        } else {
+            self.purged
+        };
+    }
+
+    fn purge(&mut self, upto: LogId) {
+        if self.purged.is_some_and(|purged| purged.index >= upto.index) {
+            return;
+        }
+        self.purged = Some(upto);
+        while self
+            .tail
+            .front()
+            .is_some_and(|(entry, _)| entry.log_id.index <= upto.index)
+        {
+            if let Some((_, size)) = self.tail.pop_front() {
+                self.tail_bytes -= size;
+            }
+        }
+        if self.last.is_none_or(|last| last.index <= upto.index) {
+            self.last = Some(upto);
+        }
+    }
+
+    /// Forgets the oldest entries of the tail that are on disk while the tail is too large.
+    fn shrink(&mut self, durable: u64) {
+        while self.tail_bytes > TAIL
+            && self
+                .tail
+                .front()
+                .is_some_and(|(entry, _)| entry.log_id.index < durable)
+        {
+            if let Some((_, size)) = self.tail.pop_front() {
+                self.tail_bytes -= size;
+            }
+        }
+    }
+
+    /// The part of a range that the log holds.
+    fn clip(&self, range: &impl RangeBounds<u64>) -> (u64, u64) {
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index.saturating_add(1),
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => u64::MAX,
+        };
+        let start = start.max(next_index(self.purged.as_ref()));
+        (start, end.min(next_index(self.last.as_ref())))
+    }
+
+    /// The records that hold the entries of a range.
+    fn extents(&self, start: u64, end: u64) -> Vec<Extent> {
+        let from = self
+            .records
+            .range(..=start)
+            .next_back()
+            .map_or(start, |(first, _)| *first);
+        self.records
+            .range(from..end)
+            .map(|(_, extent)| *extent)
+            .collect()
+    }
+
+    /// The entries of a range that are in the tail.
+    fn read_tail(&self, start: u64, end: u64, limit: usize) -> Vec<Entry> {
+        let skip = usize::try_from(start.saturating_sub(self.tail_first())).unwrap_or(usize::MAX);
+        let mut size = 0;
+        self.tail
+            .iter()
+            .skip(skip)
+            .take_while(|(entry, _)| entry.log_id.index < end)
+            .take_while(|(_, bytes)| {
+                let first = size == 0;
+                size += bytes + 1;
+                first || size <= limit
+            })
+            .map(|(entry, _)| entry.clone())
+            .collect()
+    }
+}
+
+/// What an entry takes of the tail and of a message, nearly.
+fn weight(entry: &Entry) -> usize {
+    const OVERHEAD: usize = 64;
+    OVERHEAD
+        + match &entry.payload {
+            openraft::EntryPayload::Blank => 0,
+            openraft::EntryPayload::Normal(EncodedBatch(bytes)) => bytes.len(),
+            openraft::EntryPayload::Membership(membership) => 64 * membership.nodes().count(),
+        }
+}
+
+impl LogStore {
+    /// Opens the log, creates it in an empty folder, and checks that it holds what it has acknowledged.
+    pub(crate) fn open(location: &Location) -> Result<Self, Error> {
+        let opened = writer::open(location)?;
+        let inner = Inner {
+            vote: opened.state.vote(),
+            purged: opened.state.purged(),
+            last: opened.state.last(),
+            committed: opened.committed,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            records: opened.records.clone(),
+            truncations: 0,
+        };
+        tracing::info!(
+            node = location.node,
+            last = next_index(inner.last.as_ref()),
+            purged = next_index(inner.purged.as_ref()),
+            records = inner.records.len(),
+            "log opened"
+        );
+        let shared = Arc::new(Shared {
+            disk: RwLock::new(Some(opened.disk)),
+            durable: watch::Sender::new(next_index(inner.last.as_ref())),
+            inner: Mutex::new(inner),
+            failure: watch::Sender::new(None),
+        });
+        let (ops, waiting) = mpsc::channel();
+        let writer = Writer::new(
+            shared.clone(),
+            opened.watermark,
+            opened.state,
+            opened.committed,
+            opened.records,
+            opened.garbage,
+        );
+        let writer = thread::Builder::new()
+            .name(format!("log-writer-{}", location.node))
+            .spawn(move || writer.run(&waiting))
+            .map_err(|error| Error::Storage(format!("start the log's writer: {error}")))?;
+        Ok(Self {
+            shared,
+            ops,
+            writer: Arc::new(Mutex::new(Some(writer))),
+            purge_guard: None,
+        })
+    }
+
+    /// Purged entries must be elsewhere: this is who sees to it.
+    pub(crate) fn guard_purges(&mut self, guard: Arc<dyn PurgeGuard>) {
+        self.purge_guard = Some(guard);
+    }
+
+    /// The index behind the last entry that is on disk.
+    pub(crate) fn durable(&self) -> watch::Receiver<u64> {
+        self.shared.durable.subscribe()
+    }
+
+    /// Set when the log can no longer be written.
+    pub(crate) fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.shared.failure.subscribe()
+    }
+
+    /// Ends the writer behind what was handed to it, and closes the database.
+    pub(crate) fn close(&self) {
+        // A writer that has ended already takes no more.
+        let _ = self.ops.send(Op::Close);
+        if let Some(writer) = self.writer.lock().take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the log's writer has panicked");
+        }
+        self.shared.disk.write().take();
+    }
+
+    fn hand_over(&self, op: Op) -> io::Result<()> {
+        if let Some(failure) = &*self.shared.failure.borrow() {
+            return Err(io::Error::other(failure.clone()));
+        }
+        self.ops
+            .send(op)
+            .map_err(|_| io::Error::other("the log is closed"))
+    }
+
+    /// Reads a range: all of it that the log holds, or the first part of it that exceeds `limit` bytes.
+    async fn read(&self, range: impl RangeBounds<u64>, limit: usize) -> io::Result<Vec<Entry>> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut truncations = None;
+        let mut missed = None;
+        loop {
+            let (next, end, extents) = {
+                let inner = self.shared.inner.lock();
+                let (start, end) = inner.clip(&range);
+                if truncations.replace(inner.truncations) != Some(inner.truncations) {
+                    entries.clear();
+                }
+                // What was purged while it was read from disk is no longer there.
+                entries.retain(|entry| entry.log_id.index >= start);
+                let next = entries.last().map_or(start, |entry| entry.log_id.index + 1);
+                let size: usize = entries.iter().map(weight).sum();
+                if next >= end || (size >= limit && !entries.is_empty()) {
+                    return Ok(entries);
+                }
+                if next >= inner.tail_first() {
+                    entries.extend(inner.read_tail(next, end, limit - size));
+                    return Ok(entries);
+                }
+                if missed == Some(next) {
+                    return Err(missing(next));
+                }
+                (next, end.min(inner.tail_first()), inner.extents(next, end))
+            };
+            let shared = self.shared.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                shared.read_records(&extents, next, end, limit)
+            })
+            .await
+            .map_err(io::Error::other)??;
+            if read.is_empty() {
+                missed = Some(next); // unless it was purged meanwhile
+            }
+            entries.extend(read);
+        }
+    }
+}
+
+fn missing(index: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the log should hold entry {index}, but it is not there"),
+    )
+}
+
+impl Shared {
+    fn disk(&self) -> io::Result<Disk> {
+        self.disk
+            .read()
+            .clone()
+            .ok_or_else(|| io::Error::other("the log is closed"))
+    }
+
+    /// Reads contiguous entries from disk, the first of them `start`. Stops early where a record has gone, or when there
+    /// are enough bytes.
+    fn read_records(
+        &self,
+        extents: &[Extent],
+        start: u64,
+        end: u64,
+        limit: usize,
+    ) -> io::Result<Vec<Entry>> {
+        let disk = self.disk()?;
+        let mut entries = Vec::new();
+        let mut size = 0;
+        let mut next = start;
+        for extent in extents {
+            let Some(record) = read_record(&disk, *extent)? else {
+                break;
+            };
+            for encoded in record.entries {
+                if encoded.index < next {
+                    continue;
+                }
+                if encoded.index > next || next >= end || (size >= limit && !entries.is_empty()) {
+                    return Ok(entries);
+                }
+                let entry = encoded.decode().map_err(malformed)?;
+                size += weight(&entry);
+                next += 1;
+                entries.push(entry);
+            }
+        }
+        Ok(entries)
+    }
+
+    fn fail(&self, error: &io::Error) {
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                *failure = Some(format!("write the log: {error}"));
+            }
+            first
+        });
+    }
+}
+
+/// Reads a record; `None` when it is not there.
+fn read_record(disk: &Disk, extent: Extent) -> io::Result<Option<record::Record>> {
+    let mut parts = Vec::with_capacity(extent.parts as usize);
+    for key in extent.keys() {
+        match disk.tree().get(key).map_err(crate::disk::to_io)? {
+            Some(value) => parts.push(value),
+            None => return Ok(None),
+        }
+    }
+    record::unpack(extent.first, &parts)
+        .map(Some)
+        .map_err(malformed)
+}
+
+#[allow(clippy::needless_pass_by_value)] // for map_err
+fn malformed(error: record::Malformed) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        self.read(range, usize::MAX).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.shared.inner.lock().vote)
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
+        self.read(start..end, READ_LIMIT).await
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let inner = self.shared.inner.lock();
+        Ok(LogState {
+            last_purged_log_id: inner.purged,
+            last_log_id: inner.last,
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let (done, written) = oneshot::channel();
+        self.hand_over(Op::Vote { vote: *vote, done })?;
+        written
+            .await
+            .map_err(|_| io::Error::other("the log is closed"))?
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        self.shared.inner.lock().committed = committed;
+        self.hand_over(Op::Committed(committed))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.shared.inner.lock().committed)
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut encoded = Vec::new();
+        let last = {
+            let mut inner = self.shared.inner.lock();
+            for entry in entries {
+                let index = entry.log_id.index;
+                // An empty log takes any first entry; openraft's is 0.
+                if inner.last.is_some_and(|last| last.index + 1 != index) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        format!("entry {index} is not the one behind the last"),
+                    ));
+                }
+                encoded.push(Encoded::new(&entry));
+                let size = weight(&entry);
+                inner.push(entry, size);
+            }
+            inner.last
+        };
+        self.hand_over(Op::Append {
+            entries: encoded,
+            last,
+            callback,
+        })
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        self.shared.inner.lock().truncate_after(last);
+        self.hand_over(Op::Truncate(last))
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        if let Some(guard) = self.purge_guard.clone() {
+            tokio::task::spawn_blocking(move || guard.make_durable(upto.index))
+                .await
+                .map_err(io::Error::other)??;
+        }
+        self.shared.inner.lock().purge(upto);
+        self.hand_over(Op::Purge(upto))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,438 @@
+//! Calls to the peers, on behalf of openraft and of everybody else on this node.
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::io::Read as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use openraft::RPCTypes;
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use parking_lot::Mutex;
+use quorun_ledger::NodeId;
+use quorun_proto::v1;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+
+use super::MAX_MESSAGE;
+use super::check::Identity;
+use crate::error::Error;
+use crate::ledger_store::SnapshotFile;
+use crate::options::{ClusterId, Member};
+use crate::types::{Snapshot, TypeConfig, Vote};
+use crate::wire;
+
+const CONNECT: Duration = Duration::from_millis(500);
+const PING_EVERY: Duration = Duration::from_secs(1);
+const PING_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a follower may take to answer an append: its disk may be slow.
+const APPEND_PATIENCE: Duration = Duration::from_secs(2);
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A snapshot travels in pieces of this size.
+const CHUNK: usize = 256 * 1024;
+/// How many of them may be on their way.
+const CHUNKS: usize = 4;
+
+/// A connection to a peer that says who is calling.
+pub type PeerTransport = InterceptedService<Channel, Identity>;
+/// Calls to the Peer service of a node.
+pub type PeerClient = v1::peer_client::PeerClient<PeerTransport>;
+pub(crate) type ConsensusClient = v1::consensus_client::ConsensusClient<PeerTransport>;
+
+/// The connections to the peers: one each, made when it is first used, and made again whenever it was lost.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    cluster: ClusterId,
+    id: NodeId,
+    runtime: tokio::runtime::Handle,
+    channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
+}
+
+impl Peers {
+    pub(crate) fn new(cluster: ClusterId, id: NodeId, runtime: tokio::runtime::Handle) -> Self {
+        Self {
+            cluster,
+            id,
+            runtime,
+            channels: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// That an address can be dialled at all.
+    pub(crate) fn check_address(address: &str) -> Result<(), Error> {
+        endpoint(address).map(drop)
+    }
+
+    fn transport(&self, target: NodeId, address: &str) -> Result<PeerTransport, Error> {
+        let identity = Identity::new(self.cluster, self.id, target);
+        let mut channels = self.channels.lock();
+        let channel = match channels.get(&target) {
+            Some((known, channel)) if known == address => channel.clone(),
+            _ => {
+                // The connection lives on consensus' own runtime, whoever asks for it first.
+                let _entered = self.runtime.enter();
+                let channel = endpoint(address)?.connect_lazy();
+                channels.insert(target, (address.to_owned(), channel.clone()));
+                channel
+            }
+        };
+        Ok(InterceptedService::new(channel, identity))
+    }
+
+    pub(crate) fn consensus(
+        &self,
+        target: NodeId,
+        address: &str,
+    ) -> Result<ConsensusClient, Error> {
+        let transport = self.transport(target, address)?;
+        Ok(ConsensusClient::new(transport)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE))
+    }
+
+    pub(crate) fn peer(&self, target: NodeId, address: &str) -> Result<PeerClient, Error> {
+        let transport = self.transport(target, address)?;
+        Ok(PeerClient::new(transport)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE))
+    }
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, Error> {
+    // The name is looked up anew for every connection: a container may come back with another address.
+    Endpoint::from_shared(format!("http://{address}"))
+        .map(|endpoint| {
+            endpoint
+                .connect_timeout(CONNECT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_PATIENCE)
+                .keep_alive_while_idle(true)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+        })
+        .map_err(|error| Error::Options(format!("the peer address {address:?}: {error}")))
+}
+
+/// Whether a call failed before anything of it can have reached its target.
+pub(crate) fn never_sent(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Makes openraft's connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Connections {
+    pub(crate) peers: Arc<Peers>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Connections {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: NodeId, member: &Member) -> Connection {
+        let client = self.peers.consensus(target, &member.peer);
+        if let Err(error) = &client {
+            tracing::error!(target_node = target, %error, "a peer cannot be called");
+        }
+        Connection {
+            id: self.peers.id,
+            target,
+            client: client.ok(),
+        }
+    }
+}
+
+/// openraft's connection to one peer.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    id: NodeId,
+    target: NodeId,
+    /// None when the peer's address is not one.
+    client: Option<ConsensusClient>,
+}
+
+type RaftRpcError = RPCError<TypeConfig>;
+
+/// openraft waits a while before it calls again. Everything that goes wrong is of this kind: a peer that refuses calls
+/// is not better called at once.
+fn unreachable_peer(status: &Status) -> RaftRpcError {
+    RPCError::Unreachable(Unreachable::from_string(format!(
+        "{:?}: {}",
+        status.code(),
+        status.message()
+    )))
+}
+
+impl Connection {
+    fn client(&self) -> Result<ConsensusClient, RaftRpcError> {
+        self.client
+            .clone()
+            .ok_or_else(|| unreachable_peer(&Status::unavailable("the peer has no valid address")))
+    }
+
+    fn timeout(&self, action: RPCTypes, timeout: Duration) -> RaftRpcError {
+        RPCError::Timeout(Timeout {
+            action,
+            id: self.id,
+            target: self.target,
+            timeout,
+        })
+    }
+
+    async fn call_vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RaftRpcError> {
+        let mut client = self.client()?;
+        let request = v1::VoteRequest {
+            vote: Some(wire::vote_to(&request.vote)),
+            last_log_id: request.last_log_id.map(wire::log_id_to),
+            pre_vote,
+            leadership_transfer: request.leadership_transfer,
+        };
+        let patience = option.soft_ttl();
+        let reply = tokio::time::timeout(patience, client.vote(request))
+            .await
+            .map_err(|_| self.timeout(RPCTypes::Vote, patience))?
+            .map_err(|status| unreachable_peer(&status))?
+            .into_inner();
+        let vote = wire::vote_from(reply.vote).map_err(|error| unreachable_peer(&error.into()))?;
+        Ok(VoteResponse::new(
+            vote,
+            reply.last_log_id.map(wire::log_id_from),
+            reply.granted,
+        ))
+    }
+}
+
+impl NetVote<TypeConfig> for Connection {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RaftRpcError> {
+        self.call_vote(request, false, option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RaftRpcError> {
+        self.call_vote(request, true, option).await
+    }
+}
+
+/// How many requests of a stream were sent.
+#[derive(Debug, Default)]
+struct Sent {
+    count: AtomicU64,
+    more: Notify,
+}
+
+/// The receiving side of a stream of appends.
+struct Replies {
+    replies: tonic::Streaming<v1::AppendReply>,
+    received: u64,
+    sent: Arc<Sent>,
+    ended: bool,
+}
+
+impl Replies {
+    /// The next reply. Waits for as long as it takes while there is nothing to be answered, and no longer than a
+    /// follower may take when there is.
+    async fn next(&mut self) -> Option<Result<StreamAppendResult<TypeConfig>, Option<Status>>> {
+        if self.ended {
+            return None;
+        }
+        let deadline = tokio::time::sleep(APPEND_PATIENCE);
+        tokio::pin!(deadline);
+        loop {
+            let outstanding = self.sent.count.load(Ordering::Acquire) > self.received;
+            tokio::select! {
+                reply = self.replies.message() => {
+                    self.received += 1;
+                    let result = match reply {
+                        Ok(Some(reply)) => wire::append_reply_from(reply).map_err(|error| Some(error.into())),
+                        Ok(None) => return None,
+                        Err(status) => Err(Some(status)),
+                    };
+                    self.ended = result.is_err();
+                    return Some(result);
+                }
+                () = &mut deadline, if outstanding => {
+                    self.ended = true;
+                    return Some(Err(None));
+                }
+                () = self.sent.more.notified(), if !outstanding => {
+                    deadline.as_mut().reset(tokio::time::Instant::now() + APPEND_PATIENCE);
+                }
+            }
+        }
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for Connection {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RaftRpcError>>, RaftRpcError>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let mut client = self.client()?;
+            let sent = Arc::new(Sent::default());
+            let counter = sent.clone();
+            let requests = input.map(move |request| {
+                counter.count.fetch_add(1, Ordering::AcqRel);
+                counter.more.notify_one();
+                wire::append_request_to(&request)
+            });
+            let patience = option.soft_ttl().max(CONNECT);
+            let replies = tokio::time::timeout(patience, client.stream_append(requests))
+                .await
+                .map_err(|_| self.timeout(RPCTypes::AppendEntries, patience))?
+                .map_err(|status| unreachable_peer(&status))?
+                .into_inner();
+            let replies = Replies {
+                replies,
+                received: 0,
+                sent,
+                ended: false,
+            };
+            let this = &*self;
+            let results = futures::stream::unfold(replies, move |mut replies| async move {
+                let result = replies.next().await?.map_err(|status| match status {
+                    Some(status) => unreachable_peer(&status),
+                    None => this.timeout(RPCTypes::AppendEntries, APPEND_PATIENCE),
+                });
+                Some((result, replies))
+            });
+            let results: BoxStream<'s, _> = Box::pin(results);
+            Ok(results)
+        })
+    }
+}
+
+impl NetSnapshot<TypeConfig> for Connection {
+    type SnapshotData = SnapshotFile;
+
+    /// There is no deadline: a connection that is dead is noticed by its pings, and unpacking may take its time.
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let mut client = self.client()?;
+        let failed = |error: std::io::Error| {
+            StreamingError::Network(NetworkError::from_string(format!(
+                "read the snapshot: {error}"
+            )))
+        };
+        let bytes = snapshot.snapshot.file.metadata().map_err(failed)?.len();
+        let header = wire::snapshot_header_to(&vote, &snapshot.meta, bytes);
+        let (chunks, outgoing) = mpsc::channel(CHUNKS);
+        let reader = tokio::task::spawn_blocking(move || {
+            read_chunks(header, snapshot.snapshot.file, &chunks)
+        });
+        let call = client.install_snapshot(ReceiverStream::new(outgoing));
+        let reply = tokio::select! {
+            reply = call => reply.map_err(|status| unreachable_peer(&status))?.into_inner(),
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        reader
+            .await
+            .map_err(std::io::Error::other)
+            .and_then(|read| read)
+            .map_err(failed)?;
+        let vote = wire::vote_from(reply.vote).map_err(|error| unreachable_peer(&error.into()))?;
+        Ok(SnapshotResponse::new(vote))
+    }
+}
+
+fn read_chunks(
+    header: v1::SnapshotHeader,
+    mut file: std::fs::File,
+    chunks: &mpsc::Sender<v1::SnapshotChunk>,
+) -> std::io::Result<()> {
+    let mut next = v1::SnapshotChunk {
+        header: Some(header),
+        ..v1::SnapshotChunk::default()
+    };
+    loop {
+        if chunks.blocking_send(next).is_err() {
+            return Ok(()); // the call has ended; what came of it is known there
+        }
+        let mut data = vec![0; CHUNK];
+        let length = file.read(&mut data)?;
+        if length == 0 {
+            return Ok(());
+        }
+        data.truncate(length);
+        next = v1::SnapshotChunk {
+            header: None,
+            crc32: crc32fast::hash(&data),
+            data: data.into(),
+        };
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Connection {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RaftRpcError> {
+        let mut client = self.client()?;
+        let request = v1::TransferLeaderRequest {
+            from_leader: Some(wire::vote_to(request.from_leader())),
+            to: *request.to_node_id(),
+            last_log_id: request.last_log_id().copied().map(wire::log_id_to),
+        };
+        let patience = option.soft_ttl();
+        let reply = tokio::time::timeout(patience, client.transfer_leader(request))
+            .await
+            .map_err(|_| self.timeout(RPCTypes::TransferLeader, patience))?
+            .map_err(|status| unreachable_peer(&status))?
+            .into_inner();
+        wire::transfer_reply_from(reply).map_err(|error| unreachable_peer(&error.into()))
+    }
+}
+
+impl NetBackoff<TypeConfig> for Connection {
+    fn backoff(&self) -> Option<Backoff> {
+        None // the one of openraft's configuration
+    }
+}

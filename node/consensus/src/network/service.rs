@@ -1,0 +1,255 @@
+//! The Consensus service: what the peers ask of this node.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use openraft::ReadPolicy;
+use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::raft::{TransferLeaderRequest, VoteRequest};
+use quorun_ledger::{Command, codec};
+use quorun_proto::v1;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::ledger_store::{SnapshotFile, snapshot_folder};
+use crate::proposer::{Proposer, Refusal};
+use crate::types::{LogId, Raft, Snapshot, SnapshotMeta, Vote};
+use crate::wire;
+
+/// Nobody waits longer for a proposal.
+const MAX_DEADLINE: Duration = Duration::from_secs(600);
+
+/// What the peers ask of this node.
+#[derive(Debug)]
+pub(crate) struct Service {
+    raft: Raft,
+    proposer: Proposer,
+    snapshots: PathBuf,
+    /// One snapshot is received at a time.
+    receiving: Arc<Semaphore>,
+    received: AtomicU64,
+}
+
+impl Service {
+    pub(crate) fn new(raft: Raft, proposer: Proposer, data_dir: &Path) -> Self {
+        Self {
+            raft,
+            proposer,
+            snapshots: snapshot_folder(data_dir),
+            receiving: Arc::new(Semaphore::new(1)),
+            received: AtomicU64::new(0),
+        }
+    }
+
+    /// Puts the pieces of a snapshot into a file, and returns when that is on disk.
+    async fn receive(
+        path: &Path,
+        mut chunks: Streaming<v1::SnapshotChunk>,
+        bytes: u64,
+    ) -> Result<(), Status> {
+        let failed = |error: io::Error| Status::internal(format!("keep the snapshot: {error}"));
+        let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
+        let mut received = 0;
+        while let Some(chunk) = chunks.message().await? {
+            if crc32fast::hash(&chunk.data) != chunk.crc32 {
+                return Err(Status::data_loss("a chunk whose checksum is wrong"));
+            }
+            received += chunk.data.len() as u64;
+            if received > bytes {
+                return Err(Status::invalid_argument("more chunks than were announced"));
+            }
+            file.write_all(&chunk.data).await.map_err(failed)?;
+        }
+        if received < bytes {
+            return Err(Status::data_loss("fewer chunks than were announced"));
+        }
+        file.flush().await.map_err(failed)?;
+        file.sync_all().await.map_err(failed)
+    }
+
+    async fn install(
+        &self,
+        path: &Path,
+        vote: Vote,
+        meta: SnapshotMeta,
+    ) -> Result<v1::SnapshotReply, Status> {
+        let snapshot = SnapshotFile::open(path.to_owned())
+            .map_err(|error| Status::internal(format!("open the snapshot: {error}")))?;
+        let response = self
+            .raft
+            .install_full_snapshot(vote, Snapshot { meta, snapshot })
+            .await
+            .map_err(|error| stopped(&error))?;
+        Ok(v1::SnapshotReply {
+            vote: Some(wire::vote_to(&response.vote)),
+        })
+    }
+}
+
+fn stopped(error: &impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this node's consensus has ended: {error}"))
+}
+
+type Replies = std::pin::Pin<Box<dyn Stream<Item = Result<v1::AppendReply, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl v1::consensus_server::Consensus for Service {
+    type StreamAppendStream = Replies;
+
+    async fn stream_append(
+        &self,
+        request: Request<Streaming<v1::AppendRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        // A message that cannot be read ends the stream; its sender starts another one.
+        let requests = request.into_inner().scan((), |(), message| {
+            let request = message
+                .map_err(|status| tracing::debug!(%status, "a stream of appends has broken"))
+                .ok()
+                .and_then(|message| {
+                    wire::append_request_from(message)
+                        .map_err(|error| tracing::warn!(%error, "a malformed append"))
+                        .ok()
+                });
+            std::future::ready(request)
+        });
+        let replies = self
+            .raft
+            .stream_append(requests)
+            .map(|result| match result {
+                Ok(result) => Ok(wire::append_reply_to(&result)),
+                Err(fatal) => Err(stopped(&fatal)),
+            });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn vote(
+        &self,
+        request: Request<v1::VoteRequest>,
+    ) -> Result<Response<v1::VoteReply>, Status> {
+        let message = request.into_inner();
+        let mut request = VoteRequest::new(
+            wire::vote_from(message.vote)?,
+            message.last_log_id.map(wire::log_id_from),
+        );
+        request.leadership_transfer = message.leadership_transfer;
+        let response = if message.pre_vote {
+            self.raft.pre_vote(request).await
+        } else {
+            self.raft.vote(request).await
+        };
+        let response = response.map_err(|error| stopped(&error))?;
+        Ok(Response::new(v1::VoteReply {
+            vote: Some(wire::vote_to(&response.vote)),
+            granted: response.vote_granted,
+            last_log_id: response.last_log_id.map(wire::log_id_to),
+        }))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<v1::SnapshotChunk>>,
+    ) -> Result<Response<v1::SnapshotReply>, Status> {
+        let Ok(_only_one) = self.receiving.clone().try_acquire_owned() else {
+            return Err(Status::resource_exhausted("a snapshot is being received"));
+        };
+        let mut chunks = request.into_inner();
+        let header = chunks.message().await?.and_then(|chunk| chunk.header);
+        let header = header.ok_or_else(|| Status::invalid_argument("a snapshot without header"))?;
+        let bytes = header.bytes;
+        let (vote, meta) = wire::snapshot_header_from(header)?;
+        let number = self.received.fetch_add(1, Ordering::Relaxed);
+        let path = self.snapshots.join(format!("{number}.receiving"));
+        tracing::info!(
+            last = meta.last_log_id.map_or(0, |id: LogId| id.index),
+            bytes,
+            "receiving a snapshot"
+        );
+        let result = match Self::receive(&path, chunks, bytes).await {
+            Ok(()) => self.install(&path, vote, meta).await,
+            Err(status) => Err(status),
+        };
+        // Installing has given the file another name, unless it was refused.
+        if let Err(error) = tokio::fs::remove_file(&path).await
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "a received snapshot could not be removed");
+        }
+        result.map(Response::new)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderReply>, Status> {
+        let message = request.into_inner();
+        let request = TransferLeaderRequest::new(
+            wire::vote_from(message.from_leader)?,
+            message.to,
+            message.last_log_id.map(wire::log_id_from),
+        );
+        let response = self
+            .raft
+            .handle_transfer_leader(request)
+            .await
+            .map_err(|error| stopped(&error))?;
+        Ok(Response::new(wire::transfer_reply_to(&response)))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<v1::ProposeRequest>,
+    ) -> Result<Response<v1::ProposeReply>, Status> {
+        use v1::propose_reply::Result as Outcome;
+        let message = request.into_inner();
+        let commands: Vec<Command> = message
+            .commands
+            .iter()
+            .map(|bytes| codec::decode(bytes))
+            .collect::<Result<_, _>>()
+            .map_err(|error| Status::invalid_argument(format!("a command: {error}")))?;
+        let deadline =
+            Instant::now() + Duration::from_millis(message.deadline_ms).min(MAX_DEADLINE);
+        let result = match self.proposer.propose_here(commands, deadline).await {
+            Ok(replies) => Outcome::Replies(v1::Replies {
+                replies: replies
+                    .iter()
+                    .map(|reply| codec::encode(reply).into())
+                    .collect(),
+            }),
+            Err(Refusal::NotLeader(leader)) => Outcome::NotLeader(v1::NotLeader {
+                leader: leader.unwrap_or(0),
+            }),
+            Err(Refusal::Unknown) => Outcome::Unknown("no answer in time".to_owned()),
+            Err(Refusal::Stopped) => return Err(stopped(&"shut down")),
+        };
+        Ok(Response::new(v1::ProposeReply {
+            result: Some(result),
+        }))
+    }
+
+    async fn read_index(
+        &self,
+        _request: Request<v1::ReadIndexRequest>,
+    ) -> Result<Response<v1::ReadIndexReply>, Status> {
+        use v1::read_index_reply::Result as Outcome;
+        let result = match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Outcome::Index(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Outcome::NotLeader(v1::NotLeader {
+                    leader: forward.leader_id.unwrap_or(0),
+                })
+            }
+            Err(RaftError::APIError(error)) => Outcome::Unknown(error.to_string()),
+            Err(RaftError::Fatal(fatal)) => return Err(stopped(&fatal)),
+        };
+        Ok(Response::new(v1::ReadIndexReply {
+            result: Some(result),
+        }))
+    }
+}

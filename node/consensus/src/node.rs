@@ -1,0 +1,293 @@
+//! Starting and ending.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use quorun_ledger::NodeId;
+use quorun_proto::v1::consensus_server::ConsensusServer;
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::service::{InterceptorLayer, Routes};
+use tonic::transport::server::TcpIncoming;
+
+use crate::error::Error;
+use crate::handle::{Handle, Notice, Shared};
+use crate::ledger_store::{LedgerStore, StateMachine};
+use crate::log_store::{Location, LogStore};
+use crate::network::{self, Connections, MAX_MESSAGE, Peers, Service};
+use crate::options::Options;
+use crate::status::Status;
+use crate::types::Raft;
+use crate::{proposer, read, status};
+
+/// Threads for Raft and the peer port.
+const WORKERS: usize = 2;
+/// How long what is still running at the end is waited for.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// Opens the stores, starts Raft on threads of its own, and serves the peer port there: the Consensus service and the
+/// services that `extra` makes, all of them behind the check of cluster and node.
+///
+/// The node takes part at once if it belongs to a cluster; a new one waits for [`Handle::bootstrap`], or to be added.
+///
+/// # Errors
+/// When the stores cannot be opened or belong to another node, the options are wrong, or the port cannot be served.
+pub async fn start<F>(
+    options: Options,
+    listener: std::net::TcpListener,
+    extra: F,
+    eligible: watch::Receiver<BTreeSet<NodeId>>,
+) -> Result<(Handle, mpsc::UnboundedReceiver<Notice>), Error>
+where
+    F: FnOnce(&Handle) -> Routes + Send + 'static,
+{
+    let (tell, told) = oneshot::channel();
+    thread::Builder::new()
+        .name(format!("consensus-{}", options.id))
+        .spawn(move || run(options, listener, extra, eligible, tell))
+        .map_err(|error| Error::Failed(format!("start a thread: {error}")))?;
+    told.await.unwrap_or_else(|_| {
+        Err(Error::Failed(
+            "consensus has panicked at its start".to_owned(),
+        ))
+    })
+}
+
+type Started = Result<(Handle, mpsc::UnboundedReceiver<Notice>), Error>;
+
+/// The main thread of consensus: holds its runtime.
+fn run<F>(
+    options: Options,
+    listener: std::net::TcpListener,
+    extra: F,
+    eligible: watch::Receiver<BTreeSet<NodeId>>,
+    tell: oneshot::Sender<Started>,
+) where
+    F: FnOnce(&Handle) -> Routes + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name(format!("raft-{}", options.id))
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // Whoever started it may have gone.
+            let _ = tell.send(Err(Error::Failed(format!("start threads: {error}"))));
+            return;
+        }
+    };
+    // Goes away behind everything else.
+    let (alive, ended) = watch::channel(());
+    let stores = runtime.block_on(async {
+        let handle = runtime.handle().clone();
+        match launch(options, listener, extra, eligible, handle, ended).await {
+            Ok((node, handle, notices)) => {
+                let handed_over = tell.send(Ok((handle, notices)));
+                if handed_over.is_ok() {
+                    node.serve().await
+                } else {
+                    node.end().await
+                }
+            }
+            Err(error) => {
+                // Whoever started it may have gone.
+                let _ = tell.send(Err(error));
+                None
+            }
+        }
+    });
+    runtime.shutdown_timeout(LAST_WAIT);
+    if let Some((log, ledger)) = stores {
+        log.close();
+        ledger.close();
+    }
+    drop(alive);
+}
+
+/// A running node.
+struct Running {
+    id: NodeId,
+    raft: Raft,
+    log: LogStore,
+    ledger: LedgerStore,
+    shutdown: watch::Receiver<bool>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::Storage(error.to_string())))
+}
+
+async fn launch<F>(
+    options: Options,
+    listener: std::net::TcpListener,
+    extra: F,
+    eligible: watch::Receiver<BTreeSet<NodeId>>,
+    runtime: tokio::runtime::Handle,
+    ended: watch::Receiver<()>,
+) -> Result<(Running, Handle, mpsc::UnboundedReceiver<Notice>), Error>
+where
+    F: FnOnce(&Handle) -> Routes,
+{
+    let config = Arc::new(options.raft()?);
+    for member in options.members.values() {
+        Peers::check_address(&member.peer)?;
+    }
+    listener.set_nonblocking(true).map_err(Error::Listen)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(Error::Listen)?;
+
+    let location = Location {
+        data_dir: options.data_dir.clone(),
+        cluster: options.cluster,
+        node: options.id,
+    };
+    let (mut log, ledger) = blocking(move || {
+        let log = LogStore::open(&location)?;
+        match LedgerStore::open(&location.data_dir) {
+            Ok(ledger) => Ok((log, ledger)),
+            Err(error) => {
+                log.close();
+                Err(error)
+            }
+        }
+    })
+    .await?;
+    log.guard_purges(Arc::new(ledger.clone()));
+
+    let (notify, notices) = mpsc::unbounded_channel();
+    let peers = Arc::new(Peers::new(options.cluster, options.id, runtime));
+    let raft = Raft::build(
+        options.id,
+        config,
+        Connections {
+            peers: peers.clone(),
+        },
+        log.clone(),
+        StateMachine::new(ledger.clone(), log.durable(), notify),
+    )
+    .await;
+    let raft = match raft {
+        Ok(raft) => raft,
+        Err(fatal) => {
+            log.close();
+            ledger.close();
+            return Err(Error::Storage(fatal.to_string()));
+        }
+    };
+
+    let (status_tx, status) = watch::channel(Status::default());
+    let (fatal_tx, fatal) = watch::channel(None);
+    tokio::spawn(watch_log(log.failure(), fatal_tx.clone()));
+    tokio::spawn(status::run(
+        raft.clone(),
+        ledger.applied(),
+        options.election_max,
+        status_tx,
+        fatal_tx,
+    ));
+    let (proposer, proposing) = proposer::proposer(proposer::Parts {
+        id: options.id,
+        raft: raft.clone(),
+        peers: peers.clone(),
+        status: status.clone(),
+        eligible,
+        patience: 2 * options.election_max,
+    });
+    tokio::spawn(proposing);
+    let (reader, reading) = read::reader(
+        read::Parts {
+            id: options.id,
+            raft: raft.clone(),
+            peers: peers.clone(),
+            status: status.clone(),
+            patience: 2 * options.election_max,
+        },
+        ledger.applied(),
+    );
+    tokio::spawn(reading);
+
+    let (shutdown_tx, shutdown) = watch::channel(false);
+    let handle = Handle {
+        shared: Arc::new(Shared {
+            id: options.id,
+            members: options.members,
+            raft: raft.clone(),
+            ledger: ledger.clone(),
+            peers,
+            proposer: proposer.clone(),
+            reader,
+            status,
+            fatal,
+            shutdown: shutdown_tx,
+            ended,
+            election: options.election_max,
+        }),
+    };
+    let service = ConsensusServer::new(Service::new(raft.clone(), proposer, &options.data_dir))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let routes = extra(&handle).add_service(service);
+    let server = tonic::transport::Server::builder()
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .layer(InterceptorLayer::new(network::check(
+            options.cluster,
+            options.id,
+        )))
+        .add_routes(routes);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let id = options.id;
+    let server = tokio::spawn(async move {
+        if let Err(error) = server.serve_with_incoming(incoming).await {
+            tracing::error!(node = id, %error, "the peer port is no longer served");
+        }
+    });
+    raft.run();
+    tracing::info!(node = id, cluster = %options.cluster, "consensus started");
+    let node = Running {
+        id,
+        raft,
+        log,
+        ledger,
+        shutdown,
+        server,
+    };
+    Ok((node, handle, notices))
+}
+
+/// A log that can no longer be written ends consensus even while nobody writes.
+async fn watch_log(
+    mut failure: watch::Receiver<Option<String>>,
+    fatal: watch::Sender<Option<String>>,
+) {
+    if let Ok(failure) = failure.wait_for(Option::is_some).await {
+        fatal.send_replace(failure.clone());
+    }
+}
+
+impl Running {
+    /// Returns when consensus is to end, with the stores that are then to be closed.
+    async fn serve(mut self) -> Option<(LogStore, LedgerStore)> {
+        // An error means that nobody holds the handle any more.
+        let _ = self.shutdown.wait_for(|shutdown| *shutdown).await;
+        self.end().await
+    }
+
+    async fn end(self) -> Option<(LogStore, LedgerStore)> {
+        self.server.abort();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(node = self.id, %error, "raft has not ended as it should");
+        }
+        tracing::info!(node = self.id, "consensus ended");
+        Some((self.log, self.ledger))
+    }
+}

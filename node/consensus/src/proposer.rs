@@ -1,0 +1,524 @@
+//! The way of commands into the log.
+//!
+//! Every node has one proposer. What is proposed on the node goes through its queue; on the leader it leaves as a
+//! [`Batch`] for Raft, elsewhere as a call to the leader, whose proposer takes it into its own queue. Nothing waits to
+//! be joined by others: a batch is made as soon as fewer than [`IN_FLIGHT`] are under way, of all that has come by then.
+//!
+//! A batch carries the leader's clock and its scheduling decision, so it may only be committed under the leader that
+//! made it: it is written with that leader's term as a condition.
+//!
+//! Elections, lost connections and refusals are nobody's failure: a proposal goes back to the front of the queue and is
+//! tried again until its deadline. The ledger makes sure that a command that was applied twice has done no harm.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use openraft::errors::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use quorun_ledger::{Batch, Command, NodeId, Reply, codec};
+use quorun_proto::v1;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::ProposeError;
+use crate::network::{Peers, never_sent};
+use crate::status::Status;
+use crate::types::{EncodedBatch, Raft, Replies, TypeConfig};
+
+/// How many batches are under way at one time.
+const IN_FLIGHT: usize = 4;
+/// A batch has no more commands.
+const MAX_COMMANDS: usize = 1_000;
+/// A batch is no larger, unless a single command is, bytes.
+const MAX_BYTES: usize = 1 << 20;
+/// So many proposals wait at most; further ones wait to be let in.
+const QUEUE: usize = 16_384;
+/// How long to wait after a refusal, unless something changes before.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Why a proposal has no replies, to the proposer of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Nothing was proposed: this node does not lead.
+    NotLeader(Option<NodeId>),
+    /// It may still be applied.
+    Unknown,
+    Stopped,
+}
+
+/// Commands that came together and are answered together.
+#[derive(Debug)]
+struct Proposal {
+    commands: Vec<Command>,
+    weight: usize,
+    deadline: Instant,
+    /// Came from another node: it is not sent on to a third.
+    here: bool,
+    /// An attempt has ended without it being known whether it is applied.
+    uncertain: bool,
+    /// It may be applied, as things stand.
+    exposed: Arc<AtomicBool>,
+    reply: oneshot::Sender<Result<Vec<Reply>, Refusal>>,
+}
+
+impl Proposal {
+    fn abandoned(&self) -> bool {
+        self.reply.is_closed() || self.deadline <= Instant::now()
+    }
+}
+
+/// The way in.
+#[derive(Clone, Debug)]
+pub(crate) struct Proposer {
+    incoming: mpsc::Sender<Proposal>,
+    schedule: Arc<Notify>,
+}
+
+impl Proposer {
+    /// Proposes a command wherever the leader is.
+    pub(crate) async fn propose(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Reply, ProposeError> {
+        let exposed = Arc::new(AtomicBool::new(false));
+        let outcome = self.submit(vec![command], deadline, false, &exposed).await;
+        match outcome {
+            Some(Ok(replies)) => replies.into_iter().next().ok_or(ProposeError::Unknown),
+            Some(Err(Refusal::Stopped)) => Err(ProposeError::Stopped),
+            _ if exposed.load(Ordering::Acquire) => Err(ProposeError::Unknown),
+            _ => Err(ProposeError::Unavailable),
+        }
+    }
+
+    /// Proposes what has come from another node, if this one leads.
+    pub(crate) async fn propose_here(
+        &self,
+        commands: Vec<Command>,
+        deadline: Instant,
+    ) -> Result<Vec<Reply>, Refusal> {
+        let exposed = Arc::new(AtomicBool::new(false));
+        self.submit(commands, deadline, true, &exposed)
+            .await
+            .unwrap_or(Err(Refusal::Unknown))
+    }
+
+    /// `None` when time is up.
+    async fn submit(
+        &self,
+        commands: Vec<Command>,
+        deadline: Instant,
+        here: bool,
+        exposed: &Arc<AtomicBool>,
+    ) -> Option<Result<Vec<Reply>, Refusal>> {
+        let (reply, replied) = oneshot::channel();
+        let proposal = Proposal {
+            weight: commands.iter().map(weight).sum(),
+            commands,
+            deadline,
+            here,
+            uncertain: false,
+            exposed: exposed.clone(),
+            reply,
+        };
+        let waited = timeout_at(deadline, async {
+            if self.incoming.send(proposal).await.is_err() {
+                return Err(Refusal::Stopped);
+            }
+            replied.await.unwrap_or(Err(Refusal::Stopped))
+        });
+        waited.await.ok()
+    }
+
+    /// Asks for a batch soon, even an empty one.
+    pub(crate) fn schedule(&self) {
+        self.schedule.notify_one();
+    }
+}
+
+/// What a command takes in a batch, nearly, bytes.
+fn weight(command: &Command) -> usize {
+    const OVERHEAD: usize = 512;
+    let payload = match command {
+        Command::Submit { spec, .. } => spec.weight(),
+        Command::Complete { result, .. } => result.output.weight(),
+        _ => 0,
+    };
+    usize::try_from(payload)
+        .unwrap_or(usize::MAX)
+        .saturating_add(OVERHEAD)
+}
+
+/// What a proposer works with.
+pub(crate) struct Parts {
+    pub(crate) id: NodeId,
+    pub(crate) raft: Raft,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) eligible: watch::Receiver<BTreeSet<NodeId>>,
+    /// After so long a batch no longer keeps others from being made.
+    pub(crate) patience: Duration,
+}
+
+/// Makes a proposer, and the loop that it needs.
+pub(crate) fn proposer(parts: Parts) -> (Proposer, impl Future<Output = ()> + Send) {
+    let (incoming, waiting) = mpsc::channel(QUEUE);
+    let schedule = Arc::new(Notify::new());
+    let looping = Loop {
+        parts: Arc::new(parts),
+        waiting,
+        schedule: schedule.clone(),
+        scheduling: false,
+        queue: VecDeque::new(),
+        slots: Arc::new(Semaphore::new(IN_FLIGHT)),
+        attempts: JoinSet::new(),
+        pause: None,
+    };
+    (Proposer { incoming, schedule }, looping.run())
+}
+
+struct Loop {
+    parts: Arc<Parts>,
+    waiting: mpsc::Receiver<Proposal>,
+    schedule: Arc<Notify>,
+    scheduling: bool,
+    queue: VecDeque<Proposal>,
+    slots: Arc<Semaphore>,
+    attempts: JoinSet<Outcome>,
+    /// Until when nothing is tried.
+    pause: Option<Instant>,
+}
+
+/// What came of an attempt.
+enum Outcome {
+    /// Everybody has been answered.
+    Done,
+    /// These are to be tried again.
+    Again(Vec<Proposal>),
+    /// Raft has ended.
+    Ended,
+}
+
+/// Whom to hand a batch to.
+enum Target {
+    Here { term: u64 },
+    Peer(NodeId),
+}
+
+impl Loop {
+    async fn run(mut self) {
+        let mut status = self.parts.status.clone();
+        loop {
+            let paused = self.pause;
+            let ready = paused.is_none() && (self.scheduling || !self.queue.is_empty());
+            let target = if ready { self.target() } else { None };
+            tokio::select! {
+                Some(outcome) = self.attempts.join_next() => match outcome {
+                    Ok(Outcome::Done) => {}
+                    Ok(Outcome::Again(proposals)) => self.again(proposals),
+                    Ok(Outcome::Ended) => return,
+                    Err(error) => tracing::error!(%error, "a proposal was dropped"),
+                },
+                proposal = self.waiting.recv(), if self.queue.len() < QUEUE => match proposal {
+                    Some(proposal) => self.queue.push_back(proposal),
+                    None => return,
+                },
+                () = self.schedule.notified() => self.scheduling = true,
+                changed = status.changed() => match changed {
+                    Ok(()) => self.pause = None,
+                    Err(_) => return,
+                },
+                () = sleep_until(paused), if paused.is_some() => self.pause = None,
+                Ok(slot) = self.slots.clone().acquire_owned(), if target.is_some() => {
+                    if let Some(target) = target {
+                        self.dispatch(&target, slot);
+                    }
+                }
+            }
+            if self.queue.len() >= QUEUE {
+                self.queue.retain(|proposal| !proposal.abandoned());
+            }
+            if target_is_elsewhere(&self.parts) {
+                self.scheduling = false;
+                self.refuse_foreign();
+            }
+        }
+    }
+
+    /// Whom to hand the next batch to; `None` while nobody is known to lead.
+    fn target(&self) -> Option<Target> {
+        match self.parts.raft.as_leader() {
+            Ok(leader) => Some(Target::Here {
+                term: leader.term(),
+            }),
+            Err(forward) => forward
+                .leader_id
+                .filter(|leader| *leader != self.parts.id)
+                .map(Target::Peer),
+        }
+    }
+
+    /// Tells other nodes that what they have sent is better sent elsewhere.
+    fn refuse_foreign(&mut self) {
+        if !self.queue.iter().any(|proposal| proposal.here) {
+            return;
+        }
+        let leader = self.parts.status.borrow().leader;
+        for proposal in std::mem::take(&mut self.queue) {
+            if proposal.here {
+                refuse(proposal, leader);
+            } else {
+                self.queue.push_back(proposal);
+            }
+        }
+    }
+
+    /// Puts back what is to be tried again.
+    fn again(&mut self, proposals: Vec<Proposal>) {
+        self.pause = Some(Instant::now() + PAUSE);
+        let leader = self.parts.status.borrow().leader;
+        for proposal in proposals.into_iter().rev() {
+            proposal
+                .exposed
+                .store(proposal.uncertain, Ordering::Release);
+            if proposal.here {
+                refuse(proposal, leader);
+            } else if !proposal.abandoned() {
+                self.queue.push_front(proposal);
+            }
+        }
+    }
+
+    /// Takes a batch from the queue and sends it on its way.
+    fn dispatch(&mut self, target: &Target, slot: OwnedSemaphorePermit) {
+        while self.queue.len() < QUEUE {
+            match self.waiting.try_recv() {
+                Ok(proposal) => self.queue.push_back(proposal),
+                Err(_) => break,
+            }
+        }
+        let mut proposals = Vec::new();
+        let (mut count, mut bytes) = (0, 0);
+        while let Some(next) = self.queue.front() {
+            let fits =
+                count + next.commands.len() <= MAX_COMMANDS && bytes + next.weight <= MAX_BYTES;
+            if !proposals.is_empty() && !fits {
+                break;
+            }
+            let Some(next) = self.queue.pop_front() else {
+                break;
+            };
+            if next.abandoned() {
+                continue;
+            }
+            count += next.commands.len();
+            bytes += next.weight;
+            next.exposed.store(true, Ordering::Release);
+            proposals.push(next);
+        }
+        let parts = self.parts.clone();
+        match *target {
+            Target::Here { term } => {
+                if proposals.is_empty() && !self.scheduling {
+                    return;
+                }
+                self.scheduling = false;
+                self.attempts.spawn(write(parts, term, proposals, slot));
+            }
+            Target::Peer(_) if proposals.is_empty() => {}
+            Target::Peer(leader) => {
+                self.attempts.spawn(forward(parts, leader, proposals, slot));
+            }
+        }
+    }
+}
+
+fn target_is_elsewhere(parts: &Parts) -> bool {
+    let status = parts.status.borrow();
+    !status.leading
+}
+
+async fn sleep_until(until: Option<Instant>) {
+    if let Some(until) = until {
+        tokio::time::sleep_until(until).await;
+    }
+}
+
+fn refuse(proposal: Proposal, leader: Option<NodeId>) {
+    let refusal = if proposal.uncertain {
+        Refusal::Unknown
+    } else {
+        Refusal::NotLeader(leader)
+    };
+    // Whoever proposed it may have gone.
+    let _ = proposal.reply.send(Err(refusal));
+}
+
+/// Gives every proposal the replies to its commands.
+fn answer(proposals: Vec<Proposal>, replies: Vec<Reply>) {
+    let mut replies = replies.into_iter();
+    for proposal in proposals {
+        let own: Vec<_> = replies.by_ref().take(proposal.commands.len()).collect();
+        let complete = own.len() == proposal.commands.len();
+        let result = if complete {
+            Ok(own)
+        } else {
+            Err(Refusal::Unknown)
+        };
+        // Whoever proposed it may have gone.
+        let _ = proposal.reply.send(result);
+    }
+}
+
+fn uncertain(mut proposals: Vec<Proposal>) -> Outcome {
+    for proposal in &mut proposals {
+        proposal.uncertain = true;
+    }
+    Outcome::Again(proposals)
+}
+
+fn now_ms() -> u64 {
+    // A clock before 1970 counts as 1970; the ledger's own time never goes back.
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
+}
+
+/// When nobody waits any more.
+fn last_deadline(proposals: &[Proposal], patience: Duration) -> Instant {
+    let last = proposals.iter().map(|proposal| proposal.deadline).max();
+    last.unwrap_or_else(|| Instant::now() + patience)
+}
+
+/// Writes a batch into this node's log, under the condition that it still leads in `term`.
+async fn write(
+    parts: Arc<Parts>,
+    term: u64,
+    proposals: Vec<Proposal>,
+    slot: OwnedSemaphorePermit,
+) -> Outcome {
+    let deadline = last_deadline(&proposals, parts.patience);
+    let batch = Batch {
+        time_ms: now_ms(),
+        eligible: parts.eligible.borrow().clone(),
+        commands: proposals
+            .iter()
+            .flat_map(|proposal| proposal.commands.iter().cloned())
+            .collect(),
+    };
+    let encoded = EncodedBatch::new(&batch);
+    drop(batch);
+    let (responder, written) = ProgressResponder::<TypeConfig, _>::complete_only();
+    let handed_over = parts
+        .raft
+        .write(encoded)
+        .with_leader(term)
+        .responder(responder)
+        .await;
+    if handed_over.is_err() {
+        return Outcome::Ended;
+    }
+    let written = timeout_at(deadline, hold(written, slot, parts.patience)).await;
+    match written {
+        Ok(Ok(Ok(response))) => {
+            let Replies(replies) = response.data;
+            answer(proposals, replies);
+            Outcome::Done
+        }
+        // It was not appended.
+        Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Outcome::Again(proposals),
+        // It was appended; another leader may have committed it.
+        Ok(_) | Err(_) => uncertain(proposals),
+    }
+}
+
+/// Waits, and after some time gives the slot free before the result is there.
+async fn hold<F: Future>(result: F, slot: OwnedSemaphorePermit, patience: Duration) -> F::Output {
+    tokio::pin!(result);
+    tokio::select! {
+        result = &mut result => return result,
+        () = tokio::time::sleep(patience) => drop(slot),
+    }
+    result.await
+}
+
+/// Sends a batch to the leader.
+async fn forward(
+    parts: Arc<Parts>,
+    leader: NodeId,
+    proposals: Vec<Proposal>,
+    slot: OwnedSemaphorePermit,
+) -> Outcome {
+    use v1::propose_reply::Result as Reply;
+    let address = parts
+        .status
+        .borrow()
+        .members
+        .get(&leader)
+        .map(|member| member.peer.clone());
+    let client = address.and_then(|address| parts.peers.consensus(leader, &address).ok());
+    let Some(mut client) = client else {
+        return Outcome::Again(proposals);
+    };
+    let deadline = last_deadline(&proposals, parts.patience);
+    let left = deadline.saturating_duration_since(Instant::now());
+    let request = v1::ProposeRequest {
+        commands: proposals
+            .iter()
+            .flat_map(|proposal| &proposal.commands)
+            .map(|command| codec::encode(command).into())
+            .collect(),
+        deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+    };
+    let mut status = parts.status.clone();
+    let deposed = async {
+        let other = |status: &Status| status.leader.is_some_and(|now| now != leader);
+        if status.wait_for(other).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let called = hold(
+        timeout_at(deadline, client.propose(request)),
+        slot,
+        parts.patience,
+    );
+    let called = tokio::select! {
+        called = called => called,
+        // The old leader may have hung, and another one is there to be asked.
+        () = deposed => return uncertain(proposals),
+    };
+    match called {
+        Ok(Ok(reply)) => match reply.into_inner().result {
+            Some(Reply::Replies(replies)) => {
+                let decoded: Result<Vec<_>, _> = replies
+                    .replies
+                    .iter()
+                    .map(|bytes| codec::decode(bytes))
+                    .collect();
+                match decoded {
+                    Ok(replies) => {
+                        answer(proposals, replies);
+                        Outcome::Done
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, target_node = leader, "a malformed reply");
+                        uncertain(proposals)
+                    }
+                }
+            }
+            Some(Reply::NotLeader(_)) => Outcome::Again(proposals),
+            Some(Reply::Unknown(_)) | None => uncertain(proposals),
+        },
+        Ok(Err(status)) if never_sent(&status) => Outcome::Again(proposals),
+        Ok(Err(status)) => {
+            tracing::debug!(%status, target_node = leader, "a proposal was not answered");
+            uncertain(proposals)
+        }
+        Err(_) => uncertain(proposals),
+    }
+}

@@ -1,0 +1,126 @@
+//! How this node stands in the cluster, for everybody who wants to know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{Instant as _, RaftMetrics, ServerState};
+use quorun_ledger::NodeId;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::options::Member;
+use crate::types::{Raft, TypeConfig, next_index};
+
+/// How this node stands in the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// This node leads.
+    pub leading: bool,
+    /// The term of its vote.
+    pub term: u64,
+    /// The last entry of its log; 0 also when there is none.
+    pub last_log_index: u64,
+    /// The last entry that its ledger shows; 0 also when there is none.
+    pub applied_index: u64,
+    /// Who votes.
+    pub voters: BTreeSet<NodeId>,
+    /// Who follows without a vote.
+    pub learners: BTreeSet<NodeId>,
+    /// Voters and learners.
+    pub members: BTreeMap<NodeId, Member>,
+    /// This node has joined a cluster.
+    pub initialized: bool,
+    /// Leader only: a majority has acknowledged it within its lease, so that it takes proposals.
+    pub quorum: bool,
+}
+
+/// Keeps the status up to date, and says when Raft has ended.
+pub(crate) async fn run(
+    raft: Raft,
+    mut applied: watch::Receiver<u64>,
+    lease: Duration,
+    status: watch::Sender<Status>,
+    fatal: watch::Sender<Option<String>>,
+) {
+    let mut metrics = raft.metrics();
+    loop {
+        let (now, lapse, ended) = {
+            let metrics = metrics.borrow_and_update();
+            let applied = *applied.borrow_and_update();
+            let (now, lapse) = read(&metrics, applied, lease);
+            let ended = metrics
+                .running_state
+                .as_ref()
+                .err()
+                .map(ToString::to_string);
+            (now, lapse, ended)
+        };
+        status.send_if_modified(|current| {
+            let changed = *current != now;
+            if changed {
+                *current = now;
+            }
+            changed
+        });
+        if let Some(ended) = ended {
+            fatal.send_if_modified(|fatal| {
+                let first = fatal.is_none();
+                if first {
+                    *fatal = Some(ended);
+                }
+                first
+            });
+            return;
+        }
+        let lapsed = async {
+            match lapse {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { return },
+            changed = applied.changed() => if changed.is_err() { return },
+            () = lapsed => {}
+        }
+    }
+}
+
+/// The status, and when it changes by itself.
+fn read(
+    metrics: &RaftMetrics<TypeConfig>,
+    applied: u64,
+    lease: Duration,
+) -> (Status, Option<Instant>) {
+    let membership = metrics.membership_config.membership();
+    let voters: BTreeSet<_> = membership.voter_ids().collect();
+    let leading =
+        metrics.state == ServerState::Leader && metrics.current_leader == Some(metrics.id);
+    let alone = voters.len() == 1 && voters.contains(&metrics.id);
+    let acknowledged = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
+    let left = acknowledged.and_then(|age| lease.checked_sub(age));
+    let status = Status {
+        leader: metrics.current_leader,
+        leading,
+        term: metrics.current_term,
+        last_log_index: metrics.last_log_index.unwrap_or(0),
+        applied_index: next_index(metrics.last_applied.as_ref())
+            .max(applied)
+            .saturating_sub(1),
+        initialized: !voters.is_empty(),
+        voters,
+        learners: membership.learner_ids().collect(),
+        members: membership
+            .nodes()
+            .map(|(id, member)| (*id, member.clone()))
+            .collect(),
+        quorum: leading && (alone || left.is_some()),
+    };
+    let lapse = left
+        .filter(|_| leading && !alone)
+        .map(|left| Instant::now() + left + Duration::from_millis(1));
+    (status, lapse)
+}

@@ -1,0 +1,283 @@
+//! Clusters of nodes in this process, talking over loopback.
+
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorun_consensus::{ClusterId, Handle, Member, Notice, Options, Status};
+use quorun_ledger::{
+    Command, Completion, JobId, JobResult, JobSpec, Limits, NodeId, Outcome, Output, Reply,
+    SourceFile, StateHash, Verdict,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::service::Routes;
+
+/// Nothing here takes so long, even on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
+
+pub fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// A job id that is its number.
+pub fn job(number: u64) -> JobId {
+    let mut bytes = [0; 16];
+    bytes[8..].copy_from_slice(&number.to_be_bytes());
+    JobId::from_slice(&bytes).unwrap()
+}
+
+pub fn submit(number: u64, size: usize) -> Command {
+    Command::Submit {
+        id: job(number),
+        spec: JobSpec {
+            language: "python".to_owned(),
+            files: vec![SourceFile {
+                name: "main.py".to_owned(),
+                content: Bytes::from(vec![b'#'; size]),
+            }],
+            entrypoint: "main.py".to_owned(),
+            stdin: Bytes::new(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            limits: Limits {
+                cpu_ms: 1_000,
+                wall_ms: 2_000,
+                memory_kb: 65_536,
+                processes: 8,
+                output_kb: 64,
+            },
+            labels: Vec::new(),
+            retention_ms: 60_000,
+            max_attempts: 3,
+        },
+        key: None,
+    }
+}
+
+pub fn node_up(node: NodeId, incarnation: u64) -> Command {
+    Command::NodeUp {
+        node,
+        incarnation,
+        http: format!("node-{node}:8080"),
+        slots: 2,
+        languages: BTreeSet::from(["python".to_owned()]),
+        version: "test".to_owned(),
+    }
+}
+
+pub fn complete(number: u64, attempt: u32, node: NodeId) -> Command {
+    Command::Complete {
+        job: job(number),
+        attempt,
+        node,
+        result: JobResult {
+            outcome: Outcome::without_run(Verdict::Accepted, "done"),
+            output: Output::default(),
+        },
+    }
+}
+
+pub const COMMITTED: Reply = Reply::Completed(Completion::Committed);
+
+/// A node that can be stopped and started again with its folder and its port.
+pub struct Node {
+    pub id: NodeId,
+    pub handle: Handle,
+    pub notices: mpsc::UnboundedReceiver<Notice>,
+    pub eligible: watch::Sender<BTreeSet<NodeId>>,
+}
+
+impl Node {
+    pub fn status(&self) -> Status {
+        self.handle.status().borrow().clone()
+    }
+
+    pub async fn until(&self, what: &str, condition: impl FnMut(&Status) -> bool) -> Status {
+        let mut status = self.handle.status();
+        let waited = tokio::time::timeout(PATIENCE, status.wait_for(condition)).await;
+        match waited {
+            Ok(status) => status.unwrap().clone(),
+            Err(_) => panic!(
+                "node {} waits in vain for {what}: {:?}",
+                self.id,
+                self.status()
+            ),
+        }
+    }
+
+    pub fn state(&self) -> (u64, StateHash) {
+        self.handle.state().unwrap()
+    }
+}
+
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    pub members: BTreeMap<NodeId, Member>,
+    listeners: BTreeMap<NodeId, TcpListener>,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub snapshot_after: u64,
+}
+
+pub fn init_logs() {
+    use std::sync::Once;
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if std::env::var_os("RUST_LOG").is_some() {
+            tracing_subscriber::fmt()
+                .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+                .with_test_writer()
+                .init();
+        }
+    });
+}
+
+impl Cluster {
+    /// Reserves ports and folders for nodes that are not started yet.
+    pub fn new(size: u64) -> Self {
+        init_logs();
+        let mut members = BTreeMap::new();
+        let mut listeners = BTreeMap::new();
+        for id in 1..=size {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let member = Member {
+                peer: listener.local_addr().unwrap().to_string(),
+                http: format!("node-{id}:8080"),
+            };
+            members.insert(id, member);
+            listeners.insert(id, listener);
+        }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            members,
+            listeners,
+            nodes: BTreeMap::new(),
+            snapshot_after: 20_000,
+        }
+    }
+
+    /// A formed cluster with a leader.
+    pub async fn formed(size: u64) -> Self {
+        let mut cluster = Self::new(size);
+        cluster.form().await;
+        cluster
+    }
+
+    pub async fn form(&mut self) {
+        let ids: Vec<_> = self.members.keys().copied().collect();
+        for id in ids {
+            self.start(id).await;
+        }
+        for node in self.nodes.values() {
+            node.handle.bootstrap().await.unwrap();
+        }
+        self.leader().await;
+    }
+
+    pub fn folder(&self, id: NodeId) -> PathBuf {
+        self.dir.path().join(id.to_string())
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn options(&self, id: NodeId) -> Options {
+        let mut options = Options::new(id, CLUSTER, self.members.clone(), self.folder(id));
+        options.snapshot_after = self.snapshot_after;
+        options
+    }
+
+    pub fn listener(&self, id: NodeId) -> TcpListener {
+        match self.listeners.get(&id) {
+            Some(listener) => listener.try_clone().unwrap(),
+            None => TcpListener::bind(&self.members[&id].peer).unwrap(),
+        }
+    }
+
+    pub async fn start(&mut self, id: NodeId) {
+        let (eligible, eligible_rx) = watch::channel(BTreeSet::new());
+        let (handle, notices) = quorun_consensus::start(
+            self.options(id),
+            self.listener(id),
+            |_| Routes::default(),
+            eligible_rx,
+        )
+        .await
+        .unwrap();
+        let node = Node {
+            id,
+            handle,
+            notices,
+            eligible,
+        };
+        self.nodes.insert(id, node);
+    }
+
+    pub async fn stop(&mut self, id: NodeId) {
+        let node = self.nodes.remove(&id).unwrap();
+        node.handle.shutdown().await;
+    }
+
+    /// The node that leads and that all running nodes follow.
+    pub async fn leader(&self) -> NodeId {
+        let deadline = soon();
+        loop {
+            let leaders: BTreeSet<_> = self
+                .nodes
+                .values()
+                .map(|node| node.status().leader)
+                .collect();
+            if let [Some(leader)] = leaders.iter().copied().collect::<Vec<_>>()[..]
+                && let Some(node) = self.nodes.get(&leader)
+                && node.status().quorum
+            {
+                return leader;
+            }
+            let changes = self.nodes.values().map(|node| {
+                let mut status = node.handle.status();
+                Box::pin(async move { status.changed().await })
+            });
+            let change = futures::future::select_all(changes);
+            assert!(
+                tokio::time::timeout_at(deadline, change).await.is_ok(),
+                "no leader: {leaders:?}"
+            );
+        }
+    }
+
+    pub fn followers(&self, leader: NodeId) -> Vec<NodeId> {
+        self.nodes
+            .keys()
+            .copied()
+            .filter(|id| *id != leader)
+            .collect()
+    }
+
+    pub async fn propose(&self, id: NodeId, command: Command) -> Reply {
+        let proposed = self.nodes[&id].handle.propose(command, soon()).await;
+        proposed.unwrap()
+    }
+
+    /// Waits until all running nodes have applied the same; returns it.
+    pub async fn settled(&self) -> (u64, StateHash) {
+        let leader = self.leader().await;
+        self.nodes[&leader].handle.linearize(soon()).await.unwrap();
+        let target = self.nodes[&leader].status().applied_index;
+        let mut states = BTreeSet::new();
+        for node in self.nodes.values() {
+            node.until("all entries", |status| status.applied_index >= target)
+                .await;
+            let (index, hash) = node.state();
+            states.insert((index, hash.to_string()));
+        }
+        assert_eq!(states.len(), 1, "{states:?}");
+        self.nodes[&leader].state()
+    }
+}

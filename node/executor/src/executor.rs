@@ -1,0 +1,365 @@
+//! The executor: takes a job to its result.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use quorun_ledger::job::{JobResult, Outcome, Output, Verdict};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::docker::Docker;
+use crate::engine::{Engine, Key, MakeError};
+use crate::live::Live;
+use crate::options::{Kind, Options};
+use crate::pool::{Lease, Plan, Pool};
+use crate::process::Processes;
+use crate::sandbox::{Interrupted, Transcript};
+use crate::task::{Chunk, Task};
+use crate::{task, verdict};
+
+/// How often the engine is asked whether it is there.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// What a sandbox may take beyond the times of a job's steps before it is taken for hung: a machine that is very busy, and
+/// the warden's own patience with processes that do not die.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// A job whose sandbox breaks is tried this often in all.
+const TRIES: u32 = 2;
+
+/// Why an executor cannot be started at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The settings are wrong.
+    #[error("{0}")]
+    Settings(String),
+    /// The data folder cannot be used.
+    #[error("preparing the sandboxes below {folder}: {source}")]
+    Folder {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+}
+
+/// Whether jobs can run now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// They can.
+    Ready,
+    /// They cannot.
+    NotReady {
+        /// Why not, for people.
+        reason: String,
+    },
+}
+
+/// This node cannot execute now; the attempt should be given back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unavailable {
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// The handle through which jobs are run. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Executor {
+    pool: Pool,
+    health: watch::Sender<Health>,
+}
+
+/// Sets up an executor. The future keeps its health and its sandboxes in order until [`Executor::shutdown`]; it must be
+/// polled all the time. Both need a tokio runtime, the engine need not be there yet.
+///
+/// # Errors
+///
+/// Settings that cannot work, or a data folder that cannot be written.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "options are given away, as to every component"
+)]
+pub fn start(
+    options: Options,
+) -> Result<(Executor, impl Future<Output = ()> + Send + 'static), Error> {
+    if options.slots == 0 {
+        return Err(Error::Settings(
+            "an executor needs at least one slot".into(),
+        ));
+    }
+    let engine = match options.kind {
+        Kind::Docker => Engine::Docker(
+            Docker::new(&options.labels, options.cpus_per_sandbox).map_err(Error::Settings)?,
+        ),
+        Kind::Process => {
+            tracing::warn!(
+                "the process executor does NOT isolate: programs run with all rights of this user, on this machine; use it \
+                 for trusted code and tests only"
+            );
+            Engine::Process(
+                Processes::new(&options.data_dir).map_err(|source| Error::Folder {
+                    folder: options.data_dir.clone(),
+                    source,
+                })?,
+            )
+        }
+    };
+    let plan = plan(&engine, &options);
+    let (health, _) = watch::channel(Health::NotReady {
+        reason: "starting: the container engine has not been asked yet".into(),
+    });
+    let executor = Executor {
+        pool: Pool::new(engine, plan),
+        health,
+    };
+    let run = executor.clone().run();
+    Ok((executor, run))
+}
+
+/// How many sandboxes of which kind: one of each image that is named, the first for every slot; and as many more as all
+/// slots can need of another kind.
+fn plan(engine: &Engine, options: &Options) -> Plan {
+    let mut warm: Vec<(Key, usize)> = Vec::new();
+    for (image, memory_kb) in &options.images {
+        let key = engine.key(image, *memory_kb);
+        if !warm.iter().any(|(known, _)| *known == key) {
+            let wanted = if warm.is_empty() { options.slots } else { 1 };
+            warm.push((key, wanted));
+        }
+    }
+    if let (Engine::Process(_), true) = (engine, warm.is_empty()) {
+        warm.push((engine.key("", 0), options.slots));
+    }
+    Plan {
+        capacity: options.slots + options.slots.max(warm.len()),
+        max_jobs: options.max_jobs_per_sandbox.max(1),
+        warm,
+    }
+}
+
+/// How one try at a job ended.
+enum Tried {
+    Result(Box<JobResult>),
+    /// The sandbox broke; another one may do better.
+    Again(String),
+    Unavailable(Unavailable),
+}
+
+impl Tried {
+    fn result(result: JobResult) -> Self {
+        Self::Result(Box::new(result))
+    }
+}
+
+impl Executor {
+    async fn run(self) {
+        let mut first = true;
+        let mut tick = tokio::time::interval(CHECK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.pool.closed() => return,
+                () = self.pool.work() => {}
+                _ = tick.tick() => {
+                    let health = match self.pool.engine().check().await {
+                        Ok(()) => Health::Ready,
+                        Err(reason) => Health::NotReady { reason },
+                    };
+                    let ready = health == Health::Ready;
+                    if ready && first {
+                        first = false;
+                        self.pool.engine().remove_orphans().await;
+                    }
+                    if self.set_health(health) && ready {
+                        self.pool.forgive();
+                    }
+                }
+            }
+            if *self.health.borrow() == Health::Ready {
+                self.pool.tend();
+            }
+        }
+    }
+
+    /// Says whether it changed.
+    fn set_health(&self, health: Health) -> bool {
+        self.health.send_if_modified(|current| {
+            if *current == health {
+                return false;
+            }
+            match &health {
+                Health::Ready => tracing::info!("the executor is ready"),
+                Health::NotReady { reason } => {
+                    tracing::warn!("the executor is not ready: {reason}");
+                }
+            }
+            *current = health;
+            true
+        })
+    }
+
+    /// Runs one task to its end. What goes wrong is a result with the verdict `internal_error`.
+    ///
+    /// While the program runs, what it prints is sent to `output`; a receiver that is slow or gone does not hold the job
+    /// up. Should the sandbox break and the job be started again, what was sent already is not sent again. The result holds
+    /// all of it in any case.
+    ///
+    /// # Errors
+    ///
+    /// This node cannot execute now: the engine does not answer, or the node is shutting down. There is no result, and
+    /// the attempt should be given back.
+    pub async fn execute(
+        &self,
+        task: Task,
+        output: mpsc::Sender<Chunk>,
+        cancel: CancellationToken,
+    ) -> Result<JobResult, Unavailable> {
+        let mut live = Live::new(output);
+        let mut reason = String::new();
+        for _ in 0..TRIES {
+            if let Health::NotReady { reason } = &*self.health.borrow() {
+                return Err(Unavailable {
+                    reason: reason.clone(),
+                });
+            }
+            live.restart();
+            match self.attempt(&task, &mut live, &cancel).await {
+                Tried::Result(result) => return Ok(*result),
+                Tried::Again(cause) => {
+                    tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
+                    reason = cause;
+                }
+                Tried::Unavailable(unavailable) => return Err(unavailable),
+            }
+        }
+        Ok(JobResult::internal_error(format!(
+            "given up after {TRIES} tries: {reason}"
+        )))
+    }
+
+    async fn attempt(&self, task: &Task, live: &mut Live, cancel: &CancellationToken) -> Tried {
+        let spec = &task.spec;
+        let key = self
+            .pool
+            .engine()
+            .key(&task.language.image, spec.limits.memory_kb);
+        let lease = tokio::select! {
+            biased;
+            () = cancel.cancelled() => {
+                return Tried::result(JobResult {
+                    outcome: Outcome::without_run(Verdict::Cancelled, "cancelled before it ran"),
+                    output: Output::default(),
+                });
+            }
+            lease = self.pool.acquire(&key) => lease,
+        };
+        let mut lease = match lease {
+            Ok(lease) => lease,
+            Err(MakeError::Unreachable(reason)) => {
+                let reason = MakeError::Unreachable(reason).to_string();
+                self.set_health(Health::NotReady {
+                    reason: reason.clone(),
+                });
+                return Tried::Unavailable(Unavailable { reason });
+            }
+            Err(error @ MakeError::ImageMissing(_)) => {
+                return Tried::result(JobResult::internal_error(error.to_string()));
+            }
+            Err(error @ MakeError::Other(_)) => return Tried::Again(error.to_string()),
+        };
+        tracing::debug!(job = %task.job, attempt = task.attempt, sandbox = lease.id(), "running");
+        let patience = patience(task);
+        lease.count_job();
+        let Some(link) = lease.link() else {
+            return Tried::Again("the sandbox has gone".into());
+        };
+        match link.run(task::request(task), live, cancel, patience).await {
+            Ok(transcript) => self.finish(task, lease, transcript, live).await,
+            Err(interrupted) => self.interrupted(task, lease, interrupted).await,
+        }
+    }
+
+    /// The warden has answered to the end: the sandbox is looked after while the result is on its way.
+    async fn finish(
+        &self,
+        task: &Task,
+        lease: Lease,
+        transcript: Transcript,
+        live: &mut Live,
+    ) -> Tried {
+        if verdict::ran_out_of_memory(&transcript) {
+            lease.discard("it ran out of memory");
+        } else {
+            self.pool.spawn(clean(lease));
+        }
+        if let Some(reason) = verdict::sandbox_failed(&transcript) {
+            return Tried::Again(reason);
+        }
+        live.finish().await;
+        let (stdout, stderr) = live.take_output();
+        Tried::result(verdict::result(task, transcript, stdout, stderr))
+    }
+
+    /// The sandbox broke. Why, decides what becomes of the job.
+    async fn interrupted(&self, task: &Task, lease: Lease, interrupted: Interrupted) -> Tried {
+        let Interrupted { cause, started } = interrupted;
+        let out_of_memory = started && self.pool.engine().was_out_of_memory(lease.id()).await;
+        lease.discard(&cause.to_string());
+        if out_of_memory {
+            return Tried::result(verdict::out_of_memory(task));
+        }
+        if let crate::sandbox::Broken::Silent(patience) = cause {
+            // A second try would take as long.
+            return Tried::result(JobResult::internal_error(format!(
+                "the sandbox did not answer within {} s, which is the time of the job's steps and {} s more",
+                patience.as_secs(),
+                GRACE.as_secs()
+            )));
+        }
+        Tried::Again(cause.to_string())
+    }
+
+    /// Whether jobs can run now, and every change of it.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// How many sandboxes there are: `warm`, `busy`, `starting`, and `discarded` since the start.
+    #[must_use]
+    pub fn sandboxes(&self) -> BTreeMap<String, u64> {
+        self.pool.counts()
+    }
+
+    /// Kills and removes every sandbox of this node and incarnation. Jobs that are running end as
+    /// [`Unavailable`]; nothing can be executed afterwards.
+    pub async fn shutdown(&self) {
+        self.set_health(Health::NotReady {
+            reason: "the node is shutting down".into(),
+        });
+        self.pool.close().await;
+    }
+}
+
+/// Waits until a sandbox is clean and gives it back, or throws it away.
+async fn clean(mut lease: Lease) {
+    let Some(link) = lease.link() else { return };
+    match link.clean().await {
+        Ok(Ok(())) => lease.keep(),
+        Ok(Err(left)) => {
+            tracing::warn!(sandbox = lease.id(), ?left, "a job left something behind");
+            lease.discard("it is not clean");
+        }
+        Err(error) => lease.discard(&error.to_string()),
+    }
+}
+
+/// How long a sandbox may take for a job.
+fn patience(task: &Task) -> Duration {
+    let compile = match task.language.compile {
+        Some(_) => task.language.compile_limits.wall_ms,
+        None => 0,
+    };
+    Duration::from_millis(compile.saturating_add(task.spec.limits.wall_ms)).saturating_add(GRACE)
+}

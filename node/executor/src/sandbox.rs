@@ -1,0 +1,278 @@
+//! The node's side of the talk with a warden, over any pair of byte streams.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::FutureExt;
+use quorun_warden::protocol::{
+    self, Decoder, End, Event, FrameError, Ready, Report, Request, Run, StepKind,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::live::Live;
+use crate::task::Stream;
+
+/// Read at once.
+const READ: usize = 64 << 10;
+
+/// How long a warden may take to end a job that is cancelled, and to clean up.
+const END_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Why a sandbox cannot be talked to any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// It has ended.
+    #[error("the sandbox has ended")]
+    Ended,
+    /// The stream failed.
+    #[error("the stream to the sandbox: {0}")]
+    Stream(#[from] std::io::Error),
+    /// It says what cannot be understood.
+    #[error("the sandbox sent {0}")]
+    Frame(#[from] FrameError),
+    /// It says what does not belong here.
+    #[error("the sandbox sent {0}")]
+    Unexpected(String),
+    /// It does not answer in time.
+    #[error("the sandbox did not answer within {0:?}")]
+    Silent(Duration),
+}
+
+/// The two streams to a warden.
+pub(crate) struct Link {
+    reader: Pin<Box<dyn AsyncRead + Send>>,
+    writer: Pin<Box<dyn AsyncWrite + Send>>,
+    decoder: Decoder,
+    buffer: Vec<u8>,
+}
+
+/// What a warden told of a job.
+#[derive(Debug)]
+pub(crate) struct Transcript {
+    /// The compile step, and what it printed.
+    pub(crate) compile: Option<Compiled>,
+    /// How the job ended.
+    pub(crate) end: End,
+}
+
+/// A compile step that has ended.
+#[derive(Debug, Default)]
+pub(crate) struct Compiled {
+    pub(crate) report: Report,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+}
+
+/// A talk that broke off.
+#[derive(Debug)]
+pub(crate) struct Interrupted {
+    pub(crate) cause: Broken,
+    /// A program of the job had been started.
+    pub(crate) started: bool,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(crate) fn new(
+        reader: impl AsyncRead + Send + 'static,
+        writer: impl AsyncWrite + Send + 'static,
+    ) -> Self {
+        Self {
+            reader: Box::pin(reader),
+            writer: Box::pin(writer),
+            decoder: Decoder::default(),
+            buffer: vec![0; READ],
+        }
+    }
+
+    /// The next thing the warden says. May be dropped and called again.
+    async fn event(&mut self) -> Result<Event, Broken> {
+        next(&mut self.reader, &mut self.decoder, &mut self.buffer).await
+    }
+
+    async fn event_within(&mut self, patience: Duration) -> Result<Event, Broken> {
+        tokio::time::timeout(patience, self.event())
+            .await
+            .unwrap_or(Err(Broken::Silent(patience)))
+    }
+
+    /// Waits for the warden's first words.
+    pub(crate) async fn ready(&mut self, patience: Duration) -> Result<Ready, Broken> {
+        match self.event_within(patience).await? {
+            Event::Ready(ready) if ready.version == protocol::VERSION => Ok(ready),
+            Event::Ready(ready) => Err(Broken::Unexpected(format!(
+                "version {} of the protocol instead of {}",
+                ready.version,
+                protocol::VERSION
+            ))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Whether an idle sandbox is still there: it says nothing, and its stream has not ended.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.event().now_or_never().is_none()
+    }
+
+    /// Runs a job to its end, or until `patience` is over.
+    pub(crate) async fn run(
+        &mut self,
+        run: Run,
+        live: &mut Live,
+        cancel: &CancellationToken,
+        patience: Duration,
+    ) -> Result<Transcript, Interrupted> {
+        let mut talk = Talk::default();
+        self.talk(run, live, cancel, patience, &mut talk)
+            .await
+            .map(|end| Transcript {
+                compile: talk.compiled.then_some(talk.compile),
+                end,
+            })
+            .map_err(|cause| Interrupted {
+                cause,
+                started: talk.started,
+            })
+    }
+
+    async fn talk(
+        &mut self,
+        run: Run,
+        live: &mut Live,
+        cancel: &CancellationToken,
+        patience: Duration,
+        talk: &mut Talk,
+    ) -> Result<End, Broken> {
+        let mut waiting = Vec::new();
+        protocol::encode(&Request::Run(Box::new(run)), &mut waiting)?;
+        let mut written = 0;
+        let mut cancelled = false;
+        let mut patience = patience;
+        let mut deadline = Instant::now() + patience;
+        loop {
+            // Nothing waits for anything else here: a job is written while its output is read.
+            tokio::select! {
+                biased;
+                () = cancel.cancelled(), if !cancelled => {
+                    cancelled = true;
+                    protocol::encode(&Request::Kill, &mut waiting)?;
+                    let earlier = Instant::now() + END_PATIENCE;
+                    if earlier < deadline {
+                        deadline = earlier;
+                        patience = END_PATIENCE;
+                    }
+                }
+                () = live.forward() => {}
+                result = self.writer.write(&waiting[written..]), if written < waiting.len() => {
+                    match result? {
+                        0 => return Err(Broken::Ended),
+                        length => written += length,
+                    }
+                    if written == waiting.len() {
+                        self.writer.flush().await?;
+                        waiting = Vec::new();
+                        written = 0;
+                    }
+                }
+                event = next(&mut self.reader, &mut self.decoder, &mut self.buffer) => {
+                    if let Some(end) = talk.hear(event?, live)? {
+                        return Ok(end);
+                    }
+                }
+                () = tokio::time::sleep_until(deadline) => return Err(Broken::Silent(patience)),
+            }
+        }
+    }
+
+    /// Waits until the sandbox is clean after a job. An error or a `false` ends its use.
+    pub(crate) async fn clean(&mut self) -> Result<Result<(), Vec<String>>, Broken> {
+        match self.event_within(END_PATIENCE).await? {
+            Event::Clean { ok: true, .. } => Ok(Ok(())),
+            Event::Clean { ok: false, left } => Ok(Err(left)),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// The next event. May be dropped and called again: what was read is in the decoder.
+async fn next(
+    reader: &mut (impl AsyncRead + Unpin),
+    decoder: &mut Decoder,
+    buffer: &mut [u8],
+) -> Result<Event, Broken> {
+    loop {
+        if let Some(event) = decoder.frame()? {
+            return Ok(event);
+        }
+        match reader.read(buffer).await? {
+            0 => return Err(Broken::Ended),
+            length => decoder.extend(&buffer[..length]),
+        }
+    }
+}
+
+fn unexpected(event: &Event) -> Broken {
+    let kind = match event {
+        Event::Ready(_) => "Ready",
+        Event::Started { .. } => "Started",
+        Event::Output { .. } => "Output",
+        Event::CompileDone(_) => "CompileDone",
+        Event::Done(_) => "Done",
+        Event::Clean { .. } => "Clean",
+    };
+    Broken::Unexpected(format!("{kind} at the wrong time"))
+}
+
+/// What has been heard of a job so far.
+#[derive(Debug, Default)]
+struct Talk {
+    started: bool,
+    compiled: bool,
+    compile: Compiled,
+}
+
+impl Talk {
+    fn hear(&mut self, event: Event, live: &mut Live) -> Result<Option<End>, Broken> {
+        match event {
+            Event::Started { .. } => self.started = true,
+            Event::Output {
+                step: StepKind::Compile,
+                stream,
+                data,
+                ..
+            } => match stream {
+                protocol::Stream::Stdout => self.compile.stdout.extend(data),
+                protocol::Stream::Stderr => self.compile.stderr.extend(data),
+            },
+            Event::Output {
+                step: StepKind::Run,
+                stream,
+                offset,
+                data,
+            } => {
+                let stream = Stream::from(stream);
+                if offset != live.len(stream) {
+                    return Err(Broken::Unexpected(format!(
+                        "{stream:?} from byte {offset} after byte {}",
+                        live.len(stream)
+                    )));
+                }
+                live.push(stream, &data);
+            }
+            Event::CompileDone(report) => {
+                self.compile.report = report;
+                self.compiled = true;
+            }
+            Event::Done(end) => return Ok(Some(end)),
+            event @ (Event::Ready(_) | Event::Clean { .. }) => return Err(unexpected(&event)),
+        }
+        Ok(None)
+    }
+}

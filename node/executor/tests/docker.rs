@@ -1,0 +1,442 @@
+//! Jobs in containers of a real engine. Without one these tests say so and do nothing, unless QUORUN_REQUIRE_ENGINE is 1.
+
+#[macro_use]
+mod suite;
+mod common;
+
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use quorun_executor::{Executor, Health, Kind, Labels, Options};
+
+/// Whether there is an engine with the image; the tests are to fail without one if QUORUN_REQUIRE_ENGINE is 1.
+fn engine() -> bool {
+    let answer = Command::new("docker")
+        .args(["image", "inspect", common::IMAGE])
+        .output();
+    let reason = match answer {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => format!("docker: {error}"),
+    };
+    assert!(
+        std::env::var("QUORUN_REQUIRE_ENGINE").as_deref() != Ok("1"),
+        "QUORUN_REQUIRE_ENGINE is 1, but {reason}"
+    );
+    eprintln!(
+        "SKIPPED: it needs a container engine with {}: {reason}",
+        common::IMAGE
+    );
+    false
+}
+
+fn with<F>(test: impl FnOnce(Executor) -> F + Send + 'static)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    with_options(|_| {}, test);
+}
+
+fn with_options<F>(
+    change: impl FnOnce(&mut Options),
+    test: impl FnOnce(Executor) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    if !engine() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut options = common::options(Kind::Docker, folder.path().to_path_buf());
+    change(&mut options);
+    let labels = options.labels.clone();
+    common::with_executor(options, test);
+    let left = containers(&labels);
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+fn docker(arguments: &[&str]) -> String {
+    let output = Command::new("docker").args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "docker {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// The containers of a node, running or not.
+fn containers(labels: &Labels) -> Vec<String> {
+    let cluster = format!("label=quorun.cluster={}", labels.cluster);
+    let node = format!("label=quorun.node={}", labels.node);
+    docker(&[
+        "ps",
+        "-aq",
+        "--no-trunc",
+        "--filter",
+        &cluster,
+        "--filter",
+        &node,
+    ])
+    .lines()
+    .map(str::to_owned)
+    .collect()
+}
+
+suite!(with);
+
+#[test]
+fn a_sandbox_may_do_nothing_that_it_need_not() {
+    let labels = Arc::new(Mutex::new(None));
+    let seen = labels.clone();
+    with_options(
+        move |options| *seen.lock().unwrap() = Some(options.labels.clone()),
+        move |executor| async move {
+            let labels = labels.lock().unwrap().clone().unwrap();
+            common::sandboxes(&executor, |counts| counts["warm"] == 1).await;
+            let id = containers(&labels).pop().unwrap();
+            let field = |format: &str| docker(&["inspect", "--format", format, &id]);
+            assert_eq!(field("{{.HostConfig.Privileged}}"), "false");
+            assert_eq!(field("{{.HostConfig.NetworkMode}}"), "none");
+            assert_eq!(field("{{.HostConfig.IpcMode}}"), "none");
+            assert_eq!(field("{{.HostConfig.PidMode}}"), "");
+            assert_eq!(field("{{.HostConfig.ReadonlyRootfs}}"), "true");
+            assert_eq!(field("{{.HostConfig.CapDrop}}"), "[ALL]");
+            assert_eq!(field("{{.HostConfig.CapAdd}}"), "[SETUID SETGID KILL]");
+            assert_eq!(
+                field("{{.HostConfig.SecurityOpt}}"),
+                "[no-new-privileges:true]"
+            );
+            assert_eq!(field("{{.HostConfig.LogConfig.Type}}"), "none");
+            assert_eq!(field("{{.HostConfig.RestartPolicy.Name}}"), "no");
+            assert_eq!(field("{{.HostConfig.Binds}}"), "[]");
+            assert_eq!(field("{{len .HostConfig.Devices}}"), "0");
+            assert_eq!(
+                field("{{range .Mounts}}{{.Type}} {{.Destination}} {{.RW}};{{end}}"),
+                "volume /.quorun false;"
+            );
+            assert_eq!(
+                field("{{.HostConfig.Memory}}"),
+                field("{{.HostConfig.MemorySwap}}")
+            );
+            assert_ne!(field("{{.HostConfig.PidsLimit}}"), "0");
+            assert_ne!(field("{{.HostConfig.NanoCpus}}"), "0");
+            assert_eq!(
+                field("{{index .Config.Labels \"quorun.incarnation\"}}"),
+                "7"
+            );
+        },
+    );
+}
+
+#[test]
+fn a_job_has_no_rights_and_a_user_of_its_own() {
+    with(|executor| async move {
+        let source = "id -u; id -G; \
+            grep -E '^(CapEff|CapPrm|CapInh|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t'; \
+            cat /proc/self/oom_score_adj; ulimit -c; \
+            cat /proc/1/environ /proc/1/cmdline >/dev/null 2>&1 && cat /proc/1/environ && echo read; \
+            ls /proc/1/fd 2>/dev/null; \
+            kill -9 1 2>/dev/null && echo killed; \
+            touch /x /.quorun/x /etc/x 2>/dev/null && echo written; \
+            ls /sys/class/net; exit 0";
+        let result = common::run(&executor, common::task(common::bash(), source)).await;
+        let text = String::from_utf8(result.output.stdout.to_vec()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let uid: u32 = lines[0].parse().unwrap();
+        assert!(uid >= 10_000, "{text}");
+        assert_eq!(lines[1], lines[0]);
+        assert_eq!(
+            lines[2..],
+            [
+                "CapInh:0000000000000000",
+                "CapPrm:0000000000000000",
+                "CapEff:0000000000000000",
+                "CapAmb:0000000000000000",
+                "NoNewPrivs:1",
+                "Seccomp:2",
+                "1000",
+                "0",
+                "lo",
+            ],
+            "{text}"
+        );
+        let next = common::run(&executor, common::task(common::bash(), "id -u")).await;
+        assert_ne!(next.output.stdout, format!("{uid}\n"));
+    });
+}
+
+#[test]
+fn full_folders_do_not_break_a_sandbox() {
+    with(|executor| async move {
+        let source = "cat /dev/zero > a; cat /dev/zero > $TMPDIR/b; cat /dev/zero > $TMPDIR/c; \
+                      [ -s a ] && [ -s $TMPDIR/b ] && exit 5";
+        let result = common::run(&executor, common::task(common::bash(), source)).await;
+        assert_eq!(result.outcome.exit_code, Some(5), "{result:?}");
+        let next = common::run(&executor, common::task(common::bash(), "ls -A . $TMPDIR")).await;
+        common::assert_prints(&next, b".:\nmain\n\n/tmp:\n");
+    });
+}
+
+#[test]
+fn a_sandbox_that_somebody_removed_is_not_missed() {
+    let labels = Arc::new(Mutex::new(None));
+    let seen = labels.clone();
+    with_options(
+        move |options| *seen.lock().unwrap() = Some(options.labels.clone()),
+        move |executor| async move {
+            let labels = labels.lock().unwrap().clone().unwrap();
+            common::sandboxes(&executor, |counts| counts["warm"] == 1).await;
+            for id in containers(&labels) {
+                docker(&["rm", "-f", &id]);
+            }
+            let result = common::run(&executor, common::task(common::bash(), "echo on")).await;
+            common::assert_prints(&result, b"on\n");
+        },
+    );
+}
+
+#[test]
+fn a_job_whose_sandbox_is_removed_runs_again_and_its_output_is_not_repeated() {
+    let labels = Arc::new(Mutex::new(None));
+    let seen = labels.clone();
+    with_options(
+        move |options| *seen.lock().unwrap() = Some(options.labels.clone()),
+        move |executor| async move {
+            let labels = labels.lock().unwrap().clone().unwrap();
+            let (output, mut chunks) = mpsc::channel(4);
+            // Long enough for its sandbox to be taken away meanwhile.
+            let task = common::task(common::bash(), "echo started; sleep 5; echo ended");
+            let job = executor.execute(task, output, CancellationToken::new());
+            let remove = async {
+                let mut seen = chunks.recv().await.unwrap().data.to_vec();
+                for id in containers(&labels) {
+                    docker(&["rm", "-f", &id]);
+                }
+                while let Some(chunk) = chunks.recv().await {
+                    assert_eq!(chunk.offset, seen.len() as u64);
+                    seen.extend_from_slice(&chunk.data);
+                }
+                seen
+            };
+            let (result, seen) = tokio::join!(job, remove);
+            common::assert_prints(&result.unwrap(), b"started\nended\n");
+            assert_eq!(seen, b"started\nended\n");
+            assert!(executor.sandboxes()["discarded"] >= 1);
+        },
+    );
+}
+
+#[test]
+fn a_missing_image_is_named_and_the_executor_goes_on() {
+    with(|executor| async move {
+        let mut task = common::task(common::bash(), "echo on");
+        task.language.image = "quorun/no-such-image:1".into();
+        let result = common::run(&executor, task).await;
+        assert_eq!(result.outcome.verdict, Verdict::InternalError);
+        let message = result.outcome.message.unwrap();
+        assert!(message.contains("quorun/no-such-image:1"), "{message}");
+        assert!(message.contains("docker pull"), "{message}");
+        let next = common::run(&executor, common::task(common::bash(), "echo on")).await;
+        common::assert_prints(&next, b"on\n");
+    });
+}
+
+#[test]
+fn a_sandbox_is_replaced_after_its_jobs() {
+    with_options(
+        |options| options.max_jobs_per_sandbox = 1,
+        |executor| async move {
+            for served in 1..=3 {
+                let result = common::run(&executor, common::task(common::bash(), "echo on")).await;
+                common::assert_prints(&result, b"on\n");
+                common::sandboxes(&executor, |counts| {
+                    counts["discarded"] == served && counts["warm"] == 1
+                })
+                .await;
+            }
+        },
+    );
+}
+
+#[test]
+fn what_an_older_incarnation_left_is_removed() {
+    let labels = Arc::new(Mutex::new(None));
+    let seen = labels.clone();
+    let left = Arc::new(Mutex::new(String::new()));
+    let orphan = left.clone();
+    with_options(
+        move |options| {
+            *seen.lock().unwrap() = Some(options.labels.clone());
+            let label = |name: &str, value: &str| format!("quorun.{name}={value}");
+            *orphan.lock().unwrap() = docker(&[
+                "create",
+                "--network=none",
+                "--label",
+                &label("cluster", &options.labels.cluster),
+                "--label",
+                &label("node", &options.labels.node.to_string()),
+                "--label",
+                &label("incarnation", "6"),
+                common::IMAGE,
+                "true",
+            ]);
+        },
+        move |executor| async move {
+            let labels = labels.lock().unwrap().clone().unwrap();
+            let orphan = left.lock().unwrap().clone();
+            assert!(!orphan.is_empty());
+            common::sandboxes(&executor, |counts| counts["warm"] == 1).await;
+            assert!(!containers(&labels).contains(&orphan));
+        },
+    );
+}
+
+#[test]
+fn an_image_of_nothing_but_one_static_program_will_do() {
+    let image = format!("quorun-test-static:{}", std::process::id());
+    let name = image.clone();
+    with_options(
+        move |options| {
+            let folder = tempfile::tempdir().unwrap();
+            let source = folder.path().join("hello.c");
+            std::fs::write(
+                &source,
+                "#include <unistd.h>\nint main(void) { return write(1, \"hi\\n\", 3) != 3; }\n",
+            )
+            .unwrap();
+            let compiled = Command::new("gcc")
+                .arg("-static")
+                .arg("-o")
+                .arg(folder.path().join("hello"))
+                .arg(&source)
+                .status()
+                .unwrap();
+            assert!(compiled.success());
+            let tar = folder.path().join("image.tar");
+            let packed = Command::new("tar")
+                .arg("-C")
+                .arg(folder.path())
+                .arg("-cf")
+                .arg(&tar)
+                .arg("hello")
+                .status()
+                .unwrap();
+            assert!(packed.success());
+            docker(&["import", tar.to_str().unwrap(), &name]);
+            options.images = vec![(name, 64 << 10)];
+        },
+        {
+            let image = image.clone();
+            move |executor| async move {
+                let mut language = common::language("static", None, &["/hello"]);
+                language.image = image;
+                let mut task = common::task(language, "");
+                task.spec.limits.memory_kb = 64 << 10;
+                common::assert_prints(&common::run(&executor, task).await, b"hi\n");
+            }
+        },
+    );
+    if engine() {
+        docker(&["rmi", &image]);
+    }
+}
+
+#[test]
+fn three_nodes_may_start_at_once() {
+    if !engine() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let nodes = (0..3).map(|_| {
+            let options = common::options(Kind::Docker, folder.path().to_path_buf());
+            let labels = options.labels.clone();
+            async move {
+                let (executor, upkeep) = quorun_executor::start(options).unwrap();
+                let upkeep = tokio::spawn(upkeep);
+                common::ready(&executor).await;
+                let result = common::run(&executor, common::task(common::bash(), "echo on")).await;
+                common::assert_prints(&result, b"on\n");
+                executor.shutdown().await;
+                upkeep.await.unwrap();
+                assert!(containers(&labels).is_empty());
+            }
+        });
+        futures::future::join_all(nodes).await;
+    });
+}
+
+/// The engine's address comes from the environment, which a test must not change for others: it runs in a process of its
+/// own.
+#[test]
+fn an_engine_that_is_away_and_comes_back() {
+    if !engine() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "inner_engine_that_is_away_and_comes_back"])
+        .args(["--ignored", "--nocapture"])
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+#[ignore = "run by an_engine_that_is_away_and_comes_back, in a process of its own"]
+fn inner_engine_that_is_away_and_comes_back() {
+    let Some(socket) = std::env::var("DOCKER_HOST")
+        .ok()
+        .and_then(|host| host.strip_prefix("unix://").map(std::path::PathBuf::from))
+        .filter(|socket| socket.ends_with("engine.sock"))
+    else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let options = common::options(Kind::Docker, folder.path().to_path_buf());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (executor, upkeep) = quorun_executor::start(options).unwrap();
+        let upkeep = tokio::spawn(upkeep);
+        let mut health = executor.health();
+        let away = |health: &Health| {
+            matches!(health, Health::NotReady { reason } if reason.contains("cannot be reached"))
+        };
+        let wait = async {
+            health.wait_for(away).await.unwrap();
+            let (output, _) = mpsc::channel(1);
+            let task = common::task(common::bash(), "echo on");
+            let refused = executor
+                .execute(task.clone(), output, CancellationToken::new())
+                .await
+                .unwrap_err();
+            assert!(refused.reason.contains("cannot be reached"), "{refused}");
+            std::os::unix::fs::symlink("/var/run/docker.sock", &socket).unwrap();
+            health
+                .wait_for(|health| *health == Health::Ready)
+                .await
+                .unwrap();
+            common::assert_prints(&common::run(&executor, task.clone()).await, b"on\n");
+            std::fs::remove_file(&socket).unwrap();
+            health.wait_for(away).await.unwrap();
+            std::os::unix::fs::symlink("/var/run/docker.sock", &socket).unwrap();
+            health
+                .wait_for(|health| *health == Health::Ready)
+                .await
+                .unwrap();
+            common::assert_prints(&common::run(&executor, task).await, b"on\n");
+        };
+        tokio::time::timeout(common::PATIENCE, wait).await.unwrap();
+        executor.shutdown().await;
+        upkeep.await.unwrap();
+    });
+}

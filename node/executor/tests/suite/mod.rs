@@ -1,0 +1,441 @@
+//! What every executor must do, as a macro: each kind gets the same tests.
+
+macro_rules! suite {
+    ($with:path) => {
+        use bytes::Bytes;
+        use quorun_executor::Stream;
+        use quorun_ledger::job::{SourceFile, Verdict};
+        use quorun_ledger::language::Language;
+        use tokio::sync::mpsc;
+        use tokio_util::sync::CancellationToken;
+
+        #[test]
+        fn hello() {
+            $with(|executor| async move {
+                let result =
+                    common::run(&executor, common::task(common::python(), "print('hello')")).await;
+                common::assert_prints(&result, b"hello\n");
+                assert_eq!(result.outcome.exit_code, Some(0));
+                assert!(result.outcome.cpu_us > 0);
+                assert!(result.outcome.wall_us > 0);
+                assert!(result.outcome.memory_kb > 1000);
+                let result =
+                    common::run(&executor, common::task(common::node(), "console.log('hello')"))
+                        .await;
+                common::assert_prints(&result, b"hello\n");
+            });
+        }
+
+        #[test]
+        fn many_jobs_share_few_sandboxes() {
+            $with(|executor| async move {
+                let jobs = (0..12).map(|number| {
+                    let executor = executor.clone();
+                    async move {
+                        let task = common::task(common::bash(), format!("echo {number}"));
+                        let result = common::run(&executor, task).await;
+                        common::assert_prints(&result, format!("{number}\n").as_bytes());
+                    }
+                });
+                futures::future::join_all(jobs).await;
+                let counts = executor.sandboxes();
+                assert!(counts["warm"] + counts["busy"] <= 2, "{counts:?}");
+            });
+        }
+
+        #[test]
+        fn stdin_is_read() {
+            $with(|executor| async move {
+                let mut task = common::task(common::perl(), "print scalar reverse <STDIN>");
+                task.spec.stdin = Bytes::from_static(b"abc");
+                common::assert_prints(&common::run(&executor, task).await, b"cba");
+            });
+        }
+
+        #[test]
+        fn files_arguments_and_environment_arrive() {
+            $with(|executor| async move {
+                let source = "open F, '<', 'data/in.txt' or die; print <F>, \"@ARGV\", $ENV{A}, $ENV{B}";
+                let mut task = common::task(common::perl(), source);
+                task.spec.files.push(SourceFile {
+                    name: "data/in.txt".into(),
+                    content: Bytes::from_static(b"file "),
+                });
+                task.spec.args = vec!["one".into(), "two words".into()];
+                task.language.env.insert("A".into(), " a".into());
+                task.language.env.insert("B".into(), " b".into());
+                task.spec.env.insert("B".into(), " changed".into());
+                let result = common::run(&executor, task).await;
+                common::assert_prints(&result, b"file one two words a changed");
+            });
+        }
+
+        #[test]
+        fn the_environment_is_cleared_and_no_descriptor_leaks() {
+            $with(|executor| async move {
+                let source = "print join(',', sort keys %ENV), \"\\n\";\
+                              opendir D, '/proc/self/fd'; my $own = fileno(D) // 3;\
+                              print join(',', grep { /^\\d+$/ && $_ != $own } sort readdir D)";
+                let result = common::run(&executor, common::task(common::perl(), source)).await;
+                // perl keeps its script open as 3, and the folder as 4.
+                let stdout = String::from_utf8(result.output.stdout.to_vec()).unwrap();
+                let (names, descriptors) = stdout.split_once('\n').unwrap();
+                assert_eq!(names, "HOME,LANG,PATH,TMPDIR");
+                assert!(["0,1,2", "0,1,2,3", "0,1,2,3,4"].contains(&descriptors), "{descriptors}");
+            });
+        }
+
+        #[test]
+        fn exit_codes_are_kept() {
+            $with(|executor| async move {
+                for code in [1, 42, 127, 255] {
+                    let task = common::task(common::bash(), format!("exit {code}"));
+                    let result = common::run(&executor, task).await;
+                    assert_eq!(result.outcome.verdict, Verdict::RuntimeError);
+                    assert_eq!(result.outcome.exit_code, Some(code));
+                    assert_eq!(result.outcome.signal, None);
+                }
+            });
+        }
+
+        #[test]
+        fn signals_are_kept() {
+            $with(|executor| async move {
+                for signal in [1, 6, 9, 11, 13, 15] {
+                    let task = common::task(common::perl(), format!("kill {signal}, $$; sleep 60"));
+                    let result = common::run(&executor, task).await;
+                    assert_eq!(result.outcome.verdict, Verdict::RuntimeError, "{result:?}");
+                    assert_eq!(result.outcome.signal, Some(signal));
+                    assert_eq!(result.outcome.exit_code, None);
+                    assert!(result.outcome.message.unwrap().contains("SIG"));
+                }
+            });
+        }
+
+        #[test]
+        fn an_endless_loop_is_a_time_limit() {
+            $with(|executor| async move {
+                let mut task = common::task(common::perl(), "print 'on'; $| = 1; 1 while 1");
+                task.spec.limits.cpu_ms = 300;
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::TimeLimit, "{result:?}");
+                assert!(result.outcome.message.unwrap().contains("300 ms of CPU"));
+                assert!(result.outcome.cpu_us >= 290_000, "{}", result.outcome.cpu_us);
+                assert!(result.outcome.cpu_us <= 1_000_000, "{}", result.outcome.cpu_us);
+                assert_eq!(result.outcome.signal, Some(9));
+            });
+        }
+
+        #[test]
+        fn cpu_time_counts_over_all_processes() {
+            $with(|executor| async move {
+                // The first process itself uses next to none.
+                let source = "for (1..3) { fork or do { 1 while 1 } } sleep 600";
+                let mut task = common::task(common::perl(), source);
+                task.spec.limits.cpu_ms = 600;
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::TimeLimit, "{result:?}");
+                assert!(result.outcome.cpu_us >= 550_000, "{}", result.outcome.cpu_us);
+            });
+        }
+
+        #[test]
+        fn sleeping_for_ever_is_a_time_limit() {
+            $with(|executor| async move {
+                let mut task = common::task(common::perl(), "$SIG{TERM} = 'IGNORE'; sleep 600");
+                task.spec.limits.wall_ms = 300;
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::TimeLimit, "{result:?}");
+                assert!(result.outcome.message.unwrap().contains("300 ms of wall-clock"));
+                assert!(result.outcome.wall_us >= 300_000);
+            });
+        }
+
+        #[test]
+        fn too_much_memory_is_a_memory_limit() {
+            $with(|executor| async move {
+                let source = "$x = 'x' x (300 << 20); sleep 600";
+                let mut task = common::task(common::perl(), source);
+                task.spec.limits.memory_kb = 64 << 10;
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::MemoryLimit, "{result:?}");
+                assert!(result.outcome.message.unwrap().contains("65536 KiB"));
+                assert!(result.outcome.memory_kb > 20 << 10, "{}", result.outcome.memory_kb);
+                // And the next one is not affected.
+                let mut task = common::task(common::bash(), "echo on");
+                task.spec.limits.memory_kb = 64 << 10;
+                common::assert_prints(&common::run(&executor, task).await, b"on\n");
+            });
+        }
+
+        #[test]
+        fn output_over_its_cap_is_dropped_and_the_exit_code_kept() {
+            $with(|executor| async move {
+                let source = "print 'a' x 20_000; print STDERR 'b' x 10_240; exit 3";
+                let mut task = common::task(common::perl(), source);
+                task.spec.limits.output_kb = 10;
+                let (result, chunks) = common::run_watched(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::RuntimeError, "{result:?}");
+                assert_eq!(result.outcome.exit_code, Some(3));
+                assert_eq!(result.output.stdout, vec![b'a'; 10_240]);
+                assert_eq!(result.output.stderr, vec![b'b'; 10_240]);
+                assert!(result.output.stdout_truncated);
+                assert!(!result.output.stderr_truncated);
+                let sent: usize = chunks.iter().map(|chunk| chunk.data.len()).sum();
+                assert_eq!(sent, 20_480);
+            });
+        }
+
+        #[test]
+        fn printing_on_and_on_is_an_output_limit() {
+            $with(|executor| async move {
+                for stream in ["STDOUT", "STDERR"] {
+                    let source = format!("while (1) {{ print {stream} 'y' x 65536 }}");
+                    let mut task = common::task(common::perl(), source);
+                    task.spec.limits.output_kb = 64;
+                    let result = common::run(&executor, task).await;
+                    assert_eq!(result.outcome.verdict, Verdict::OutputLimit, "{result:?}");
+                    let kept = result.output.stdout.len() + result.output.stderr.len();
+                    assert_eq!(kept, 64 << 10);
+                }
+            });
+        }
+
+        #[test]
+        fn a_program_is_compiled_and_run() {
+            $with(|executor| async move {
+                let source = "#include <stdio.h>\nint main(void) { puts(\"hello\"); return 0; }\n";
+                let result = common::run(&executor, common::task(common::c(), source)).await;
+                common::assert_prints(&result, b"hello\n");
+                let compile = result.output.compile.unwrap();
+                assert_eq!(compile.exit_code, Some(0));
+                assert!(compile.cpu_us > 0 && compile.memory_kb > 1000);
+            });
+        }
+
+        #[test]
+        fn a_program_that_does_not_compile_is_a_compile_error() {
+            $with(|executor| async move {
+                let result = common::run(&executor, common::task(common::c(), "int main(")).await;
+                assert_eq!(result.outcome.verdict, Verdict::CompileError, "{result:?}");
+                assert_eq!(result.outcome.exit_code, None);
+                assert!(result.output.stdout.is_empty());
+                let compile = result.output.compile.unwrap();
+                assert_eq!(compile.exit_code, Some(1));
+                assert!(String::from_utf8_lossy(&compile.stderr).contains("error"));
+            });
+        }
+
+        #[test]
+        fn a_compiler_that_takes_too_long_is_a_compile_error() {
+            $with(|executor| async move {
+                let mut language =
+                    common::language("slow", Some(&["sleep", "600"]), &["./program"]);
+                language.compile_limits.wall_ms = 200;
+                let result = common::run(&executor, common::task(language, "")).await;
+                assert_eq!(result.outcome.verdict, Verdict::CompileError, "{result:?}");
+                assert!(result.outcome.message.unwrap().contains("200 ms of wall-clock"));
+            });
+        }
+
+        #[test]
+        fn what_the_compiler_starts_does_not_reach_the_program() {
+            $with(|executor| async move {
+                let compile = "setsid sleep 600 & echo $! > pid; echo compiled";
+                let language: Language = common::language(
+                    "sneaky",
+                    Some(&["bash", "-c", compile]),
+                    &["bash", "{source}"],
+                );
+                let source = "read pid < pid; [ -d /proc/$pid ] && echo alive || echo gone";
+                let result = common::run(&executor, common::task(language, source)).await;
+                common::assert_prints(&result, b"gone\n");
+                assert_eq!(result.output.compile.unwrap().stdout, &b"compiled\n"[..]);
+            });
+        }
+
+        #[test]
+        fn a_program_that_is_not_there_is_named() {
+            $with(|executor| async move {
+                let language = common::language("none", None, &["no-such-program", "{source}"]);
+                let result = common::run(&executor, common::task(language, "")).await;
+                assert_eq!(result.outcome.verdict, Verdict::InternalError);
+                let message = result.outcome.message.unwrap();
+                assert!(message.contains("no-such-program"), "{message}");
+                // What the job itself was to bring is its own business.
+                let language = common::language("none", None, &["./program"]);
+                let result = common::run(&executor, common::task(language, "")).await;
+                assert_eq!(result.outcome.verdict, Verdict::RuntimeError);
+                assert!(result.outcome.message.unwrap().contains("./program"));
+            });
+        }
+
+        #[test]
+        fn names_that_lead_out_of_the_box_are_refused() {
+            $with(|executor| async move {
+                for name in ["../out", "/etc/out", "a/../../out", ""] {
+                    let mut task = common::task(common::bash(), "echo ran");
+                    task.spec.files.push(SourceFile {
+                        name: name.into(),
+                        content: Bytes::new(),
+                    });
+                    let result = common::run(&executor, task).await;
+                    assert_eq!(result.outcome.verdict, Verdict::RuntimeError, "{result:?}");
+                    assert!(result.outcome.message.unwrap().contains("name"));
+                    assert!(result.output.stdout.is_empty());
+                }
+            });
+        }
+
+        #[test]
+        fn forking_is_held_down_and_nobody_is_left() {
+            $with(|executor| async move {
+                // At most 200, and they end by themselves: nothing to fear if it is not held down.
+                let source = "for (1..200) { my $p = fork; \
+                              if (!defined $p) { print \"refused\\n\"; exit 9 } \
+                              if (!$p) { setpgrp(0, 0); sleep 30; exit 0 } } sleep 30";
+                let mut task = common::task(common::perl(), source);
+                task.spec.limits.processes = 20;
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::RuntimeError, "{result:?}");
+                let refused = result.output.stdout == &b"refused\n"[..];
+                let stopped = result.outcome.message.is_some_and(|m| m.contains("20 processes"));
+                assert!(refused || stopped);
+                let next = common::run(&executor, common::task(common::bash(), "echo on")).await;
+                common::assert_prints(&next, b"on\n");
+            });
+        }
+
+        #[test]
+        fn what_a_job_leaves_behind_is_gone_for_the_next() {
+            $with(|executor| async move {
+                let source = "use POSIX; $| = 1;\
+                    mkdir 'd'; mkdir 'd/e'; chmod 0, 'd/e'; chmod 0500, 'd'; symlink '/', 'root';\
+                    if (!fork) { POSIX::setsid(); if (!fork) { POSIX::setsid(); $SIG{$_} = 'IGNORE' for keys %SIG;\
+                      open P, '>', \"$ENV{TMPDIR}/left\"; print P 'left'; close P; print \"$$\\n\";\
+                      while (1) { open F, '>', \"again$$\"; close F; } } exit 0 }\
+                    wait; sleep 1 until -e \"$ENV{TMPDIR}/left\"; exit 0";
+                let result = common::run(&executor, common::task(common::perl(), source)).await;
+                assert_eq!(result.outcome.verdict, Verdict::Accepted, "{result:?}");
+                let pid = String::from_utf8(result.output.stdout.to_vec()).unwrap();
+                let look = format!(
+                    "ls -A; ls -A $TMPDIR; [ -d /proc/{} ] && echo alive; exit 0",
+                    pid.trim()
+                );
+                let next = common::run(&executor, common::task(common::bash(), look)).await;
+                common::assert_prints(&next, b"main\n");
+                assert_eq!(executor.sandboxes()["discarded"], 0);
+            });
+        }
+
+        #[test]
+        fn a_source_and_a_stdin_of_one_mebibyte() {
+            $with(|executor| async move {
+                let source = format!(
+                    "import sys; s = '{}'; print(len(s), len(sys.stdin.read()))",
+                    "x".repeat(1 << 20)
+                );
+                let mut task = common::task(common::python(), source);
+                task.spec.stdin = vec![b'y'; 1 << 20].into();
+                common::assert_prints(&common::run(&executor, task).await, b"1048576 1048576\n");
+            });
+        }
+
+        #[test]
+        fn a_stdin_that_is_never_read_and_much_output_do_not_block_each_other() {
+            $with(|executor| async move {
+                let source = "print 'a' x 5_000_000; print STDERR 'b' x 5_000_000;";
+                let mut task = common::task(common::perl(), source);
+                task.spec.stdin = vec![b'y'; 1 << 20].into();
+                task.spec.limits.output_kb = 5000;
+                let (result, chunks) = common::run_watched(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::Accepted, "{:?}", result.outcome);
+                assert_eq!(result.output.stdout.len(), 5_000_000);
+                assert_eq!(result.output.stderr.len(), 5_000_000);
+                let mut streams = [Vec::new(), Vec::new()];
+                for chunk in chunks {
+                    let stream = &mut streams[usize::from(chunk.stream == Stream::Stderr)];
+                    assert_eq!(chunk.offset, stream.len() as u64);
+                    stream.extend_from_slice(&chunk.data);
+                }
+                assert!(streams[0] == result.output.stdout && streams[1] == result.output.stderr);
+            });
+        }
+
+        #[test]
+        fn a_cancelled_job_ends() {
+            $with(|executor| async move {
+                let (output, mut chunks) = mpsc::channel(4);
+                let cancel = CancellationToken::new();
+                let task = common::task(common::bash(), "echo started; sleep 600");
+                let job = executor.execute(task, output, cancel.clone());
+                let stop = async {
+                    let chunk = chunks.recv().await.expect("the program prints");
+                    assert_eq!(chunk.data, &b"started\n"[..]);
+                    cancel.cancel();
+                };
+                let (result, ()) = tokio::time::timeout(common::PATIENCE, async {
+                    tokio::join!(job, stop)
+                })
+                .await
+                .unwrap();
+                let result = result.unwrap();
+                assert_eq!(result.outcome.verdict, Verdict::Cancelled, "{result:?}");
+                assert_eq!(result.output.stdout, &b"started\n"[..]);
+                // The sandbox survives it.
+                let next = common::run(&executor, common::task(common::bash(), "echo on")).await;
+                common::assert_prints(&next, b"on\n");
+                assert_eq!(executor.sandboxes()["discarded"], 0);
+            });
+        }
+
+        #[test]
+        fn a_job_that_is_given_up_takes_its_sandbox_along() {
+            $with(|executor| async move {
+                let (output, mut chunks) = mpsc::channel(4);
+                let task = common::task(common::bash(), "echo started; sleep 600");
+                let handle = executor.clone();
+                let job = tokio::spawn(async move {
+                    handle.execute(task, output, CancellationToken::new()).await
+                });
+                chunks.recv().await.expect("the program prints");
+                job.abort();
+                common::sandboxes(&executor, |counts| counts["discarded"] == 1).await;
+                let next = common::run(&executor, common::task(common::bash(), "echo on")).await;
+                common::assert_prints(&next, b"on\n");
+            });
+        }
+
+        #[test]
+        fn closing_its_output_does_not_end_a_job() {
+            $with(|executor| async move {
+                let source = "print 'x'; close STDOUT; close STDERR; close STDIN; select(undef, undef, undef, 0.1); exit 7";
+                let result = common::run(&executor, common::task(common::perl(), source)).await;
+                assert_eq!(result.outcome.exit_code, Some(7), "{result:?}");
+                assert_eq!(result.output.stdout, &b"x"[..]);
+            });
+        }
+
+        #[test]
+        fn a_program_may_open_its_own_streams() {
+            $with(|executor| async move {
+                let source = "cat /dev/stdin; echo out > /dev/stdout; echo err > /dev/stderr";
+                let mut task = common::task(common::bash(), source);
+                task.spec.stdin = Bytes::from_static(b"in\n");
+                let result = common::run(&executor, task).await;
+                common::assert_prints(&result, b"in\nout\n");
+                assert_eq!(result.output.stderr, &b"err\n"[..]);
+            });
+        }
+
+        #[test]
+        fn output_is_kept_byte_for_byte() {
+            $with(|executor| async move {
+                let source = "binmode STDOUT; print map { chr } 0..255";
+                let result = common::run(&executor, common::task(common::perl(), source)).await;
+                let all: Vec<u8> = (0..=255).collect();
+                common::assert_prints(&result, &all);
+            });
+        }
+    };
+}

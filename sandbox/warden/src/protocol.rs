@@ -1,0 +1,524 @@
+//! What a node and a warden say to each other, and how it looks on the wire.
+//!
+//! The warden's stdin carries [`Request`]s, its stdout [`Event`]s. Each is one frame: a length (u32, big endian, at most
+//! [`MAX_FRAME`]) and a postcard encoding of that length. A node always brings the warden that it was built with, so the
+//! two never differ in [`VERSION`] unless somebody mixed them up; the first frame says the version to notice just that.
+//!
+//! One job, seen from the node:
+//!
+//! ```text
+//! ← Ready                       once, when the warden has started
+//! → Run
+//! ← Started(compile)            for languages with a compile step
+//! ← Output(compile) …
+//! ← CompileDone
+//! ← Started(run)                not after a failed compile step
+//! → Stdin … CloseStdin, Signal  at any time while it runs, or Kill
+//! ← Output(run) …
+//! ← Done                        every process of the job is gone; its output is complete
+//! ← Clean                       every writable folder is empty again: the next Run may come
+//! ```
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The protocol's version; changes with every change of its types.
+pub const VERSION: u32 = 1;
+
+/// No frame is longer than this, bytes. What does not fit is an error, never an allocation.
+pub const MAX_FRAME: usize = 64 << 20;
+
+/// Bytes before the payload of a frame.
+pub const HEADER: usize = 4;
+
+/// Longest piece of output in one [`Event::Output`], bytes.
+pub const MAX_OUTPUT: usize = 64 << 10;
+
+/// Beyond its cap a program may go on printing (the rest is dropped) until it has printed this many times the cap.
+pub const OUTPUT_EXCESS: u64 = 10;
+
+/// What the node tells the warden.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Run a job. Only when no other is there: after [`Event::Ready`] or [`Event::Clean`].
+    Run(Box<Run>),
+    /// More of the program's stdin.
+    Stdin {
+        /// The bytes.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// The end of the program's stdin.
+    CloseStdin,
+    /// Send a signal to the program's process group.
+    Signal {
+        /// Number of the signal.
+        signal: i32,
+    },
+    /// End the job: the node does not want it any more. Answered by [`Event::Done`] like any other end.
+    Kill,
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Written below the box before anything starts.
+    pub files: Vec<File>,
+    /// Runs first; its failure ends the job.
+    pub compile: Option<Step>,
+    /// The program.
+    pub run: Step,
+    /// What the program reads.
+    #[serde(with = "serde_bytes")]
+    pub stdin: Vec<u8>,
+    /// The program's stdin ends after [`Self::stdin`]; otherwise it stays open for [`Request::Stdin`].
+    pub close_stdin: bool,
+}
+
+/// A file of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Path below the box: relative, `/` between its parts, no part empty, `.` or `..`.
+    pub name: String,
+    /// The bytes.
+    #[serde(with = "serde_bytes")]
+    pub content: Vec<u8>,
+}
+
+/// A command with its limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Program and arguments. A program without `/` is looked up in the step's PATH.
+    pub argv: Vec<String>,
+    /// Added to the environment that every step has (PATH, HOME, TMPDIR, LANG).
+    pub env: Vec<(String, String)>,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// What a step may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// CPU time over all processes, microseconds.
+    pub cpu_us: u64,
+    /// Wall-clock time, microseconds.
+    pub wall_us: u64,
+    /// Memory, KiB. In a container the cgroup enforces it and the warden only reads its counters; otherwise the warden
+    /// samples the resident memory of the job's processes and ends the job that exceeds it.
+    pub memory_kb: u64,
+    /// Processes and threads at one time.
+    pub processes: u32,
+    /// What is kept of stdout, and again of stderr, bytes.
+    pub output_bytes: u64,
+    /// Largest file that it may write, bytes.
+    pub file_bytes: u64,
+    /// Open files of one process.
+    pub open_files: u64,
+    /// Stack of the main thread, bytes.
+    pub stack_bytes: u64,
+}
+
+/// What the warden tells the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The warden has started.
+    Ready(Ready),
+    /// A step's program has been started.
+    Started {
+        /// Which step.
+        step: StepKind,
+    },
+    /// What a step printed, as it prints it, up to its cap.
+    Output {
+        /// Which step.
+        step: StepKind,
+        /// Where it was printed.
+        stream: Stream,
+        /// How many bytes of this stream came before.
+        offset: u64,
+        /// The bytes, at most [`MAX_OUTPUT`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// The compile step has ended.
+    CompileDone(Report),
+    /// The job has ended and none of its processes is left.
+    Done(End),
+    /// Everything that the job wrote has been removed.
+    Clean {
+        /// Nothing is left; otherwise the sandbox must not be used again.
+        ok: bool,
+        /// What is left, for people.
+        left: Vec<String>,
+    },
+}
+
+/// The warden's first words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// [`VERSION`] of the warden.
+    pub version: u32,
+    /// Its process id, as it sees it.
+    pub pid: u32,
+    /// It is PID 1 of a container and gives every job a user of its own.
+    pub contained: bool,
+    /// CPU time comes from the cgroup.
+    pub cgroup_cpu: bool,
+    /// Memory kills come from the cgroup.
+    pub cgroup_memory: bool,
+}
+
+/// A step of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StepKind {
+    /// The compile step.
+    Compile,
+    /// The program itself.
+    Run,
+}
+
+/// Where a program prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stream {
+    /// Its stdout.
+    Stdout,
+    /// Its stderr.
+    Stderr,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// The program was started and ended.
+    Ran(Report),
+    /// The compile step did not end well; [`Event::CompileDone`] says how.
+    NotCompiled,
+    /// The job could not be run.
+    Failed {
+        /// Why, for people.
+        message: String,
+        /// The submission is the reason (a file name, too many bytes), not the sandbox.
+        submission: bool,
+    },
+}
+
+/// How a step ended, in figures.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Exit code of the step's first process.
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// CPU time, user and system, over all processes, microseconds.
+    pub cpu_us: u64,
+    /// From the start to the end of the first process, microseconds.
+    pub wall_us: u64,
+    /// Peak memory, KiB: the largest resident set that any one process of the step had; where the warden itself ended
+    /// the step for its memory, what all of them had together.
+    pub memory_kb: u64,
+    /// Bytes printed to stdout, kept or not.
+    pub stdout_bytes: u64,
+    /// Bytes printed to stderr, kept or not.
+    pub stderr_bytes: u64,
+    /// Part of stdout was dropped.
+    pub stdout_truncated: bool,
+    /// Part of stderr was dropped.
+    pub stderr_truncated: bool,
+    /// Why the warden ended it, or which limit the kernel ended it for.
+    pub limit: Option<LimitHit>,
+    /// The program could not be started at all.
+    pub start_error: Option<StartError>,
+}
+
+/// Which limit ended a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LimitHit {
+    /// CPU time.
+    Cpu,
+    /// Wall-clock time.
+    Wall,
+    /// Memory.
+    Memory,
+    /// Printed more than [`OUTPUT_EXCESS`] times its cap.
+    Output,
+    /// Processes, where the kernel does not hold them down (outside a container).
+    Processes,
+    /// Not a limit: the node said [`Request::Kill`].
+    Cancelled,
+}
+
+/// Why a program could not be started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartError {
+    /// The program.
+    pub program: String,
+    /// What failed.
+    pub stage: String,
+    /// The error's number.
+    pub errno: i32,
+    /// The program was looked up in PATH and is in none of its folders.
+    pub not_found: bool,
+}
+
+impl StartError {
+    /// What was submitted is the reason: an argument or a variable with a NUL byte, or too many of them.
+    #[must_use]
+    pub const fn is_submission(&self) -> bool {
+        matches!(self.errno, EINVAL | E2BIG)
+    }
+}
+
+/// Numbers of the two errors that the kernel (or the warden in its stead) has for bad arguments.
+const EINVAL: i32 = 22;
+const E2BIG: i32 = 7;
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = std::io::Error::from_raw_os_error(self.errno);
+        write!(f, "{}: {}: {reason}", self.program, self.stage)
+    }
+}
+
+/// Why a frame could not be made or read.
+#[derive(Debug)]
+pub enum FrameError {
+    /// Longer than [`MAX_FRAME`].
+    TooLong(usize),
+    /// Not an encoding of what was expected.
+    Malformed(postcard::Error),
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong(length) => {
+                write!(f, "a frame of {length} bytes; the most is {MAX_FRAME}")
+            }
+            Self::Malformed(error) => write!(f, "a malformed frame: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for FrameError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::TooLong(_) => None,
+            Self::Malformed(error) => Some(error),
+        }
+    }
+}
+
+/// Appends `message` to `buffer` as one frame; on an error the buffer is as it was.
+///
+/// # Errors
+///
+/// The message is longer than [`MAX_FRAME`] or cannot be encoded.
+pub fn encode<T: Serialize>(message: &T, buffer: &mut Vec<u8>) -> Result<(), FrameError> {
+    let start = buffer.len();
+    let result = encode_behind(message, buffer, start);
+    if result.is_err() {
+        buffer.truncate(start);
+    }
+    result
+}
+
+fn encode_behind<T: Serialize>(
+    message: &T,
+    buffer: &mut Vec<u8>,
+    start: usize,
+) -> Result<(), FrameError> {
+    /// Lets postcard write behind what is already in a buffer.
+    struct Tail<'a>(&'a mut Vec<u8>);
+    impl Extend<u8> for Tail<'_> {
+        fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
+            self.0.extend(bytes);
+        }
+    }
+    buffer.extend_from_slice(&[0; HEADER]);
+    postcard::to_extend(message, Tail(buffer)).map_err(FrameError::Malformed)?;
+    let length = buffer.len() - start - HEADER;
+    match u32::try_from(length) {
+        Ok(header) if length <= MAX_FRAME => {
+            buffer[start..start + HEADER].copy_from_slice(&header.to_be_bytes());
+            Ok(())
+        }
+        _ => Err(FrameError::TooLong(length)),
+    }
+}
+
+/// Puts frames together from bytes that arrive in pieces of any size.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    read: usize,
+}
+
+impl Decoder {
+    /// Takes what has arrived.
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame, if it has arrived.
+    ///
+    /// # Errors
+    ///
+    /// The frame is longer than [`MAX_FRAME`] or is no encoding of `T`. Nothing that follows can be trusted.
+    pub fn frame<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let waiting = &self.buffer[self.read..];
+        let Some((header, rest)) = waiting.split_first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(*header) as usize;
+        if length > MAX_FRAME {
+            return Err(FrameError::TooLong(length));
+        }
+        let Some(payload) = rest.get(..length) else {
+            // Room for the whole frame at once, instead of growing to it by doubling.
+            let missing = HEADER + length - waiting.len();
+            self.compact();
+            self.buffer.reserve_exact(missing);
+            return Ok(None);
+        };
+        let message = postcard::from_bytes(payload).map_err(FrameError::Malformed)?;
+        self.read += HEADER + length;
+        if self.read == self.buffer.len() {
+            self.read = 0;
+            if self.buffer.capacity() > 2 * MAX_OUTPUT {
+                self.buffer = Vec::new();
+            } else {
+                self.buffer.clear();
+            }
+        }
+        Ok(Some(message))
+    }
+
+    /// Nothing has arrived that was not handed out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.read == self.buffer.len()
+    }
+
+    fn compact(&mut self) {
+        if self.read > 0 {
+            self.buffer.drain(..self.read);
+            self.read = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run() -> Request {
+        let limits = Limits {
+            cpu_us: 2_000_000,
+            wall_us: 5_000_000,
+            memory_kb: 262_144,
+            processes: 64,
+            output_bytes: 409_600,
+            file_bytes: 1 << 26,
+            open_files: 1024,
+            stack_bytes: 1 << 26,
+        };
+        Request::Run(Box::new(Run {
+            files: vec![File {
+                name: "src/main.py".into(),
+                content: vec![0xff; 70_000],
+            }],
+            compile: None,
+            run: Step {
+                argv: vec!["python3".into(), "main.py".into()],
+                env: vec![("A".into(), "b".into())],
+                limits,
+            },
+            stdin: vec![0, 1, 2, 255],
+            close_stdin: true,
+        }))
+    }
+
+    fn decode_in_pieces(bytes: &[u8], piece: usize) -> Vec<Request> {
+        let mut decoder = Decoder::default();
+        let mut requests = Vec::new();
+        for part in bytes.chunks(piece) {
+            decoder.extend(part);
+            while let Some(request) = decoder.frame().unwrap() {
+                requests.push(request);
+            }
+        }
+        assert!(decoder.is_empty());
+        requests
+    }
+
+    #[test]
+    fn frames_survive_any_cut() {
+        let sent = vec![
+            run(),
+            Request::Stdin {
+                data: b"abc".to_vec(),
+            },
+            Request::CloseStdin,
+            Request::Signal { signal: 15 },
+            Request::Kill,
+        ];
+        let mut bytes = Vec::new();
+        for request in &sent {
+            encode(request, &mut bytes).unwrap();
+        }
+        for piece in [1, 3, 4, 5, 1000, 65_536, bytes.len()] {
+            assert_eq!(decode_in_pieces(&bytes, piece), sent, "pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_maximum_is_refused_before_any_allocation() {
+        let mut decoder = Decoder::default();
+        decoder.extend(&u32::MAX.to_be_bytes());
+        assert!(matches!(
+            decoder.frame::<Request>(),
+            Err(FrameError::TooLong(_))
+        ));
+    }
+
+    #[test]
+    fn too_long_a_message_leaves_the_buffer_as_it_was() {
+        let mut bytes = b"before".to_vec();
+        let request = Request::Stdin {
+            data: vec![0; MAX_FRAME + 1],
+        };
+        assert!(matches!(
+            encode(&request, &mut bytes),
+            Err(FrameError::TooLong(_))
+        ));
+        assert_eq!(bytes, b"before");
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let mut decoder = Decoder::default();
+        decoder.extend(&[0, 0, 0, 2, 250, 250]);
+        assert!(matches!(
+            decoder.frame::<Request>(),
+            Err(FrameError::Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn a_large_frame_does_not_keep_its_buffer() {
+        let mut bytes = Vec::new();
+        encode(
+            &Request::Stdin {
+                data: vec![7; 4 << 20],
+            },
+            &mut bytes,
+        )
+        .unwrap();
+        let mut decoder = Decoder::default();
+        decoder.extend(&bytes);
+        assert!(decoder.frame::<Request>().unwrap().is_some());
+        assert_eq!(decoder.buffer.capacity(), 0);
+    }
+}

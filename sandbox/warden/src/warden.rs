@@ -1,0 +1,609 @@
+//! The poll loop: what arrives from the node, what the program prints, who has ended, and when to look next.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use quorun_warden::protocol::{
+    self, Decoder, End, Event, File, LimitHit, MAX_OUTPUT, Ready, Report, Request, Run, Step,
+    StepKind, Stream,
+};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::stdio;
+
+use crate::cgroup::Cgroup;
+use crate::files::{self, ActingAs, WriteError};
+use crate::job::{Active, Before, Feed, Meters};
+use crate::options::Options;
+use crate::processes::{self, Reap};
+use crate::spawn::{self, Place, SpawnError, User};
+
+/// While more than this waits for the node, programs are not read from: they wait, the memory does not grow.
+const OUT_HIGH: usize = 1 << 20;
+
+/// Reads from one stream before the others have their turn.
+const READS_PER_TURN: usize = 8;
+
+/// How long the last processes are waited for when the warden ends.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The warden: its ends of the protocol, and the job if there is one.
+#[derive(Debug)]
+pub(crate) struct Warden {
+    options: Options,
+    meters: Meters,
+    /// What is wiped after a job.
+    folders: Vec<PathBuf>,
+    next_uid: Option<u32>,
+    signals: OwnedFd,
+    decoder: Decoder,
+    out: OutQueue,
+    job: Option<Job>,
+    /// The node has gone, or the warden was told to end.
+    ending: bool,
+    buffer: Box<[u8; MAX_OUTPUT]>,
+}
+
+/// A job between its Run and its Done.
+#[derive(Debug)]
+struct Job {
+    user: Option<User>,
+    run: Step,
+    /// Waits for the run step.
+    stdin: Feed,
+    active: Option<Active>,
+    cancelled: bool,
+}
+
+/// What the loop waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Node,
+    NodeOut,
+    Signals,
+    Stdin,
+    Output(Stream),
+}
+
+impl Warden {
+    pub(crate) fn new(options: Options) -> io::Result<Self> {
+        if options.uids.is_some() {
+            rustix::thread::set_thread_groups(&[])?;
+        }
+        if !options.contained {
+            // Processes whose parent ends become children of the warden instead of the machine's init.
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        }
+        // Its memory and descriptors are nobody's business, not even of a process of the same user.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+        let signals = signal_descriptor()?;
+        rustix::io::ioctl_fionbio(stdio::stdin(), true)?;
+        rustix::io::ioctl_fionbio(stdio::stdout(), true)?;
+        let mut folders = vec![options.work.clone(), options.tmp.clone()];
+        let mut cgroup = Cgroup::default();
+        if options.contained {
+            cgroup = Cgroup::open();
+            for mount in files::writable_mounts() {
+                if !folders.contains(&mount) {
+                    folders.push(mount);
+                }
+            }
+        }
+        let next_uid = options.uids.as_ref().map(any_of).transpose()?;
+        let mut warden = Self {
+            meters: Meters {
+                cgroup,
+                contained: options.contained,
+                processors: processes::processors(),
+            },
+            options,
+            folders,
+            next_uid,
+            signals,
+            decoder: Decoder::default(),
+            out: OutQueue::default(),
+            job: None,
+            ending: false,
+            buffer: Box::new([0; MAX_OUTPUT]),
+        };
+        warden.send(&Event::Ready(Ready {
+            version: protocol::VERSION,
+            pid: std::process::id(),
+            contained: warden.options.uids.is_some(),
+            cgroup_cpu: warden.meters.cgroup.cpu_us().is_some(),
+            cgroup_memory: warden.meters.cgroup.oom_kills().is_some(),
+        }))?;
+        Ok(warden)
+    }
+
+    /// Serves the node until it goes away.
+    pub(crate) fn serve(&mut self) -> io::Result<()> {
+        while !self.ending {
+            for source in self.wait()? {
+                match source {
+                    Source::Node => self.receive()?,
+                    Source::NodeOut => {}
+                    Source::Signals => self.take_signals()?,
+                    Source::Stdin => {
+                        if let Some(active) = self.active() {
+                            active.stdin.write();
+                        }
+                    }
+                    Source::Output(stream) => {
+                        self.capture(stream, READS_PER_TURN)?;
+                    }
+                }
+            }
+            self.advance()?;
+            self.out.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Ends whatever still runs, and leaves nothing behind.
+    pub(crate) fn end(&mut self) {
+        let deadline = Instant::now() + END_PATIENCE;
+        while Instant::now() < deadline {
+            match processes::reap() {
+                Ok(Reap::One(_)) => {}
+                Ok(Reap::Later) => {
+                    processes::kill_all(self.options.contained);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(Reap::Nobody) | Err(_) => break,
+            }
+        }
+        if let Some(job) = self.job.take() {
+            self.clean(job.user);
+        }
+    }
+
+    fn active(&mut self) -> Option<&mut Active> {
+        self.job.as_mut()?.active.as_mut()
+    }
+
+    /// Waits until there is something to do, and says what.
+    fn wait(&mut self) -> io::Result<Vec<Source>> {
+        let active = self.job.as_ref().and_then(|job| job.active.as_ref());
+        let mut sources: Vec<(Source, BorrowedFd<'_>, PollFlags)> = vec![
+            (Source::Signals, self.signals.as_fd(), PollFlags::IN),
+            (Source::Node, stdio::stdin(), PollFlags::IN),
+        ];
+        if !self.out.is_empty() {
+            sources.push((Source::NodeOut, stdio::stdout(), PollFlags::OUT));
+        }
+        if let Some(active) = active {
+            if self.out.len() <= OUT_HIGH {
+                for (stream, capture) in [
+                    (Stream::Stdout, &active.stdout),
+                    (Stream::Stderr, &active.stderr),
+                ] {
+                    if let Some(fd) = capture.fd() {
+                        sources.push((Source::Output(stream), fd.as_fd(), PollFlags::IN));
+                    }
+                }
+            }
+            if let Some(fd) = active.stdin.wants() {
+                sources.push((Source::Stdin, fd.as_fd(), PollFlags::OUT));
+            }
+        }
+        let timeout = active.map(|active| {
+            let rest = active
+                .next_check()
+                .saturating_duration_since(Instant::now());
+            // A wait that is too long for the type is cut short; the loop comes back to it.
+            Timespec::try_from(rest).unwrap_or(Timespec {
+                tv_sec: 3600,
+                tv_nsec: 0,
+            })
+        });
+        let mut fds: Vec<PollFd<'_>> = sources
+            .iter()
+            .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+            .collect();
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(sources
+            .iter()
+            .zip(&fds)
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|((source, _, _), _)| *source)
+            .collect())
+    }
+
+    /// Reads the signals that arrived. SIGCHLD needs no more: every turn of the loop reaps. Any other is a wish to end.
+    fn take_signals(&mut self) -> io::Result<()> {
+        const SIZE: usize = size_of::<libc::signalfd_siginfo>();
+        let mut buffer = [0; 8 * SIZE];
+        loop {
+            match rustix::io::read(&self.signals, &mut buffer) {
+                Ok(length) => {
+                    for info in buffer[..length].chunks_exact(SIZE) {
+                        // The number is the first field.
+                        let number = info.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+                        if number != Some(libc::SIGCHLD.cast_unsigned()) {
+                            self.ending = true;
+                        }
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads what the node sent.
+    fn receive(&mut self) -> io::Result<()> {
+        loop {
+            match rustix::io::read(stdio::stdin(), &mut self.buffer[..]) {
+                Ok(0) => {
+                    self.ending = true;
+                    return Ok(());
+                }
+                Ok(length) => {
+                    self.decoder.extend(&self.buffer[..length]);
+                    while let Some(request) = self.decoder.frame().map_err(io::Error::other)? {
+                        self.handle(request)?;
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn handle(&mut self, request: Request) -> io::Result<()> {
+        match (request, &mut self.job) {
+            (Request::Run(run), None) => self.start(*run),
+            (Request::Run(_), Some(_)) => Err(io::Error::other("told to run a job during another")),
+            // Said to a job that ended in the meantime.
+            (_, None) => Ok(()),
+            (Request::Stdin { data }, Some(job)) => {
+                job.feed().push(&data);
+                Ok(())
+            }
+            (Request::CloseStdin, Some(job)) => {
+                job.feed().close();
+                Ok(())
+            }
+            (Request::Signal { signal }, Some(job)) => {
+                if let Some(active) = &job.active {
+                    active.signal(signal);
+                }
+                Ok(())
+            }
+            (Request::Kill, Some(job)) => {
+                job.cancelled = true;
+                if let Some(active) = &mut job.active {
+                    active.stop(LimitHit::Cancelled, &self.meters);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn start(&mut self, run: Run) -> io::Result<()> {
+        let user = self.take_user();
+        let Run {
+            files,
+            compile,
+            run,
+            stdin,
+            close_stdin,
+        } = run;
+        self.job = Some(Job {
+            user,
+            run,
+            stdin: Feed::new(stdin, close_stdin),
+            active: None,
+            cancelled: false,
+        });
+        if let Err(error) = self.write_files(user, &files) {
+            let (message, submission) = match error {
+                WriteError::Submission(message) => (message, true),
+                WriteError::Sandbox(message) => (message, false),
+            };
+            return self.done(End::Failed {
+                message,
+                submission,
+            });
+        }
+        // Not needed any more, and a program's memory is measured from what the warden has at the fork.
+        drop(files);
+        match compile {
+            Some(step) => self.start_step(StepKind::Compile, &step),
+            None => self.start_run(),
+        }
+    }
+
+    fn write_files(&self, user: Option<User>, files: &[File]) -> Result<(), WriteError> {
+        let _acting = ActingAs::new(user)
+            .map_err(|error| WriteError::Sandbox(format!("becoming the job's user: {error}")))?;
+        files::write(&self.options.work, files)
+    }
+
+    fn take_user(&mut self) -> Option<User> {
+        let range = self.options.uids.as_ref()?;
+        let uid = self.next_uid?;
+        let next = uid + 1;
+        self.next_uid = Some(if range.contains(&next) {
+            next
+        } else {
+            range.start
+        });
+        Some(User(uid))
+    }
+
+    fn start_run(&mut self) -> io::Result<()> {
+        let Some(job) = &self.job else { return Ok(()) };
+        let step = job.run.clone();
+        self.start_step(StepKind::Run, &step)
+    }
+
+    fn start_step(&mut self, kind: StepKind, step: &Step) -> io::Result<()> {
+        let Some(job) = &mut self.job else {
+            return Ok(());
+        };
+        let place = Place {
+            work: &self.options.work,
+            tmp: &self.options.tmp,
+            path: &self.options.path,
+            user: job.user,
+            contained: self.options.contained,
+        };
+        let before = Before::now(&self.meters);
+        match spawn::spawn(&place, step) {
+            Ok(program) => {
+                let stdin = match kind {
+                    StepKind::Compile => Feed::new(Vec::new(), true),
+                    StepKind::Run => std::mem::take(&mut job.stdin),
+                };
+                let limits = step.limits;
+                let active = Active::new(kind, limits, program, &before, &self.meters, stdin);
+                let active = job.active.insert(active);
+                if job.cancelled {
+                    active.stop(LimitHit::Cancelled, &self.meters);
+                }
+                self.send(&Event::Started { step: kind })
+            }
+            Err(SpawnError::Start(error)) => {
+                let report = Report {
+                    start_error: Some(error),
+                    ..Report::default()
+                };
+                self.step_done(kind, report)
+            }
+            Err(SpawnError::Sandbox(message)) => self.done(End::Failed {
+                message,
+                submission: false,
+            }),
+        }
+    }
+
+    /// Reaps, looks at the limits, and goes on to what comes next.
+    fn advance(&mut self) -> io::Result<()> {
+        while let Some(job) = &mut self.job {
+            let Some(active) = &mut job.active else {
+                return Ok(());
+            };
+            loop {
+                match processes::reap()? {
+                    Reap::One(reaped) => active.reaped(reaped, &self.meters),
+                    Reap::Later => break,
+                    Reap::Nobody => {
+                        active.nobody_left();
+                        break;
+                    }
+                }
+            }
+            let now = Instant::now();
+            active.check(&self.meters, now);
+            if !active.is_over() && !active.is_stuck(now) {
+                return Ok(());
+            }
+            // Nobody writes any more: what the pipes hold is the rest.
+            self.capture(Stream::Stdout, usize::MAX)?;
+            self.capture(Stream::Stderr, usize::MAX)?;
+            let Some(active) = self.job.as_mut().and_then(|job| job.active.take()) else {
+                return Ok(());
+            };
+            self.step_done(active.kind, active.report(&self.meters))?;
+        }
+        // Nothing runs, but somebody may have been left from a job that could not be ended.
+        while let Reap::One(_) = processes::reap()? {}
+        Ok(())
+    }
+
+    fn step_done(&mut self, kind: StepKind, report: Report) -> io::Result<()> {
+        match kind {
+            StepKind::Run => self.done(End::Ran(report)),
+            StepKind::Compile => {
+                let compiled = report.exit_code == Some(0) && report.limit.is_none();
+                self.send(&Event::CompileDone(report))?;
+                if compiled {
+                    self.start_run()
+                } else {
+                    self.done(End::NotCompiled)
+                }
+            }
+        }
+    }
+
+    /// Says how the job ended, and only then cleans up: the node does not wait for that.
+    fn done(&mut self, end: End) -> io::Result<()> {
+        let Some(job) = self.job.take() else {
+            return Ok(());
+        };
+        self.send(&Event::Done(end))?;
+        self.out.flush()?;
+        let left = self.clean(job.user);
+        self.send(&Event::Clean {
+            ok: left.is_empty(),
+            left,
+        })
+    }
+
+    /// Reads what a program printed and passes it on.
+    fn capture(&mut self, stream: Stream, reads: usize) -> io::Result<()> {
+        let Some(active) = self.job.as_mut().and_then(|job| job.active.as_mut()) else {
+            return Ok(());
+        };
+        let step = active.kind;
+        let capture = match stream {
+            Stream::Stdout => &mut active.stdout,
+            Stream::Stderr => &mut active.stderr,
+        };
+        for _ in 0..reads {
+            let Some(piece) = capture.read(&mut self.buffer) else {
+                break;
+            };
+            if piece.length > 0 {
+                self.out.push(&Event::Output {
+                    step,
+                    stream,
+                    offset: piece.offset,
+                    data: self.buffer[..piece.length].to_vec(),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a job left, and says what could not be removed.
+    fn clean(&self, user: Option<User>) -> Vec<String> {
+        let mut left = Vec::new();
+        match processes::reap() {
+            Ok(Reap::Nobody) => {}
+            Ok(_) => left.push("processes that do not end".to_owned()),
+            Err(error) => left.push(format!("processes: {error}")),
+        }
+        if self.options.contained {
+            match processes::others() {
+                Ok(pids) if pids.is_empty() => {}
+                Ok(pids) => left.push(format!("processes {pids:?}")),
+                Err(error) => left.push(format!("/proc: {error}")),
+            }
+        }
+        match ActingAs::new(user) {
+            Ok(_acting) => {
+                for folder in &self.folders {
+                    if let Err(error) = files::wipe(folder) {
+                        left.push(format!("{}: {error}", folder.display()));
+                    }
+                }
+            }
+            Err(error) => left.push(format!("becoming the job's user: {error}")),
+        }
+        for folder in &self.folders {
+            match files::is_empty(folder) {
+                Ok(true) => {}
+                Ok(false) => left.push(format!("{} is not empty", folder.display())),
+                Err(error) => left.push(format!("{}: {error}", folder.display())),
+            }
+        }
+        if self.options.contained {
+            // Removing these, and the filter that keeps them from being made, belong together; until then a sandbox in
+            // which a job made one is not used again.
+            for kind in ["shm", "msg", "sem"] {
+                let objects = std::fs::read_to_string(format!("/proc/sysvipc/{kind}"));
+                if objects.is_ok_and(|text| text.lines().count() > 1) {
+                    left.push(format!("System V {kind} objects"));
+                }
+            }
+        }
+        left
+    }
+
+    fn send(&mut self, event: &Event) -> io::Result<()> {
+        self.out.push(event)
+    }
+}
+
+impl Job {
+    /// What is written to stdin goes to the run step, whether it has been started or not.
+    fn feed(&mut self) -> &mut Feed {
+        match &mut self.active {
+            Some(active) if active.kind == StepKind::Run => &mut active.stdin,
+            _ => &mut self.stdin,
+        }
+    }
+}
+
+/// Frames on their way to the node.
+#[derive(Debug, Default)]
+struct OutQueue {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl OutQueue {
+    fn len(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn push(&mut self, event: &Event) -> io::Result<()> {
+        protocol::encode(event, &mut self.bytes).map_err(io::Error::other)
+    }
+
+    /// Writes what the node takes.
+    fn flush(&mut self) -> io::Result<()> {
+        while !self.is_empty() {
+            match rustix::io::write(stdio::stdout(), &self.bytes[self.written..]) {
+                Ok(length) => self.written += length,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.is_empty() {
+            self.written = 0;
+            if self.bytes.capacity() > 4 * MAX_OUTPUT {
+                self.bytes = Vec::new();
+            } else {
+                self.bytes.clear();
+            }
+        } else if self.written > OUT_HIGH {
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
+        Ok(())
+    }
+}
+
+/// Blocks the signals that the loop takes from a descriptor instead.
+fn signal_descriptor() -> io::Result<OwnedFd> {
+    // SAFETY: the set is filled by sigemptyset before it is used; the process has one thread; a descriptor that
+    // signalfd returned is open and nobody else's.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Some number of the range: sandboxes that start at the same time shall not all begin with the same user.
+fn any_of(range: &std::ops::Range<u32>) -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(range.start + u32::from_ne_bytes(bytes) % (range.end - range.start))
+}
