@@ -13,6 +13,7 @@ pub mod client;
 pub mod cluster;
 pub mod engine;
 pub mod fleet;
+pub mod mix;
 pub mod node;
 pub mod ports;
 pub mod program;
