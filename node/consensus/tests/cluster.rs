@@ -1,5 +1,7 @@
 //! Three nodes in one process, over real connections.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::BTreeSet;

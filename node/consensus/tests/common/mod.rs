@@ -319,7 +319,7 @@ impl Cluster {
     pub async fn settled(&self) -> (u64, StateHash) {
         let leader = self.leader().await;
         self.nodes[&leader].handle.linearize(soon()).await.unwrap();
-        let target = self.nodes[&leader].status().applied_index;
+        let target = self.nodes[&leader].state().0;
         let mut states = BTreeSet::new();
         for node in self.nodes.values() {
             node.until("all entries", |status| status.applied_index >= target)
