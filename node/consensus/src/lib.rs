@@ -31,6 +31,8 @@ mod options;
 mod proposer;
 mod read;
 mod status;
+#[cfg(test)]
+mod suite;
 mod types;
 mod wire;
 

@@ -126,11 +126,15 @@ impl Proposer {
         };
         let waited = timeout_at(deadline, async {
             if self.incoming.send(proposal).await.is_err() {
-                return Err(Refusal::Stopped);
+                return Some(Err(Refusal::Stopped));
             }
-            replied.await.unwrap_or(Err(Refusal::Stopped))
+            match replied.await {
+                Ok(result) => Some(result),
+                Err(_) if self.incoming.is_closed() => Some(Err(Refusal::Stopped)),
+                Err(_) => None, // dropped because its time is up
+            }
         });
-        waited.await.ok()
+        waited.await.unwrap_or(None)
     }
 
     /// Asks for a batch soon, even an empty one.

@@ -1,28 +1,479 @@
 //! Three nodes in one process, over real connections.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
-use common::{Cluster, job, soon, submit};
-use quorun_ledger::Reply;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use common::{COMMITTED, Cluster, Node, PATIENCE, complete, job, node_up, soon, submit};
+use quorun_consensus::{Error, Notice, ProposeError, ReadError};
+use quorun_ledger::{Event, JobState, Reply};
+use quorun_proto::v1;
+use tokio::time::{Instant, timeout};
+use tonic::Code;
+
+fn accepted(number: u64) -> Reply {
+    Reply::Submitted {
+        job: job(number),
+        joined: false,
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_form_a_cluster_and_commit_what_is_proposed_on_any_of_them() {
     let cluster = Cluster::formed(3).await;
     for (number, id) in (0..9).zip([1, 2, 3].into_iter().cycle()) {
-        let reply = cluster.propose(id, submit(number, 100)).await;
-        let expected = Reply::Submitted {
-            job: job(number),
-            joined: false,
-        };
-        assert_eq!(reply, expected);
+        assert_eq!(
+            cluster.propose(id, submit(number, 100)).await,
+            accepted(number)
+        );
         for node in cluster.nodes.values() {
             node.handle.linearize(soon()).await.unwrap();
             assert!(node.handle.view().job(job(number)).unwrap().is_some());
         }
     }
-    let (_, hash) = cluster.settled().await;
-    assert_ne!(hash, quorun_ledger::StateHash::default());
+    cluster.settled().await;
     for node in cluster.nodes.values() {
-        node.handle.shutdown().await;
+        let status = node.status();
+        assert!(status.initialized);
+        assert_eq!(status.voters, BTreeSet::from([1, 2, 3]));
+        assert_eq!(status.members, cluster.members);
+        assert!(status.learners.is_empty());
+        assert_eq!(status.leading, status.leader == Some(node.id));
     }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_is_a_cluster() {
+    let mut cluster = Cluster::formed(1).await;
+    assert_eq!(cluster.propose(1, submit(1, 10)).await, accepted(1));
+    cluster.nodes[&1].handle.linearize(soon()).await.unwrap();
+    let state = cluster.nodes[&1].state();
+    cluster.stop(1).await;
+    cluster.start(1).await;
+    cluster.leader().await;
+    cluster.nodes[&1].handle.linearize(soon()).await.unwrap();
+    // The new term has an entry of its own.
+    assert_eq!(cluster.nodes[&1].state().1, state.1);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_go_on_without_the_leader_and_it_catches_up() {
+    let mut cluster = Cluster::formed(3).await;
+    for number in 0..20 {
+        cluster.propose(number % 3 + 1, submit(number, 2_000)).await;
+    }
+    let old = cluster.leader().await;
+    cluster.stop(old).await;
+    // No waiting for the election: proposing and reading do that.
+    let rest = cluster.followers(old);
+    for number in 20..40 {
+        let id = rest[usize::try_from(number % 2).unwrap()];
+        assert_eq!(
+            cluster.propose(id, submit(number, 2_000)).await,
+            accepted(number)
+        );
+    }
+    cluster.nodes[&rest[0]]
+        .handle
+        .linearize(soon())
+        .await
+        .unwrap();
+    let new = cluster.leader().await;
+    assert_ne!(new, old);
+
+    cluster.start(old).await;
+    cluster.nodes[&old].handle.linearize(soon()).await.unwrap();
+    for number in 0..40 {
+        let found = cluster.nodes[&old].handle.view().job(job(number)).unwrap();
+        assert!(found.is_some(), "job {number}");
+    }
+    cluster.settled().await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proposals_under_way_survive_the_death_of_the_leader() {
+    let mut cluster = Cluster::formed(3).await;
+    let leader = cluster.leader().await;
+    let rest = cluster.followers(leader);
+    let mut proposals = tokio::task::JoinSet::new();
+    for number in 0..400 {
+        let handle = cluster.nodes[&rest[number % 2]].handle.clone();
+        proposals.spawn(async move {
+            let reply = handle.propose(submit(number as u64, 500), soon()).await;
+            (number as u64, reply)
+        });
+    }
+    // Some are answered before, most are not.
+    for _ in 0..20 {
+        proposals.join_next().await.unwrap().unwrap().1.unwrap();
+    }
+    cluster.stop(leader).await;
+    while let Some(done) = proposals.join_next().await {
+        let (number, reply) = done.unwrap();
+        assert!(
+            matches!(reply, Ok(Reply::Submitted { job: id, .. }) if id == job(number)),
+            "{reply:?}"
+        );
+    }
+    cluster.start(leader).await;
+    cluster.settled().await;
+    for node in cluster.nodes.values() {
+        let counters = node.handle.view().counters().unwrap();
+        assert_eq!(counters.queued, 400);
+    }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_was_shut_down_has_everything_when_it_comes_back() {
+    let mut cluster = Cluster::formed(3).await;
+    for number in 0..30 {
+        let size = if number % 10 == 0 { 300_000 } else { 100 };
+        cluster.propose(number % 3 + 1, submit(number, size)).await;
+    }
+    let (_, hash) = cluster.settled().await;
+    for id in [1, 2, 3] {
+        cluster.stop(id).await;
+    }
+    for id in [3, 1, 2] {
+        cluster.start(id).await;
+        cluster.nodes[&id].handle.bootstrap().await.unwrap();
+    }
+    for node in cluster.nodes.values() {
+        node.handle.linearize(soon()).await.unwrap();
+        assert_eq!(node.state().1, hash);
+        let spec = node.handle.view().spec(job(20)).unwrap().unwrap();
+        assert_eq!(spec.files[0].content.len(), 300_000);
+    }
+    assert_eq!(
+        cluster.propose(2, submit(5, 1)).await,
+        Reply::Submitted {
+            job: job(5),
+            joined: true
+        }
+    );
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_far_behind_is_brought_up_by_a_snapshot() {
+    let mut cluster = Cluster::new(3);
+    cluster.snapshot_after = 40;
+    cluster.form().await;
+    let leader = cluster.leader().await;
+    let away = cluster.followers(leader)[0];
+    cluster.propose(leader, submit(10_000, 10)).await;
+    cluster.settled().await;
+    cluster.stop(away).await;
+    let before = cluster.nodes[&leader].status().last_log_index;
+    for number in 0..200 {
+        let size = if number % 50 == 0 { 200_000 } else { 1_000 };
+        cluster.propose(leader, submit(number, size)).await;
+    }
+    assert!(cluster.nodes[&leader].status().last_log_index > before + 150);
+
+    cluster.start(away).await;
+    cluster.settled().await;
+    let node = cluster.nodes.get_mut(&away).unwrap();
+    let mut resets = 0;
+    while let Ok(notice) = node.notices.try_recv() {
+        resets += usize::from(notice == Notice::Reset);
+    }
+    assert!(resets > 0, "the log alone has brought it up");
+
+    // It is a whole node again: also after a restart, and as one of the two that are left.
+    cluster.stop(away).await;
+    cluster.start(away).await;
+    cluster.settled().await;
+    let leader = cluster.leader().await;
+    let third = *cluster
+        .nodes
+        .keys()
+        .find(|id| ![leader, away].contains(id))
+        .unwrap_or(&leader);
+    cluster.stop(third).await;
+    assert_eq!(cluster.propose(away, submit(300, 10)).await, accepted(300));
+    cluster.nodes[&away].handle.linearize(soon()).await.unwrap();
+    assert!(
+        cluster.nodes[&away]
+            .handle
+            .view()
+            .job(job(150))
+            .unwrap()
+            .is_some()
+    );
+    cluster.start(third).await;
+    cluster.settled().await;
+    cluster.end().await;
+}
+
+/// The events of a node up to the one that finishes `last`.
+async fn events_until(node: &mut Node, last: u64) -> Vec<Event> {
+    let mut events = Vec::new();
+    let finished = Event::Finished { job: job(last) };
+    while events.last() != Some(&finished) {
+        match timeout(PATIENCE, node.notices.recv()).await {
+            Ok(Some(Notice::Events(more))) => {
+                // What is told is there to be seen.
+                for event in &more {
+                    if let Event::Finished { job } = event {
+                        let job = node.handle.view().job(*job).unwrap().unwrap();
+                        assert_eq!(job.state, JobState::Finished);
+                    }
+                }
+                events.extend(more);
+            }
+            other => panic!("node {}: {other:?} behind {events:?}", node.id),
+        }
+    }
+    events
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_are_assigned_to_eligible_nodes_and_every_node_is_told() {
+    let mut cluster = Cluster::formed(3).await;
+    let leader = cluster.leader().await;
+    let up = cluster.propose(2, node_up(7, 1)).await;
+    assert_eq!(up, Reply::Node { requeued: 0 });
+    cluster.propose(3, submit(1, 10)).await;
+    cluster.nodes[&leader]
+        .handle
+        .linearize(soon())
+        .await
+        .unwrap();
+    let waiting = cluster.nodes[&leader]
+        .handle
+        .view()
+        .job(job(1))
+        .unwrap()
+        .unwrap();
+    assert_eq!(waiting.state, JobState::Queued);
+
+    // Whoever leads by now: only the leader's decision counts.
+    for node in cluster.nodes.values() {
+        node.eligible.send_replace(BTreeSet::from([7]));
+        node.handle.schedule();
+    }
+    let assigned = Event::Assigned {
+        job: job(1),
+        attempt: 1,
+        node: 7,
+        incarnation: 1,
+    };
+    let node = cluster.nodes.get_mut(&2).unwrap();
+    let mut seen = Vec::new();
+    while !seen.contains(&assigned) {
+        match timeout(PATIENCE, node.notices.recv()).await {
+            Ok(Some(Notice::Events(more))) => seen.extend(more),
+            other => panic!("{other:?} behind {seen:?}"),
+        }
+    }
+    assert_eq!(cluster.propose(1, complete(1, 1, 7)).await, COMMITTED);
+    let mut all = Vec::new();
+    for node in cluster.nodes.values_mut() {
+        let mut events = events_until(node, 1).await;
+        if node.id == 2 {
+            seen.append(&mut events);
+            events = std::mem::take(&mut seen);
+        }
+        all.push(events);
+    }
+    assert_eq!(all[0], all[1]);
+    assert_eq!(all[1], all[2]);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_alone_accepts_nothing_and_says_so() {
+    let mut cluster = Cluster::formed(3).await;
+    cluster.propose(1, submit(1, 10)).await;
+    cluster.settled().await;
+    let last = cluster.leader().await;
+    for id in cluster.followers(last) {
+        cluster.stop(id).await;
+    }
+    let node = &cluster.nodes[&last];
+    node.until("the loss of its quorum", |status| !status.quorum)
+        .await;
+    let shortly = || Instant::now() + Duration::from_millis(500);
+    let error = node
+        .handle
+        .propose(submit(2, 10), shortly())
+        .await
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        ProposeError::Unavailable | ProposeError::Unknown
+    ));
+    let error = node.handle.linearize(shortly()).await.unwrap_err();
+    assert_eq!(error, ReadError::Unavailable);
+    // What it has can still be looked at.
+    assert!(node.handle.view().job(job(1)).unwrap().is_some());
+
+    // With one of the others it is a majority again.
+    let other = [1, 2, 3].into_iter().find(|id| *id != last).unwrap();
+    cluster.start(other).await;
+    assert_eq!(cluster.propose(last, submit(3, 10)).await, accepted(3));
+    cluster.settled().await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leadership_can_be_handed_over() {
+    let cluster = Cluster::formed(3).await;
+    let first = cluster.leader().await;
+    let follower = cluster.followers(first)[0];
+    let error = cluster.nodes[&follower]
+        .handle
+        .transfer_leadership(None)
+        .await;
+    assert!(matches!(error, Err(Error::NotLeader)), "{error:?}");
+
+    cluster.nodes[&first]
+        .handle
+        .transfer_leadership(Some(follower))
+        .await
+        .unwrap();
+    cluster.nodes[&follower]
+        .until("its leadership", |status| status.leading)
+        .await;
+    cluster.propose(first, submit(1, 10)).await;
+    let now = cluster.leader().await;
+    cluster.nodes[&now]
+        .handle
+        .transfer_leadership(None)
+        .await
+        .unwrap();
+    assert_ne!(cluster.leader().await, now);
+    cluster.propose(first, submit(2, 10)).await;
+    let wrong = cluster.leader().await;
+    let error = cluster.nodes[&wrong]
+        .handle
+        .transfer_leadership(Some(9))
+        .await;
+    assert!(matches!(error, Err(Error::Failed(_))), "{error:?}");
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_peer_port_serves_the_right_calls_and_refuses_the_wrong_ones() {
+    let cluster = Cluster::formed(3).await;
+    let hello = |process: &str| v1::HelloRequest {
+        id: 1,
+        process: process.to_owned(),
+        peers: String::new(),
+    };
+    // Every other node, and itself.
+    for id in [1, 2, 3] {
+        let mut peer = cluster.nodes[&1].handle.peer(id).unwrap();
+        let reply = peer.hello(hello("me")).await.unwrap().into_inner();
+        assert_eq!((reply.id, reply.process.as_str()), (id, "me"));
+        assert!(reply.initialized);
+    }
+    assert!(cluster.nodes[&1].handle.peer(4).is_none());
+
+    // Without the metadata; for another node; from another cluster.
+    let address = format!("http://{}", cluster.members[&2].peer);
+    let channel = tonic::transport::Endpoint::from_shared(address)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let here = common::CLUSTER.to_string();
+    let other = quorun_consensus::ClusterId([0; 16]).to_string();
+    for (cluster_id, target, expected) in [
+        (None, Some("2"), "quorun-cluster is missing"),
+        (Some(here.as_str()), None, "quorun-target is missing"),
+        (
+            Some(here.as_str()),
+            Some("3"),
+            "this is node 2, but the call is for node 3",
+        ),
+        (
+            Some(other.as_str()),
+            Some("2"),
+            "but the call is for cluster 0000",
+        ),
+    ] {
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        metadata.insert("quorun-from", "1".parse().unwrap());
+        if let Some(id) = cluster_id {
+            metadata.insert("quorun-cluster", id.parse().unwrap());
+        }
+        if let Some(target) = target {
+            metadata.insert("quorun-target", target.parse().unwrap());
+        }
+        let mut request = tonic::Request::new(hello("stranger"));
+        *request.metadata_mut() = metadata.clone();
+        let mut peer = v1::peer_client::PeerClient::new(channel.clone());
+        let refused = peer.hello(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().contains(expected), "{refused}");
+
+        let mut request = tonic::Request::new(v1::ReadIndexRequest { deadline_ms: 1 });
+        *request.metadata_mut() = metadata;
+        let mut consensus = v1::consensus_client::ConsensusClient::new(channel.clone());
+        let refused = consensus.read_index(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+    }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_does_not_start_with_the_folder_of_another_or_with_a_damaged_log() {
+    let mut cluster = Cluster::formed(3).await;
+    cluster.propose(1, submit(1, 10)).await;
+    cluster.stop(2).await;
+    cluster.stop(3).await;
+
+    let own = cluster.folder(2);
+    let aside = cluster.dir().join("aside");
+    std::fs::rename(&own, &aside).unwrap();
+    std::fs::rename(cluster.folder(3), &own).unwrap();
+    let error = cluster.try_start(2).await.unwrap_err();
+    assert!(matches!(error, Error::Foreign { .. }), "{error}");
+    assert!(error.to_string().contains("belongs to node 3"), "{error}");
+
+    std::fs::rename(&own, cluster.folder(3)).unwrap();
+    std::fs::rename(&aside, &own).unwrap();
+    let database = std::fs::OpenOptions::new()
+        .write(true)
+        .open(own.join("log/db"))
+        .unwrap();
+    database.set_len(0).unwrap();
+    let error = cluster.try_start(2).await.unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+
+    // The others do not need it.
+    cluster.start(3).await;
+    assert_eq!(cluster.propose(3, submit(2, 10)).await, accepted(2));
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_ended_says_so() {
+    let cluster = Cluster::formed(1).await;
+    let handle = cluster.nodes[&1].handle.clone();
+    let stopped = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.stopped().await }
+    });
+    handle.shutdown().await;
+    assert!(matches!(stopped.await.unwrap(), Error::Stopped));
+    assert!(matches!(handle.stopped().await, Error::Stopped));
+    handle.shutdown().await;
+    let error = handle.propose(submit(1, 10), soon()).await.unwrap_err();
+    assert_eq!(error, ProposeError::Stopped);
+    assert_eq!(
+        handle.linearize(soon()).await.unwrap_err(),
+        ReadError::Stopped
+    );
+    assert!(matches!(handle.state(), Err(Error::Stopped)));
+    handle.view().counters().unwrap_err();
 }

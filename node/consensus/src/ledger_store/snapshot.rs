@@ -101,7 +101,7 @@ fn remove_old(data_dir: &Path) -> io::Result<()> {
 }
 
 /// A key and its value, as they lie in sled.
-type RawPair = (Vec<u8>, sled::IVec);
+pub(super) type RawPair = (Vec<u8>, sled::IVec);
 
 /// How far the building of a snapshot has come.
 #[derive(Debug, Default)]
@@ -130,7 +130,7 @@ impl Progress {
     }
 
     /// The next pairs, as they were when the building began; possibly none of them. `None` behind the last key.
-    fn step(&mut self, tree: &sled::Tree) -> io::Result<Option<Vec<RawPair>>> {
+    pub(super) fn step(&mut self, tree: &sled::Tree) -> io::Result<Option<Vec<RawPair>>> {
         let from = self
             .done
             .as_deref()

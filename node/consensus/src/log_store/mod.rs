@@ -91,6 +91,8 @@ struct Shared {
 struct Inner {
     vote: Option<Vote>,
     purged: Option<LogId>,
+    /// The index of the first entry, or the one that it will have.
+    first: u64,
     last: Option<LogId>,
     committed: Option<LogId>,
     tail: VecDeque<(Entry, usize)>,
@@ -110,6 +112,9 @@ impl Inner {
     }
 
     fn push(&mut self, entry: Entry, size: usize) {
+        if self.last.is_none() {
+            self.first = entry.log_id.index;
+        }
         self.last = Some(entry.log_id);
         self.tail_bytes += size;
         self.tail.push_back((entry, size));
@@ -141,6 +146,7 @@ impl Inner {
             return;
         }
         self.purged = Some(upto);
+        self.first = self.first.max(upto.index + 1);
         while self
             .tail
             .front()
@@ -181,7 +187,7 @@ impl Inner {
             Bound::Excluded(index) => *index,
             Bound::Unbounded => u64::MAX,
         };
-        let start = start.max(next_index(self.purged.as_ref()));
+        let start = start.max(self.first);
         (start, end.min(next_index(self.last.as_ref())))
     }
 
@@ -231,7 +237,10 @@ impl LogStore {
     /// Opens the log, creates it in an empty folder, and checks that it holds what it has acknowledged.
     pub(crate) fn open(location: &Location) -> Result<Self, Error> {
         let opened = writer::open(location)?;
+        let next_purged = next_index(opened.state.purged().as_ref());
+        let first = opened.records.keys().next().copied();
         let inner = Inner {
+            first: first.unwrap_or(0).max(next_purged),
             vote: opened.state.vote(),
             purged: opened.state.purged(),
             last: opened.state.last(),

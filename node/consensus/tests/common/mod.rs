@@ -3,19 +3,23 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorun_consensus::{ClusterId, Handle, Member, Notice, Options, Status};
+use quorun_consensus::{ClusterId, Error, Handle, Member, Notice, Options, Status};
 use quorun_ledger::{
     Command, Completion, JobId, JobResult, JobSpec, Limits, NodeId, Outcome, Output, Reply,
     SourceFile, StateHash, Verdict,
 };
+use quorun_proto::v1;
+use quorun_proto::v1::peer_server::{Peer, PeerServer};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::service::Routes;
+use tonic::{Request, Response};
 
 /// Nothing here takes so long, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -117,6 +121,46 @@ impl Node {
     }
 }
 
+/// An address of loopback that no outgoing connection uses, so that a node which comes back finds its port free.
+fn own_address() -> IpAddr {
+    static COUNT: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, high | 1, low, COUNT.fetch_add(1, Ordering::Relaxed)).into()
+}
+
+/// A Peer service that only says hello.
+struct Hello(Handle, NodeId);
+
+#[tonic::async_trait]
+impl Peer for Hello {
+    type WatchStream = tokio_stream::Empty<Result<v1::WatchReply, tonic::Status>>;
+
+    async fn hello(
+        &self,
+        request: Request<v1::HelloRequest>,
+    ) -> Result<Response<v1::HelloReply>, tonic::Status> {
+        Ok(Response::new(v1::HelloReply {
+            id: self.1,
+            process: request.into_inner().process,
+            initialized: self.0.status().borrow().initialized,
+        }))
+    }
+
+    async fn heartbeat(
+        &self,
+        _: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("heartbeat"))
+    }
+
+    async fn watch(
+        &self,
+        _: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, tonic::Status> {
+        Err(tonic::Status::unimplemented("watch"))
+    }
+}
+
 pub struct Cluster {
     dir: tempfile::TempDir,
     pub members: BTreeMap<NodeId, Member>,
@@ -142,10 +186,11 @@ impl Cluster {
     /// Reserves ports and folders for nodes that are not started yet.
     pub fn new(size: u64) -> Self {
         init_logs();
+        let address = own_address();
         let mut members = BTreeMap::new();
         let mut listeners = BTreeMap::new();
         for id in 1..=size {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let listener = TcpListener::bind((address, 0)).unwrap();
             let member = Member {
                 peer: listener.local_addr().unwrap().to_string(),
                 http: format!("node-{id}:8080"),
@@ -194,23 +239,27 @@ impl Cluster {
         options
     }
 
-    pub fn listener(&self, id: NodeId) -> TcpListener {
-        match self.listeners.get(&id) {
-            Some(listener) => listener.try_clone().unwrap(),
+    pub fn listener(&mut self, id: NodeId) -> TcpListener {
+        match self.listeners.remove(&id) {
+            Some(listener) => listener,
             None => TcpListener::bind(&self.members[&id].peer).unwrap(),
         }
     }
 
     pub async fn start(&mut self, id: NodeId) {
+        self.try_start(id).await.unwrap();
+    }
+
+    pub async fn try_start(&mut self, id: NodeId) -> Result<(), Error> {
         let (eligible, eligible_rx) = watch::channel(BTreeSet::new());
-        let (handle, notices) = quorun_consensus::start(
-            self.options(id),
-            self.listener(id),
-            |_| Routes::default(),
-            eligible_rx,
-        )
-        .await
-        .unwrap();
+        let listener = self.listener(id);
+        let options = self.options(id);
+        let extra = move |handle: &Handle| {
+            let hello = Hello(handle.clone(), id);
+            Routes::new(PeerServer::new(hello))
+        };
+        let (handle, notices) =
+            quorun_consensus::start(options, listener, extra, eligible_rx).await?;
         let node = Node {
             id,
             handle,
@@ -218,6 +267,7 @@ impl Cluster {
             eligible,
         };
         self.nodes.insert(id, node);
+        Ok(())
     }
 
     pub async fn stop(&mut self, id: NodeId) {
@@ -269,7 +319,7 @@ impl Cluster {
     pub async fn settled(&self) -> (u64, StateHash) {
         let leader = self.leader().await;
         self.nodes[&leader].handle.linearize(soon()).await.unwrap();
-        let target = self.nodes[&leader].status().applied_index;
+        let target = self.nodes[&leader].state().0;
         let mut states = BTreeSet::new();
         for node in self.nodes.values() {
             node.until("all entries", |status| status.applied_index >= target)
@@ -279,5 +329,11 @@ impl Cluster {
         }
         assert_eq!(states.len(), 1, "{states:?}");
         self.nodes[&leader].state()
+    }
+
+    pub async fn end(self) {
+        for node in self.nodes.values() {
+            node.handle.shutdown().await;
+        }
     }
 }

@@ -29,8 +29,15 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
     }
 }
 
-/// Reads JSON. What is not JSON is 400, what is JSON of another shape is 422 with the field named.
+/// Reads a JSON object. What is not JSON is 400, what is JSON of another shape is 422 with the field named.
 pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // serde would also take an array with the fields in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::invalid(
+            "body",
+            "the body is an array; it should be an object",
+        ));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
