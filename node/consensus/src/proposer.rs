@@ -245,7 +245,7 @@ impl Loop {
             if self.queue.len() >= QUEUE {
                 self.queue.retain(|proposal| !proposal.abandoned());
             }
-            if target_is_elsewhere(&self.parts) {
+            if !self.parts.raft.is_leader() {
                 self.scheduling = false;
                 self.refuse_foreign();
             }
@@ -338,11 +338,6 @@ impl Loop {
             }
         }
     }
-}
-
-fn target_is_elsewhere(parts: &Parts) -> bool {
-    let status = parts.status.borrow();
-    !status.leading
 }
 
 async fn sleep_until(until: Option<Instant>) {

@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read as _};
+use std::io::{self, BufReader, BufWriter};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -51,6 +51,23 @@ impl SnapshotFile {
         let file = File::open(&path)?;
         Ok(Self { path, file })
     }
+
+    /// Opens a file that was received, and reads all of it: that it is whole, and what was announced. Once openraft has
+    /// it, it is too late to refuse it.
+    pub(crate) fn open_received(path: PathBuf, announced: &SnapshotMeta) -> io::Result<Self> {
+        let mut frames = FrameReader(BufReader::new(File::open(&path)?));
+        check_header(&mut frames, &meta_of(announced))?;
+        while frames.read()?.is_some() {}
+        frames.end()?;
+        Self::open(path)
+    }
+}
+
+fn check_header<R: io::Read>(frames: &mut FrameReader<R>, expected: &Meta) -> io::Result<()> {
+    if frames.header()? == *expected {
+        return Ok(());
+    }
+    Err(invalid("its position is not the one that was announced"))
 }
 
 /// The folder of the snapshots.
@@ -85,6 +102,12 @@ pub(super) fn clean(data_dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder(data_dir))? {
         let path = entry?.path();
         if path.extension().is_none_or(|ext| ext != "snapshot") {
+            fs::remove_file(&path)?;
+            continue;
+        }
+        // The ledger itself is there, and another snapshot can be built from it.
+        if let Err(error) = FrameReader(BufReader::new(File::open(&path)?)).header() {
+            tracing::warn!(%error, path = %path.display(), "a snapshot that cannot be read is removed");
             fs::remove_file(&path)?;
         }
     }
@@ -222,6 +245,14 @@ impl<R: io::Read> FrameReader<R> {
             return Err(invalid("a frame whose checksum is wrong"));
         }
         Ok((!body.is_empty()).then_some(body))
+    }
+
+    /// That nothing follows.
+    fn end(&mut self) -> io::Result<()> {
+        match self.0.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(invalid("something follows its end")),
+        }
     }
 
     fn header(&mut self) -> io::Result<Meta> {
@@ -366,10 +397,7 @@ impl LedgerStore {
         let meta = meta_of(meta);
         let (number, disk) = folder::create_next(data_dir, CACHE)?;
         let mut frames = FrameReader(BufReader::new(snapshot.file));
-        let header = frames.header()?;
-        if header != meta {
-            return Err(invalid("its position is not the one that was announced"));
-        }
+        check_header(&mut frames, &meta)?;
         let mut batch = sled::Batch::default();
         let mut size = 0;
         while let Some(frame) = frames.read()? {
@@ -385,10 +413,7 @@ impl LedgerStore {
                 disk.tree().apply_batch(full).map_err(to_io)?;
             }
         }
-        let mut end = [0];
-        if frames.0.read(&mut end)? != 0 {
-            return Err(invalid("something follows its end"));
-        }
+        frames.end()?;
         batch.insert(META, meta.encode());
         disk.tree().apply_batch(batch).map_err(to_io)?;
         let (_, hash) = load(&disk)?;

@@ -15,6 +15,7 @@ use super::watermark::{DiskLogId, State, Watermark};
 use super::{CACHE, Location, Shared, read_record};
 use crate::disk::{Disk, to_io};
 use crate::error::Error;
+use crate::files;
 use crate::types::{LogId, TypeConfig, Vote, next_index};
 
 const STATE_KEY: &[u8] = b"s";
@@ -94,20 +95,26 @@ pub(super) fn open(location: &Location) -> Result<Opened, Error> {
         path: path.clone(),
         what,
     };
-    let at_mark = |error: io::Error| Error::Damaged {
-        path: location.watermark(),
-        what: error.to_string(),
+    let at_mark = |error: io::Error| {
+        let path = location.watermark();
+        if error.kind() == io::ErrorKind::InvalidData {
+            let what = error.to_string();
+            return Error::Damaged { path, what };
+        }
+        Error::Storage(format!("{}: {error}", path.display()))
     };
-    std::fs::create_dir_all(&location.data_dir).map_err(|error| {
-        Error::Storage(format!("create {}: {error}", location.data_dir.display()))
-    })?;
+    std::fs::create_dir_all(&location.data_dir)
+        .and_then(|()| files::sync_parent(&location.data_dir))
+        .map_err(|error| {
+            Error::Storage(format!("create {}: {error}", location.data_dir.display()))
+        })?;
     let (watermark, mark) = Watermark::open(&location.watermark()).map_err(at_mark)?;
     if let Some(mark) = &mark {
         check_owner(location, location.watermark(), mark)?;
     }
     let known = mark.as_ref().is_some_and(|mark| mark.change > 0);
     let disk = Disk::open(&path, CACHE).map_err(|error| {
-        if known {
+        if known && error.kind() != io::ErrorKind::WouldBlock {
             damaged(error.to_string())
         } else {
             Error::Storage(format!("open {}: {error}", path.display()))

@@ -79,8 +79,14 @@ impl Service {
         vote: Vote,
         meta: SnapshotMeta,
     ) -> Result<v1::SnapshotReply, Status> {
-        let snapshot = SnapshotFile::open(path.to_owned())
-            .map_err(|error| Status::internal(format!("open the snapshot: {error}")))?;
+        let (received, announced) = (path.to_owned(), meta.clone());
+        let checked =
+            tokio::task::spawn_blocking(move || SnapshotFile::open_received(received, &announced));
+        let snapshot = checked
+            .await
+            .map_err(io::Error::other)
+            .and_then(|opened| opened)
+            .map_err(|error| Status::data_loss(error.to_string()))?;
         let response = self
             .raft
             .install_full_snapshot(vote, Snapshot { meta, snapshot })
