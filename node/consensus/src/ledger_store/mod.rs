@@ -12,6 +12,7 @@
 mod apply;
 mod chunks;
 mod folder;
+mod frames;
 mod snapshot;
 
 use std::collections::BTreeMap;

@@ -7,7 +7,9 @@ use std::path::Path;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::{EntryPayload, RaftLogReader};
 
+use super::memory::TAIL;
 use super::*;
+use crate::types::EncodedBatch;
 
 const HERE: ClusterId = ClusterId([5; 16]);
 
