@@ -332,6 +332,9 @@ impl LedgerStore {
         let next = next_index(meta.applied.as_ref());
         let old = {
             let mut current = self.inner.current.write();
+            if current.disk.is_none() {
+                return Err(closed());
+            }
             current.meta = meta;
             current.hash = hash;
             current.disk.replace(disk)
