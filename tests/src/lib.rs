@@ -1,1 +1,30 @@
-//! placeholder
+//! The harness for tests that need whole nodes.
+//!
+//! A [`Cluster`] is made of real `quorun serve` processes on ports and in folders of their own; they end with it, however
+//! the test ends. Tests wait for what they need with [`eventually`] and never for a time: a deadline is only what a test
+//! takes for "never", and it is far away, because the machine may be busy with something else.
+//!
+//! - `QUORUN_BIN`: the program under test; otherwise it is built by cargo, in the profile of the tests.
+//! - `QUORUN_REQUIRE_ENGINE=1`: tests that need a container engine fail without one, instead of saying that they are
+//!   skipped.
+//! - `QUORUN_KEEP=1`: data folders and logs of the nodes stay where they are.
+
+pub mod client;
+pub mod cluster;
+pub mod engine;
+pub mod fleet;
+pub mod mix;
+pub mod node;
+pub mod ports;
+pub mod program;
+pub mod raw;
+pub mod turn;
+pub mod wait;
+pub mod witness;
+
+pub use client::{Answer, Client};
+pub use cluster::{Cluster, Plan};
+pub use engine::Engine;
+pub use node::{Executor, Node};
+pub use wait::{LONG, eventually, within};
+pub use witness::Witness;

@@ -174,8 +174,10 @@ impl Follower {
         }
         match (job.state, job.node) {
             (JobState::Running, Some(node)) if job.attempt != self.attempt => {
-                self.attempt = job.attempt;
-                self.chunks = Some(self.listen(node, job.attempt));
+                self.chunks = self.listen(node, job.attempt);
+                if self.chunks.is_some() {
+                    self.attempt = job.attempt;
+                }
             }
             (JobState::Finished, _) => {
                 self.attempt = job.attempt;
@@ -191,19 +193,21 @@ impl Follower {
         Ok(())
     }
 
-    /// Listens to an attempt on its node. Ends early without harm: the result has everything.
-    fn listen(&self, node: NodeId, attempt: u32) -> Chunks {
+    /// Listens to an attempt on its node. Ends early without harm: the result has everything. `None` when it is this
+    /// node's and its worker has not heard of it yet, or no longer knows it: either way there will be news of the job.
+    fn listen(&self, node: NodeId, attempt: u32) -> Option<Chunks> {
         if node == self.jobs.node() {
-            let Some(listener) = self.jobs.outputs().listen((self.job, attempt)) else {
-                return Box::pin(stream::empty());
-            };
-            return Box::pin(stream::unfold(listener, |mut listener| async move {
-                let chunk = listener.next().await?;
-                Some(((chunk.stream, chunk.offset, chunk.data), listener))
-            }));
+            let listener = self.jobs.outputs().listen((self.job, attempt))?;
+            return Some(Box::pin(stream::unfold(
+                listener,
+                |mut listener| async move {
+                    let chunk = listener.next().await?;
+                    Some(((chunk.stream, chunk.offset, chunk.data), listener))
+                },
+            )));
         }
         let Some(mut client) = self.jobs.consensus().peer(node) else {
-            return Box::pin(stream::empty());
+            return Some(Box::pin(stream::empty()));
         };
         let request = WatchRequest {
             job: self.job.to_string(),
@@ -239,6 +243,6 @@ impl Follower {
                     Some(Event::End(_)) | None => None,
                 })
             });
-        Box::pin(chunks)
+        Some(Box::pin(chunks))
     }
 }

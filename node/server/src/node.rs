@@ -243,9 +243,11 @@ async fn dispatch(
             }
             Notice::Reset => {
                 info!("the ledger was replaced by a snapshot");
-                watchers.all_changed();
                 let known = membership.node_changed(me).await;
-                known.and(worker.reconcile().await)
+                let reconciled = worker.reconcile().await;
+                // After the worker, so that a watcher that looks finds the attempts.
+                watchers.all_changed();
+                known.and(reconciled)
             }
         };
         if let Err(error) = result {

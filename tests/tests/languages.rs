@@ -1,0 +1,137 @@
+//! Every language says hello, through every node.
+
+use std::path::{Path, PathBuf};
+
+use quorun_tests::{Cluster, Engine, Executor, Plan, node};
+use serde_json::{Value, json};
+
+const LANGUAGES: [&str; 12] = [
+    "python",
+    "javascript",
+    "typescript",
+    "java",
+    "ruby",
+    "perl",
+    "php",
+    "c",
+    "cpp",
+    "go",
+    "rust",
+    "bash",
+];
+
+/// These are on every machine that can build the program.
+const EVERYWHERE: [&str; 4] = ["python", "perl", "c", "bash"];
+
+/// The tools that a language needs, as its entry in the file of languages has them.
+fn tools(language: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sandbox/image/languages.toml");
+    let text = std::fs::read_to_string(&path).expect("the file of languages");
+    let file: toml::Value = toml::from_str(&text).expect("the file of languages");
+    let entry = file["language"]
+        .as_array()
+        .expect("languages")
+        .iter()
+        .find(|entry| entry["name"].as_str() == Some(language))
+        .expect("the language");
+    ["compile", "run"]
+        .iter()
+        .filter_map(|step| entry.get(step)?.as_array()?.first()?.as_str())
+        // What the job brings itself is no tool.
+        .filter(|program| !program.starts_with("./"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Where a program is on the path that nodes have in these tests.
+fn on_path(program: &str) -> Option<PathBuf> {
+    node::PATH
+        .split(':')
+        .map(|folder| Path::new(folder).join(program))
+        .find(|path| path.is_file())
+}
+
+/// Posts the language's example through every node, both ways.
+async fn says_hello(cluster: &Cluster, language: &Value) {
+    let name = language["name"].as_str().expect("a name");
+    let example = language["example"].as_str().expect("an example");
+    for client in cluster.clients() {
+        let mut job = json!({ "language": name, "source": example });
+        // The machine may be busy with something else; how long it takes is not the question here.
+        job["limits"] = json!({ "cpu_ms": 20_000, "wall_ms": 60_000 });
+        let done = client.run(&job).await;
+        assert_eq!(done["verdict"], "accepted", "{name}: {done}");
+        assert_eq!(done["stdout"], "hello\n", "{name}: {done}");
+        assert_eq!(done["exit_code"], 0, "{name}: {done}");
+        assert_eq!(done["language"], name);
+        assert_eq!(
+            done["compile"].is_object(),
+            language["compiled"] == true,
+            "{name}: {done}"
+        );
+    }
+}
+
+async fn languages(cluster: &Cluster) -> Vec<Value> {
+    let list = cluster.any().get("/v1/languages").await.expect(200);
+    let all = list["languages"].as_array().expect("languages").clone();
+    let names: Vec<_> = all.iter().filter_map(|l| l["name"].as_str()).collect();
+    assert_eq!(names, LANGUAGES);
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_plain_processes_where_the_tools_are_here() {
+    let cluster = Cluster::of_processes().await;
+    for language in languages(&cluster).await {
+        let name = language["name"].as_str().expect("a name");
+        let missing: Vec<_> = tools(name)
+            .into_iter()
+            .filter(|tool| on_path(tool).is_none())
+            .collect();
+        if missing.is_empty() {
+            says_hello(&cluster, &language).await;
+        } else {
+            assert!(
+                !EVERYWHERE.contains(&name),
+                "{name} must run here: {missing:?} is missing in {}",
+                node::PATH
+            );
+            eprintln!("SKIPPED {name} with the process executor: no {missing:?} on this machine");
+        }
+    }
+}
+
+/// A language of its own for each test: the report shows which one fails, and which one takes how long.
+async fn in_a_container(name: &str) {
+    let Some(_engine) = Engine::find(&format!("{name} in a container")).await else {
+        return;
+    };
+    let mut cluster = Cluster::start(Plan::new(Executor::Docker)).await;
+    let all = languages(&cluster).await;
+    let language = all.iter().find(|language| language["name"] == name);
+    says_hello(&cluster, language.expect("the language")).await;
+    cluster.stop().await;
+}
+
+macro_rules! in_containers {
+    ($($name:ident),+ $(,)?) => {
+        mod in_a_container {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::in_a_container(stringify!($name)).await;
+                }
+            )+
+
+            #[test]
+            fn all_of_them() {
+                assert_eq!([$(stringify!($name)),+], super::LANGUAGES);
+            }
+        }
+    };
+}
+
+in_containers!(
+    python, javascript, typescript, java, ruby, perl, php, c, cpp, go, rust, bash
+);
