@@ -506,7 +506,11 @@ async fn holds_warden(client: &bollard::Docker, helper: &str) -> bool {
 }
 
 async fn remove_container(client: &bollard::Docker, id: &str) {
-    let options = RemoveContainerOptionsBuilder::default().force(true).build();
+    // With the nameless volumes that an image may declare; the warden's, which has a name, stays.
+    let options = RemoveContainerOptionsBuilder::default()
+        .force(true)
+        .v(true)
+        .build();
     match client.remove_container(id, Some(options)).await {
         // Gone, or about to be.
         Ok(())
