@@ -476,6 +476,7 @@ async fn a_node_with_another_peer_list_is_told_so_and_ends() {
     let third = format!("3=127.0.0.1:{}", lone.first + 5);
     let moved = format!("3=localhost:{}", lone.first + 5);
     wrong.peers = wrong.peers.replace(&third, &moved);
+    wrong.data = lone.folder.path().join("wrong");
     let node = lone.start("wrong", wrong);
     refuses(
         node,

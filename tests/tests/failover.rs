@@ -430,15 +430,17 @@ async fn alone(cluster: &mut Cluster, survivor: u64) {
     );
 
     let refused = json!({ "language": "bash", "source": "echo refused", "labels": ["refused"] });
+    let waiting_path = format!("/v1/jobs/{waiting}");
+    let answers = tokio::join!(
+        client.post_json("/v1/jobs", &refused),
+        client.post_json("/v1/jobs?wait=60", &refused),
+        client.lang("bash", "echo refused"),
+        client.get("/v1/jobs"),
+        client.delete(&waiting_path),
+        client.get("/v1/jobs/01900000-0000-7000-8000-000000000000"),
+    );
     let answers = [
-        client.post_json("/v1/jobs", &refused).await,
-        client.post_json("/v1/jobs?wait=60", &refused).await,
-        client.lang("bash", "echo refused").await,
-        client.get("/v1/jobs").await,
-        client.delete(&format!("/v1/jobs/{waiting}")).await,
-        client
-            .get("/v1/jobs/01900000-0000-7000-8000-000000000000")
-            .await,
+        answers.0, answers.1, answers.2, answers.3, answers.4, answers.5,
     ];
     for answer in answers {
         let _ = answer.problem(503, "no-quorum");

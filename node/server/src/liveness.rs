@@ -17,8 +17,8 @@ struct State {
     leading_since: Option<Instant>,
     /// What was heard since then.
     heard: BTreeMap<NodeId, (Instant, NodeReport)>,
-    /// What the leader told last, for nodes that do not lead.
-    told: Vec<PeerReport>,
+    /// When the leader has told something last, and what, for nodes that do not lead.
+    told: Option<(Instant, Vec<PeerReport>)>,
 }
 
 /// What this node knows of the others' lives.
@@ -82,7 +82,22 @@ impl Liveness {
 
     /// The leader's answer to this node's own report.
     pub fn told(&self, peers: Vec<PeerReport>) {
-        self.lock().told = peers;
+        self.lock().told = Some((Instant::now(), peers));
+    }
+
+    /// Whether this node leads, or the leader has answered it within the timeout. A node that is cut off remembers a
+    /// leader that may be long gone.
+    #[must_use]
+    pub fn in_touch(&self) -> bool {
+        let state = self.lock();
+        state.leading_since.is_some() || self.fresh(&state)
+    }
+
+    fn fresh(&self, state: &State) -> bool {
+        state
+            .told
+            .as_ref()
+            .is_some_and(|(at, _)| at.elapsed() < self.timeout)
     }
 
     /// Waits until a report brings something new.
@@ -90,15 +105,21 @@ impl Liveness {
         self.news.notified().await;
     }
 
-    /// What is known of every node, from own hearing if this node leads, else as the leader told.
+    /// What is known of every node, from own hearing if this node leads, else as the leader told; nobody is known to be
+    /// alive once the leader has fallen silent.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerReport> {
         let state = self.lock();
         if state.leading_since.is_some() {
-            self.reports(&state)
-        } else {
-            state.told.clone()
+            return self.reports(&state);
         }
+        let fresh = self.fresh(&state);
+        let told = state.told.as_ref().map(|(_, peers)| peers.clone());
+        let mut peers = told.unwrap_or_default();
+        for peer in &mut peers {
+            peer.alive &= fresh;
+        }
+        peers
     }
 
     /// What follows for the nodes of the ledger, `None` while this node does not lead.
@@ -188,6 +209,26 @@ mod tests {
             "2 is not ready, 3 has not announced itself"
         );
         assert!(judged.lost.is_empty());
+    }
+
+    #[test]
+    fn what_a_leader_told_holds_until_it_falls_silent() {
+        let told = vec![PeerReport {
+            report: Some(report(1, 1, true)),
+            alive: true,
+            heard_ms_ago: 0,
+        }];
+        let liveness = Liveness::new(Duration::from_secs(3600));
+        assert!(!liveness.in_touch(), "nobody has said anything yet");
+        liveness.told(told.clone());
+        assert!(liveness.in_touch());
+        assert!(liveness.peers()[0].alive);
+        let forgetful = Liveness::new(Duration::ZERO);
+        forgetful.told(told);
+        assert!(!forgetful.in_touch());
+        assert!(!forgetful.peers()[0].alive);
+        forgetful.leading(true);
+        assert!(forgetful.in_touch(), "it is the leader itself");
     }
 
     #[test]

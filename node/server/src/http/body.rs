@@ -1,5 +1,7 @@
 //! Reading request bodies within their bounds.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
@@ -8,18 +10,30 @@ use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 
-/// Reads a body of at most `limit` bytes. One that announces more is refused before it is read.
-pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+/// What is read of a body that was refused, and how long: a client that sends all of its body before it looks for the
+/// answer would otherwise find the connection broken, and not learn why.
+const DISCARD_BYTES: usize = 16 * 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
+/// Reads a body of at most `limit` bytes. What is larger is refused, and never kept in memory.
+pub async fn read(headers: &HeaderMap, mut body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::too_large("body", limit as u64);
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
+        // A client that asks first sends nothing once it has its answer.
+        if !headers.contains_key(header::EXPECT) {
+            discard(body).await;
+        }
         return Err(too_large());
     }
-    match Limited::new(body, limit).collect().await {
+    match Limited::new(&mut body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            discard(body).await;
+            Err(too_large())
+        }
         Err(error) => Err(Problem::new(
             StatusCode::BAD_REQUEST,
             "incomplete-body",
@@ -27,6 +41,21 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
             error.to_string(),
         )),
     }
+}
+
+/// Reads the rest of a body away, within bounds.
+async fn discard(mut body: Body) {
+    let rest = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, Bytes::len);
+            if read > DISCARD_BYTES {
+                return;
+            }
+        }
+    };
+    // Whether the rest has come or the time is up, the answer is the same.
+    let _ = tokio::time::timeout(DISCARD_TIME, rest).await;
 }
 
 /// Reads a JSON object. What is not JSON is 400, what is JSON of another shape is 422 with the field named.

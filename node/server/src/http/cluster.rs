@@ -45,7 +45,7 @@ pub async fn status(State(app): State<App>) -> Result<Json<Value>, Problem> {
                 "http": node.map(|n| n.http.clone()),
                 "peer": member.peer,
                 "role": if status.voters.contains(id) { "voter" } else { "learner" },
-                "alive": peer.is_some_and(|p| p.alive),
+                "alive": *id == app.config.id || peer.is_some_and(|p| p.alive),
                 "ready": report.is_some_and(|r| r.ready),
                 "reason": report.map(|r| r.not_ready_reason.as_str()).filter(|r| !r.is_empty()),
                 "draining": node.is_some_and(|n| n.draining),
@@ -61,7 +61,7 @@ pub async fn status(State(app): State<App>) -> Result<Json<Value>, Problem> {
     Ok(Json(json!({
         "cluster_id": app.config.cluster.to_string(),
         "node": app.config.id,
-        "leader": status.leader,
+        "leader": status.leader.filter(|_| app.liveness.in_touch()),
         "term": status.term,
         "nodes": shown,
         "queue": { "jobs": counters.queued, "bytes": counters.queued_bytes },

@@ -25,6 +25,9 @@ pub async fn readyz(State(app): State<App>) -> (StatusCode, Json<Value>) {
         Some(_) if status.leading && !status.quorum => {
             reasons.push("this node leads, but does not reach a majority".to_owned());
         }
+        Some(leader) if !app.liveness.in_touch() => reasons.push(format!(
+            "there is no leader that this node reaches; the last one was node {leader}"
+        )),
         Some(_) => {}
     }
     if !app.membership.announced() {
@@ -47,7 +50,7 @@ pub async fn readyz(State(app): State<App>) -> (StatusCode, Json<Value>) {
         "ready": reasons.is_empty(),
         "reasons": reasons,
         "node": app.config.id,
-        "leader": status.leader,
+        "leader": status.leader.filter(|_| app.liveness.in_touch()),
         "applied_index": status.applied_index,
     });
     (code, Json(body))
