@@ -56,7 +56,7 @@ VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SANDBOX_IMAGE=$(sed -n 's/^image = "\(.*\)"/\1/p' sandbox/image/languages.toml | head -n 1)
 export QUORUN_NODE_IMAGE="quorun/node:$VERSION"
 
-say() { printf '==> %s\n' "$*"; }
+say() { printf '==> %3d s  %s\n' "$SECONDS" "$*"; }
 
 die() {
     printf 'deploy.sh: %s\n' "$*" >&2
@@ -199,8 +199,8 @@ install_engine() {
         wait_for_engine 60 && return
         die "the Docker engine does not start; see: journalctl -u docker"
     fi
-    if [[ -x /etc/init.d/docker ]]; then
-        logged "$WORK/engine-start.log" as_root /etc/init.d/docker start || true
+    # its script wants a right that a container-like machine may not have; it mounts the control groups in any case
+    if [[ -x /etc/init.d/docker ]] && as_root /etc/init.d/docker start > "$WORK/engine-start.log" 2>&1 < /dev/null; then
         wait_for_engine 30 && return
     fi
     local log=/var/log/quorun-dockerd.log
@@ -325,7 +325,7 @@ find_proxies() {
 
 # Builds an image unless one from the same inputs is there.
 build_image() { # NAME CONTEXT NOTE
-    local name=$1 context=$2 note=$3 inputs proxy options=()
+    local name=$1 context=$2 note=$3 inputs proxy former options=()
     inputs=$({
         docker image inspect --format '{{.Id}}' "$BASE"
         cd "$context"
@@ -340,10 +340,13 @@ build_image() { # NAME CONTEXT NOTE
     for proxy in "${PROXIES[@]}"; do
         options+=(--build-arg "$proxy")
     done
+    former=$(docker image inspect --format '{{.Id}}' "$name" 2> /dev/null) || true
     # the host's network: a proxy or a name server may be reachable from nowhere else
     logged "$WORK/build.log" docker build --network host --build-arg "BASE=$BASE" --label "quorun.inputs=$inputs" \
         "${options[@]}" -t "$name" "$context" \
         || die "the image $name could not be built; what the builder said is above"
+    # the one that this replaces, unless something still runs from it
+    [[ -z $former ]] || docker rmi "$former" > /dev/null 2>&1 || true
 }
 
 label_of() { docker image inspect --format '{{index .Config.Labels "quorun.inputs"}}' "$1" 2> /dev/null || true; }
@@ -483,16 +486,20 @@ cluster_ids() {
 
 sandboxes_of() { docker ps -a -q --filter "label=quorun.cluster=$1"; }
 
-volumes_of() { docker volume ls -q --filter "label=quorun.cluster=$1"; }
+# The sandboxes' own program lies in a volume that all clusters of one version share; the engine keeps it while it is used.
+remove_warden() {
+    docker volume ls -q --filter name=quorun-warden- | xargs -r -n 1 docker volume rm > /dev/null 2>&1 || true
+}
 
 stop_cluster() { # [--volumes]
     local id ids
     ids=$(cluster_ids)
     compose down --remove-orphans "$@" || die "compose could not remove the nodes"
     for id in $ids; do
-        sandboxes_of "$id" | xargs -r docker rm -f > /dev/null
-        volumes_of "$id" | xargs -r docker volume rm -f > /dev/null
+        # -v: also what an image's own VOLUME lines have made; one that has gone by itself meanwhile is no failure
+        sandboxes_of "$id" | xargs -r docker rm -f -v > /dev/null 2>&1 || true
     done
+    remove_warden
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -605,7 +612,6 @@ stop_test_cluster() {
         docker network ls -q --filter "label=com.docker.compose.project=$TEST_PROJECT"
         for id in $ids; do
             sandboxes_of "$id"
-            volumes_of "$id"
         done
     )
     [[ -z $left ]] || die "the test cluster left something behind: $left"
@@ -675,6 +681,7 @@ clean_up() {
         (sleep 15 && kill -KILL -- "-$CHILD") 2> /dev/null &
         wait "$CHILD" 2> /dev/null
         kill "$!" 2> /dev/null
+        RESULT="$PASSED passed, $((FAILED + 1)) failed"
     fi
     if [[ $TEST_PROJECT ]]; then
         (stop_cluster --volumes) > /dev/null 2>&1

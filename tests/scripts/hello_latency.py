@@ -18,8 +18,8 @@ PROGRAM = "print('hello')"
 RESTRICTIONS = "--rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges --memory 256m".split()
 
 
-def bare():
-    return subprocess.run(["python3", "-c", PROGRAM], capture_output=True, check=True).stdout
+def bare(python):
+    return subprocess.run([python, "-c", PROGRAM], capture_output=True, check=True).stdout
 
 
 def docker_run(image):
@@ -54,10 +54,11 @@ def main():
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--image", default="quorun/sandbox:0.1.0")
+    parser.add_argument("--python", default="/usr/bin/python3", help="the bare interpreter (%(default)s)")
     parser.add_argument("--skip-docker-run", action="store_true")
     options = parser.parse_args()
     cluster = Cluster(options.url)
-    ways = {"bare python3 -c": bare, "through the cluster": cluster}
+    ways = {"bare python3 -c": lambda: bare(options.python), "through the cluster": cluster}
     if not options.skip_docker_run:
         ways["docker run --rm"] = lambda: docker_run(options.image)
     for way in ways.values():

@@ -41,6 +41,12 @@ impl Disk {
                 Err(error) if is_locked(&error) && Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(20));
                 }
+                Err(error) if is_locked(&error) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::WouldBlock,
+                        "another process has it open",
+                    ));
+                }
                 other => break other?,
             }
         };

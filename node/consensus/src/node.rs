@@ -26,6 +26,8 @@ const WORKERS: usize = 2;
 /// How long what is still running at the end is waited for.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 const PING_EVERY: Duration = Duration::from_secs(5);
+/// Calls under way on one connection at one time: far more than there are, the usual limit being too low for streams.
+const MAX_STREAMS: u32 = 16_384;
 
 /// Opens the stores, starts Raft on threads of its own, and serves the peer port there: the Consensus service and the
 /// services that `extra` makes, all of them behind the check of cluster and node.
@@ -239,6 +241,7 @@ where
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
         .http2_keepalive_interval(Some(PING_EVERY))
+        .max_concurrent_streams(Some(MAX_STREAMS))
         .layer(InterceptorLayer::new(network::check(
             options.cluster,
             options.id,
@@ -289,5 +292,87 @@ impl Running {
         }
         tracing::info!(node = self.id, "consensus ended");
         Some((self.log, self.ledger))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use quorun_ledger::Command;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::options::{ClusterId, Member};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    async fn alone(data_dir: &std::path::Path) -> Handle {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let member = Member {
+            peer: listener.local_addr().unwrap().to_string(),
+            http: String::new(),
+        };
+        let members = BTreeMap::from([(1, member)]);
+        let options = Options::new(1, ClusterId([3; 16]), members, data_dir.to_owned());
+        let (_, eligible) = watch::channel(BTreeSet::new());
+        let (handle, _) = start(options, listener, |_| Routes::default(), eligible)
+            .await
+            .unwrap();
+        handle.bootstrap().await.unwrap();
+        let mut status = handle.status();
+        let leading = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.leading));
+        leading.await.unwrap().unwrap();
+        handle
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_fails_ends_consensus_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let handle = alone(dir.path()).await;
+        handle.shared.ledger.close();
+        let proposing = handle.clone();
+        let proposed = tokio::spawn(async move {
+            let drain = Command::Drain {
+                node: 1,
+                draining: true,
+            };
+            proposing.propose(drain, Instant::now() + PATIENCE).await
+        });
+        let error = tokio::time::timeout(PATIENCE, handle.stopped())
+            .await
+            .unwrap();
+        assert!(matches!(error, Error::Storage(_)), "{error}");
+        assert!(
+            error.to_string().contains("the ledger is closed"),
+            "{error}"
+        );
+        proposed.await.unwrap().unwrap_err();
+        handle.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn options_that_cannot_work_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = Options::new(
+            1,
+            ClusterId([3; 16]),
+            BTreeMap::new(),
+            dir.path().to_owned(),
+        );
+        let mut slow = good.clone();
+        slow.heartbeat = slow.election_min;
+        let mut nowhere = good;
+        let member = Member {
+            peer: "not an address".to_owned(),
+            http: String::new(),
+        };
+        nowhere.members.insert(2, member);
+        for wrong in [slow, nowhere] {
+            let (_, eligible) = watch::channel(BTreeSet::new());
+            let error = start(wrong, listener(), |_| Routes::default(), eligible).await;
+            assert!(matches!(error, Err(Error::Options(_))), "{error:?}");
+        }
     }
 }

@@ -41,6 +41,10 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 const HELPER_PATIENCE: Duration = Duration::from_secs(60);
 const HELPER_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a container may take to go once its removal has begun.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+const REMOVE_PAUSE: Duration = Duration::from_millis(50);
+
 /// Where the volume with the warden is in a container.
 const WARDEN_FOLDER: &str = "/.quorun";
 const WARDEN_NAME: &str = "quorun-warden";
@@ -505,16 +509,32 @@ async fn holds_warden(client: &bollard::Docker, helper: &str) -> bool {
     read.is_ok() && found == warden::PROGRAM
 }
 
+/// Removes a container and returns when it is gone, whoever removes it: one whose warden has ended is removed by the engine
+/// itself, maybe at this moment.
 async fn remove_container(client: &bollard::Docker, id: &str) {
-    let options = RemoveContainerOptionsBuilder::default().force(true).build();
-    match client.remove_container(id, Some(options)).await {
-        // Gone, or about to be.
-        Ok(())
-        | Err(EngineError::DockerResponseServerError {
-            status_code: 404 | 409,
-            ..
-        }) => {}
-        Err(error) => tracing::warn!(container = id, "not removed: {}", describe(&error)),
+    // With the nameless volumes that an image may declare; the warden's, which has a name, stays.
+    let options = RemoveContainerOptionsBuilder::default()
+        .force(true)
+        .v(true)
+        .build();
+    let mut waited = Duration::ZERO;
+    loop {
+        match client.remove_container(id, Some(options.clone())).await {
+            Ok(())
+            | Err(EngineError::DockerResponseServerError {
+                status_code: 404, ..
+            }) => return,
+            Err(EngineError::DockerResponseServerError {
+                status_code: 409, ..
+            }) if waited < REMOVE_PATIENCE => {
+                tokio::time::sleep(REMOVE_PAUSE).await;
+                waited += REMOVE_PAUSE;
+            }
+            Err(error) => {
+                tracing::warn!(container = id, "not removed: {}", describe(&error));
+                return;
+            }
+        }
     }
 }
 

@@ -60,6 +60,8 @@ struct State {
     idle: Vec<Sandbox>,
     /// Per key: with a job, or being cleaned after one.
     busy: BTreeMap<Key, usize>,
+    /// Per key: of those that are busy, with the last job that they serve. Their successors are made meanwhile.
+    worn: BTreeMap<Key, usize>,
     /// Per key: being made for the pool; jobs may wait for these.
     ahead: BTreeMap<Key, usize>,
     /// Per key: being made for a job.
@@ -82,6 +84,8 @@ struct Sandbox {
     key: Key,
     made: Made,
     jobs: u32,
+    /// It serves its last job.
+    worn: bool,
     idle_since: Instant,
 }
 
@@ -330,15 +334,18 @@ impl State {
                 .sum::<usize>()
     }
 
+    /// How many of a kind there are, or will be when what runs has ended.
     fn of(&self, key: &Key) -> usize {
-        self.idle
+        let all = self
+            .idle
             .iter()
             .filter(|sandbox| sandbox.key == *key)
             .count()
             + [&self.busy, &self.ahead, &self.to_order]
                 .iter()
                 .filter_map(|counts| counts.get(key))
-                .sum::<usize>()
+                .sum::<usize>();
+        all.saturating_sub(self.worn.get(key).copied().unwrap_or(0))
     }
 
     fn decide(&mut self, key: &Key, capacity: usize) -> Decision {
@@ -388,6 +395,7 @@ impl Sandbox {
             key,
             made,
             jobs: 0,
+            worn: false,
             idle_since: Instant::now(),
         }
     }
@@ -408,8 +416,16 @@ impl Lease {
 
     /// A job is about to run in it.
     pub(crate) fn count_job(&mut self) {
-        if let Some(sandbox) = &mut self.sandbox {
-            sandbox.jobs += 1;
+        let Some(sandbox) = &mut self.sandbox else {
+            return;
+        };
+        sandbox.jobs += 1;
+        if sandbox.jobs >= self.pool.shared.plan.max_jobs {
+            sandbox.worn = true;
+            let mut state = self.pool.state();
+            *state.worn.entry(sandbox.key.clone()).or_default() += 1;
+            drop(state);
+            self.pool.shared.work.notify_one();
         }
     }
 
@@ -419,7 +435,7 @@ impl Lease {
             return;
         };
         let pool = self.pool.clone();
-        if sandbox.jobs >= pool.shared.plan.max_jobs {
+        if sandbox.worn {
             self.sandbox = Some(sandbox);
             return self.discard("it has served its jobs");
         }
@@ -444,6 +460,9 @@ impl Lease {
         {
             let mut state = self.pool.state();
             decrease(&mut state.busy, &sandbox.key);
+            if sandbox.worn {
+                decrease(&mut state.worn, &sandbox.key);
+            }
             state.discarded += 1;
         }
         self.pool.remove(sandbox.made);

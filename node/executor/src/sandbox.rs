@@ -276,3 +276,169 @@ impl Talk {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use quorun_warden::protocol::Limits;
+    use quorun_warden::protocol::Step;
+    use tokio::io::DuplexStream;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn job() -> Run {
+        let limits = Limits {
+            cpu_us: 1,
+            wall_us: 1,
+            memory_kb: 1,
+            processes: 1,
+            output_bytes: 1,
+            file_bytes: 1,
+            open_files: 1,
+            stack_bytes: 1,
+        };
+        Run {
+            files: Vec::new(),
+            compile: None,
+            run: Step {
+                argv: vec!["x".into()],
+                env: Vec::new(),
+                limits,
+            },
+            stdin: vec![7; 1 << 20],
+            close_stdin: true,
+        }
+    }
+
+    fn link() -> (Link, DuplexStream, DuplexStream) {
+        // Small pipes: everything is cut into pieces.
+        let (to_node, from_warden) = tokio::io::duplex(5);
+        let (to_warden, from_node) = tokio::io::duplex(100);
+        (Link::new(from_warden, to_warden), to_node, from_node)
+    }
+
+    fn live() -> Live {
+        let (sender, _) = mpsc::channel(1);
+        Live::new(sender)
+    }
+
+    fn bytes(events: &[Event]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for event in events {
+            protocol::encode(event, &mut bytes).unwrap();
+        }
+        bytes
+    }
+
+    fn output(offset: u64, data: &[u8]) -> Event {
+        Event::Output {
+            step: StepKind::Run,
+            stream: protocol::Stream::Stdout,
+            offset,
+            data: data.to_vec(),
+        }
+    }
+
+    async fn answered(events: &[Event]) -> (Result<Transcript, Interrupted>, Live) {
+        let (mut link, mut to_node, mut from_node) = link();
+        let mut live = live();
+        let cancel = CancellationToken::new();
+        // The warden answers while it still reads: neither may wait for the other.
+        let answer = async {
+            to_node.write_all(&bytes(events)).await.unwrap();
+            drop(to_node);
+        };
+        let read = async {
+            let mut buffer = Vec::new();
+            from_node.read_to_end(&mut buffer).await.unwrap();
+        };
+        let run = async {
+            let patience = Duration::from_secs(60);
+            let result = link.run(job(), &mut live, &cancel, patience).await;
+            drop(link);
+            result
+        };
+        let (result, (), ()) = tokio::join!(run, answer, read);
+        (result, live)
+    }
+
+    #[tokio::test]
+    async fn a_job_is_followed_to_its_end() {
+        let report = Report {
+            exit_code: Some(3),
+            ..Report::default()
+        };
+        let (result, mut live) = answered(&[
+            Event::Started {
+                step: StepKind::Run,
+            },
+            output(0, b"abc"),
+            output(3, b"def"),
+            Event::Done(End::Ran(report.clone())),
+        ])
+        .await;
+        let transcript = result.unwrap();
+        assert!(transcript.compile.is_none());
+        assert_eq!(transcript.end, End::Ran(report));
+        assert_eq!(live.take_output().0, &b"abcdef"[..]);
+    }
+
+    #[tokio::test]
+    async fn an_end_in_the_middle_says_whether_the_program_had_started() {
+        let (result, _) = answered(&[]).await;
+        assert!(!result.unwrap_err().started);
+        let (result, _) = answered(&[Event::Started {
+            step: StepKind::Run,
+        }])
+        .await;
+        let interrupted = result.unwrap_err();
+        assert!(interrupted.started && matches!(interrupted.cause, Broken::Ended));
+    }
+
+    #[tokio::test]
+    async fn output_with_a_gap_is_not_believed() {
+        let (result, _) = answered(&[output(0, b"abc"), output(4, b"x")]).await;
+        assert!(matches!(result.unwrap_err().cause, Broken::Unexpected(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_warden_that_hangs_is_given_up_on() {
+        let (mut link, _to_node, _from_node) = link();
+        let patience = Duration::from_secs(30);
+        let result = link
+            .run(job(), &mut live(), &CancellationToken::new(), patience)
+            .await;
+        let cause = result.unwrap_err().cause;
+        assert!(
+            matches!(cause, Broken::Silent(time) if time == patience),
+            "{cause}"
+        );
+    }
+
+    #[tokio::test]
+    async fn another_version_of_the_protocol_is_refused() {
+        let (mut link, mut to_node, _from_node) = link();
+        let ready = Event::Ready(Ready {
+            version: protocol::VERSION + 1,
+            pid: 1,
+            contained: true,
+            cgroup_cpu: true,
+            cgroup_memory: true,
+        });
+        let sent = bytes(&[ready]);
+        let (result, written) = tokio::join!(
+            link.ready(Duration::from_secs(60)),
+            to_node.write_all(&sent)
+        );
+        written.unwrap();
+        assert!(result.unwrap_err().to_string().contains("version"));
+    }
+
+    #[tokio::test]
+    async fn an_idle_sandbox_is_alive_until_its_stream_ends() {
+        let (mut link, to_node, _from_node) = link();
+        assert!(link.is_alive());
+        drop(to_node);
+        assert!(!link.is_alive());
+    }
+}

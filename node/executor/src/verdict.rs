@@ -240,3 +240,260 @@ fn signal_name(signal: i32) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use quorun_ledger::job::{JobId, JobSpec, Limits, StepLimits};
+    use quorun_ledger::language::Language;
+
+    use super::*;
+
+    fn task() -> Task {
+        let limits = Limits {
+            cpu_ms: 2000,
+            wall_ms: 5000,
+            memory_kb: 65_536,
+            processes: 64,
+            output_kb: 400,
+        };
+        Task {
+            job: JobId::from_slice(&[0; 16]).unwrap(),
+            attempt: 1,
+            language: Language {
+                name: "c".into(),
+                aliases: Vec::new(),
+                title: "C".into(),
+                image: "image:1".into(),
+                source: "main.c".into(),
+                compile: None,
+                run: Vec::new(),
+                env: BTreeMap::new(),
+                extensions: Vec::new(),
+                limits,
+                compile_limits: StepLimits {
+                    cpu_ms: 10_000,
+                    wall_ms: 15_000,
+                },
+                example: String::new(),
+            },
+            spec: JobSpec {
+                language: "c".into(),
+                files: Vec::new(),
+                entrypoint: "main.c".into(),
+                stdin: Bytes::new(),
+                args: Vec::new(),
+                env: BTreeMap::new(),
+                limits,
+                labels: Vec::new(),
+                retention_ms: 0,
+                max_attempts: 3,
+            },
+        }
+    }
+
+    fn ended(exit_code: Option<i32>, signal: Option<i32>, limit: Option<LimitHit>) -> Report {
+        Report {
+            exit_code,
+            signal,
+            limit,
+            ..Report::default()
+        }
+    }
+
+    fn of_run(report: Report) -> Outcome {
+        let transcript = Transcript {
+            compile: None,
+            end: End::Ran(report),
+        };
+        result(&task(), transcript, Bytes::new(), Bytes::new()).outcome
+    }
+
+    fn of_compile(report: Report) -> JobResult {
+        let transcript = Transcript {
+            compile: Some(Compiled {
+                report,
+                stdout: b"out".to_vec(),
+                stderr: b"err".to_vec(),
+            }),
+            end: End::NotCompiled,
+        };
+        result(&task(), transcript, Bytes::new(), Bytes::new())
+    }
+
+    fn missing(program: &str, errno: i32, not_found: bool) -> Report {
+        Report {
+            start_error: Some(StartError {
+                program: program.into(),
+                stage: "cannot be executed".into(),
+                errno,
+                not_found,
+            }),
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn every_end_has_its_verdict() {
+        let killed = |limit| ended(None, Some(9), Some(limit));
+        let table = [
+            (ended(Some(0), None, None), Verdict::Accepted, None),
+            (ended(Some(3), None, None), Verdict::RuntimeError, None),
+            (
+                ended(None, Some(11), None),
+                Verdict::RuntimeError,
+                Some("SIGSEGV"),
+            ),
+            (
+                killed(LimitHit::Cpu),
+                Verdict::TimeLimit,
+                Some("2000 ms of CPU"),
+            ),
+            (
+                killed(LimitHit::Wall),
+                Verdict::TimeLimit,
+                Some("5000 ms of wall-clock"),
+            ),
+            (
+                killed(LimitHit::Memory),
+                Verdict::MemoryLimit,
+                Some("65536 KiB"),
+            ),
+            (
+                killed(LimitHit::Output),
+                Verdict::OutputLimit,
+                Some("400 KiB"),
+            ),
+            (
+                killed(LimitHit::Processes),
+                Verdict::RuntimeError,
+                Some("64 processes"),
+            ),
+            (
+                killed(LimitHit::Cancelled),
+                Verdict::Cancelled,
+                Some("cancelled"),
+            ),
+            // A limit wins over the exit code, which is kept.
+            (
+                ended(Some(0), None, Some(LimitHit::Memory)),
+                Verdict::MemoryLimit,
+                None,
+            ),
+            (ended(None, None, None), Verdict::InternalError, None),
+            (
+                missing("python3", 2, true),
+                Verdict::InternalError,
+                Some("python3"),
+            ),
+            (
+                missing("/usr/bin/x", 2, false),
+                Verdict::InternalError,
+                Some("/usr/bin/x"),
+            ),
+            (
+                missing("./main", 2, false),
+                Verdict::RuntimeError,
+                Some("./main"),
+            ),
+            (
+                missing("python3", 7, false),
+                Verdict::RuntimeError,
+                Some("python3"),
+            ),
+        ];
+        for (report, verdict, words) in table {
+            let outcome = of_run(report.clone());
+            assert_eq!(outcome.verdict, verdict, "{report:?}");
+            assert_eq!(outcome.exit_code, report.exit_code);
+            assert_eq!(outcome.signal, report.signal);
+            if let Some(words) = words {
+                let message = outcome.message.unwrap();
+                assert!(message.contains(words), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_compile_step_that_fails_is_a_compile_error_with_its_output() {
+        let table = [
+            (
+                ended(Some(1), None, None),
+                Verdict::CompileError,
+                "exit code 1",
+            ),
+            (ended(None, Some(6), None), Verdict::CompileError, "SIGABRT"),
+            (
+                ended(None, Some(9), Some(LimitHit::Cpu)),
+                Verdict::CompileError,
+                "10000 ms of CPU",
+            ),
+            (
+                ended(None, Some(9), Some(LimitHit::Wall)),
+                Verdict::CompileError,
+                "15000 ms of wall",
+            ),
+            (
+                ended(None, Some(9), Some(LimitHit::Memory)),
+                Verdict::CompileError,
+                "65536 KiB",
+            ),
+            (
+                ended(None, Some(9), Some(LimitHit::Cancelled)),
+                Verdict::Cancelled,
+                "cancelled",
+            ),
+            (missing("gcc", 2, true), Verdict::InternalError, "gcc"),
+        ];
+        for (report, verdict, words) in table {
+            let result = of_compile(report);
+            assert_eq!(result.outcome.verdict, verdict);
+            // The program never ran.
+            assert_eq!(
+                (result.outcome.exit_code, result.outcome.signal),
+                (None, None)
+            );
+            let message = result.outcome.message.unwrap();
+            assert!(message.contains(words), "{message}");
+            let compile = result.output.compile.unwrap();
+            assert_eq!(
+                (&compile.stdout[..], &compile.stderr[..]),
+                (&b"out"[..], &b"err"[..])
+            );
+        }
+    }
+
+    #[test]
+    fn memory_in_either_step_ends_a_sandbox() {
+        let memory = || ended(None, Some(9), Some(LimitHit::Memory));
+        let compile = Transcript {
+            compile: Some(Compiled {
+                report: memory(),
+                ..Compiled::default()
+            }),
+            end: End::NotCompiled,
+        };
+        assert!(ran_out_of_memory(&compile));
+        let run = Transcript {
+            compile: None,
+            end: End::Ran(memory()),
+        };
+        assert!(ran_out_of_memory(&run));
+    }
+
+    #[test]
+    fn a_sandbox_that_fails_is_told_from_a_job_that_does() {
+        let failed = |submission| Transcript {
+            compile: None,
+            end: End::Failed {
+                message: "file \"a\": File exists".into(),
+                submission,
+            },
+        };
+        assert!(sandbox_failed(&failed(false)).is_some());
+        assert!(sandbox_failed(&failed(true)).is_none());
+        let result = result(&task(), failed(true), Bytes::new(), Bytes::new());
+        assert_eq!(result.outcome.verdict, Verdict::RuntimeError);
+    }
+}

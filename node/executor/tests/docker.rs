@@ -1,5 +1,7 @@
 //! Jobs in containers of a real engine. Without one these tests say so and do nothing, unless QUORUN_REQUIRE_ENGINE is 1.
 
+#![allow(clippy::unwrap_used)]
+
 #[macro_use]
 mod suite;
 mod common;

@@ -8,6 +8,8 @@ use crate::job::{Limits, StepLimits};
 
 /// Stands for the entrypoint's file name in a language's commands.
 pub const SOURCE_PLACEHOLDER: &str = "{source}";
+/// Stands for the same without its extension: what some compilers name their output by.
+pub const STEM_PLACEHOLDER: &str = "{stem}";
 
 /// How programs of one language are run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,9 +51,42 @@ impl Language {
     /// A command of this language for a job whose entrypoint is `source`.
     #[must_use]
     pub fn command(template: &[String], source: &str) -> Vec<String> {
+        let file_from = source.rfind('/').map_or(0, |slash| slash + 1);
+        let stem = match source[file_from..].rfind('.') {
+            Some(dot) if dot > 0 => &source[..file_from + dot],
+            _ => source,
+        };
+        // One pass over the template: a file name may itself look like a placeholder.
         template
             .iter()
-            .map(|word| word.replace(SOURCE_PLACEHOLDER, source))
+            .map(|word| {
+                let parts: Vec<String> = word
+                    .split(SOURCE_PLACEHOLDER)
+                    .map(|part| part.replace(STEM_PLACEHOLDER, stem))
+                    .collect();
+                parts.join(source)
+            })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(words: &[&str], source: &str) -> Vec<String> {
+        let template: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+        Language::command(&template, source)
+    }
+
+    #[test]
+    fn placeholders_become_the_entrypoint() {
+        assert_eq!(
+            command(&["cc", "{source}", "-o", "{stem}.o"], "src/a.b.c"),
+            ["cc", "src/a.b.c", "-o", "src/a.b.o"]
+        );
+        assert_eq!(command(&["{stem}"], "v1.2/program"), ["v1.2/program"]);
+        assert_eq!(command(&["{stem}"], ".hidden"), [".hidden"]);
+        assert_eq!(command(&["{source}"], "{stem}.py"), ["{stem}.py"]);
     }
 }

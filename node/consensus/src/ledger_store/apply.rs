@@ -14,6 +14,9 @@ use crate::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StoredMembersh
 
 /// How many entries become one transaction at most.
 const MAX_ENTRIES: usize = 512;
+/// How large their batches are together at most, unless a single one is larger, bytes. sled lets nobody else write, not
+/// even the log, while it takes over what they have written.
+const MAX_BYTES: usize = 1 << 20;
 
 /// What openraft drives.
 #[derive(Debug)]
@@ -129,12 +132,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut groups = entries.ready_chunks(MAX_ENTRIES);
         while let Some(group) = groups.next().await {
-            let mut entries = Vec::with_capacity(group.len());
-            let mut responders = Vec::with_capacity(group.len());
+            let (mut entries, mut responders, mut bytes) = (Vec::new(), Vec::new(), 0);
             for item in group {
                 let (entry, responder) = item?;
+                if let EntryPayload::Normal(batch) = &entry.payload {
+                    bytes += batch.0.len();
+                }
                 entries.push(entry);
                 responders.push(responder);
+                if bytes >= MAX_BYTES {
+                    bytes = 0;
+                    let group = (
+                        std::mem::take(&mut entries),
+                        std::mem::take(&mut responders),
+                    );
+                    self.apply_group(group.0, group.1).await?;
+                }
             }
             self.apply_group(entries, responders).await?;
         }

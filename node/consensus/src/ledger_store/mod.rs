@@ -12,6 +12,7 @@
 mod apply;
 mod chunks;
 mod folder;
+mod frames;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -182,8 +183,10 @@ impl LedgerStore {
         if let Err(error) = self.sync() {
             tracing::warn!(%error, "the ledger could not be synced");
         }
-        let _building = self.inner.snapshots.lock();
-        self.inner.current.write().disk.take();
+        let disk = self.inner.current.write().disk.take();
+        drop(disk);
+        // A snapshot that is being built or installed fails at its next step, and then holds nothing open either.
+        let _ended = self.inner.snapshots.lock();
     }
 
     /// Takes over what entries have written, and says how far the log has been applied.

@@ -9,29 +9,22 @@
 //! A crash before leaves a folder that is removed at the next start; a crash between the last two leaves a snapshot that
 //! is newer than the ledger, which openraft installs again.
 //!
-//! THE FILE is a row of frames: length, CRC-32, body; numbers are big-endian. The first body is the header: magic,
-//! version, and the position as [`Meta`] encodes it. The others hold keys and values of the database, each behind its
-//! length, in the order of the keys. The last frame is empty, so that a file that was cut short is noticed.
+//! The form of the file is in [`frames`](super::frames).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read as _};
+use std::io::{self, BufReader, BufWriter};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use super::chunks::META;
+use super::frames::{FRAME, FrameReader, FrameWriter, header, invalid, put, take};
 use super::{CACHE, LedgerStore, Meta, closed, folder, load};
 use crate::disk::to_io;
 use crate::files;
 use crate::types::{Snapshot, SnapshotMeta, next_index};
 
-const MAGIC: &[u8; 8] = b"QUORUNSN";
-const VERSION: u8 = 1;
-/// A frame is full when it holds so much.
-const FRAME: usize = 64 * 1024;
-/// No frame is larger: a frame is full before its last pair, and no key or value comes near this.
-const MAX_FRAME: usize = 1 << 20;
 /// How many keys are looked at under the lock at one time.
 const STEP: usize = 256;
 /// How many bytes are unpacked into the new database at one time.
@@ -51,6 +44,23 @@ impl SnapshotFile {
         let file = File::open(&path)?;
         Ok(Self { path, file })
     }
+
+    /// Opens a file that was received, and reads all of it: that it is whole, and what was announced. Once openraft has
+    /// it, it is too late to refuse it.
+    pub(crate) fn open_received(path: PathBuf, announced: &SnapshotMeta) -> io::Result<Self> {
+        let mut frames = FrameReader(BufReader::new(File::open(&path)?));
+        check_header(&mut frames, &meta_of(announced))?;
+        while frames.read()?.is_some() {}
+        frames.end()?;
+        Self::open(path)
+    }
+}
+
+fn check_header<R: io::Read>(frames: &mut FrameReader<R>, expected: &Meta) -> io::Result<()> {
+    if frames.header()? == *expected {
+        return Ok(());
+    }
+    Err(invalid("its position is not the one that was announced"))
 }
 
 /// The folder of the snapshots.
@@ -85,6 +95,12 @@ pub(super) fn clean(data_dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder(data_dir))? {
         let path = entry?.path();
         if path.extension().is_none_or(|ext| ext != "snapshot") {
+            fs::remove_file(&path)?;
+            continue;
+        }
+        // The ledger itself is there, and another snapshot can be built from it.
+        if let Err(error) = FrameReader(BufReader::new(File::open(&path)?)).header() {
+            tracing::warn!(%error, path = %path.display(), "a snapshot that cannot be read is removed");
             fs::remove_file(&path)?;
         }
     }
@@ -190,86 +206,6 @@ impl Progress {
     }
 }
 
-struct FrameWriter<W>(W);
-
-impl<W: io::Write> FrameWriter<W> {
-    fn write(&mut self, body: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(body.len())
-            .ok()
-            .filter(|length| *length as usize <= MAX_FRAME)
-            .ok_or_else(|| io::Error::other("a frame that is too large"))?;
-        self.0.write_all(&length.to_be_bytes())?;
-        self.0.write_all(&crc32fast::hash(body).to_be_bytes())?;
-        self.0.write_all(body)
-    }
-}
-
-struct FrameReader<R>(R);
-
-impl<R: io::Read> FrameReader<R> {
-    /// The next body; `None` at the frame that ends the file.
-    fn read(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut head = [0; 8];
-        self.0.read_exact(&mut head).map_err(cut_short)?;
-        let (length, crc) = head.split_at(4);
-        let length = length.iter().fold(0, |n, byte| n << 8 | usize::from(*byte));
-        if length > MAX_FRAME {
-            return Err(invalid("a frame that is too large"));
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body).map_err(cut_short)?;
-        if crc32fast::hash(&body).to_be_bytes() != crc {
-            return Err(invalid("a frame whose checksum is wrong"));
-        }
-        Ok((!body.is_empty()).then_some(body))
-    }
-
-    fn header(&mut self) -> io::Result<Meta> {
-        let header = self.read()?.ok_or_else(|| invalid("no header"))?;
-        let rest = header
-            .strip_prefix(MAGIC)
-            .ok_or_else(|| invalid("not a snapshot"))?;
-        match rest.split_first() {
-            Some((&VERSION, meta)) => Meta::decode(meta),
-            Some((other, _)) => Err(invalid(&format!(
-                "version {other}, but this program reads only {VERSION}"
-            ))),
-            None => Err(invalid("no version")),
-        }
-    }
-}
-
-fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("snapshot: {what}"))
-}
-
-#[allow(clippy::needless_pass_by_value)] // for map_err
-fn cut_short(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::UnexpectedEof {
-        invalid("it is cut short")
-    } else {
-        error
-    }
-}
-
-fn put(frame: &mut Vec<u8>, bytes: &[u8]) {
-    // Keys and values of the database are far below 4 GiB.
-    frame.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
-    frame.extend_from_slice(bytes);
-}
-
-fn take<'a>(frame: &mut &'a [u8]) -> io::Result<&'a [u8]> {
-    let (length, rest) = frame
-        .split_at_checked(4)
-        .ok_or_else(|| invalid("a malformed frame"))?;
-    let length = length.iter().fold(0, |n, byte| n << 8 | usize::from(*byte));
-    let (bytes, rest) = rest
-        .split_at_checked(length)
-        .ok_or_else(|| invalid("a malformed frame"))?;
-    *frame = rest;
-    Ok(bytes)
-}
-
 fn meta_of(meta: &SnapshotMeta) -> Meta {
     Meta {
         applied: meta.last_log_id,
@@ -314,10 +250,7 @@ impl LedgerStore {
     fn write_snapshot(&self, meta: &Meta, path: &Path) -> io::Result<()> {
         let fresh = path.with_extension("building");
         let mut frames = FrameWriter(BufWriter::new(File::create(&fresh)?));
-        let mut header = MAGIC.to_vec();
-        header.push(VERSION);
-        header.extend_from_slice(&meta.encode());
-        frames.write(&header)?;
+        frames.write(&header(meta))?;
         loop {
             let step = {
                 let mut current = self.inner.current.write();
@@ -366,10 +299,7 @@ impl LedgerStore {
         let meta = meta_of(meta);
         let (number, disk) = folder::create_next(data_dir, CACHE)?;
         let mut frames = FrameReader(BufReader::new(snapshot.file));
-        let header = frames.header()?;
-        if header != meta {
-            return Err(invalid("its position is not the one that was announced"));
-        }
+        check_header(&mut frames, &meta)?;
         let mut batch = sled::Batch::default();
         let mut size = 0;
         while let Some(frame) = frames.read()? {
@@ -385,10 +315,7 @@ impl LedgerStore {
                 disk.tree().apply_batch(full).map_err(to_io)?;
             }
         }
-        let mut end = [0];
-        if frames.0.read(&mut end)? != 0 {
-            return Err(invalid("something follows its end"));
-        }
+        frames.end()?;
         batch.insert(META, meta.encode());
         disk.tree().apply_batch(batch).map_err(to_io)?;
         let (_, hash) = load(&disk)?;
@@ -405,6 +332,9 @@ impl LedgerStore {
         let next = next_index(meta.applied.as_ref());
         let old = {
             let mut current = self.inner.current.write();
+            if current.disk.is_none() {
+                return Err(closed());
+            }
             current.meta = meta;
             current.hash = hash;
             current.disk.replace(disk)

@@ -11,14 +11,17 @@
 //! - the tail ends with `last` and holds at least every entry that is not yet on disk;
 //! - what was acknowledged is in sled and at or below the watermark.
 
+mod memory;
+mod open;
 mod record;
 mod watermark;
 mod writer;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::RangeBounds;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -29,17 +32,16 @@ use parking_lot::{Mutex, RwLock};
 use quorun_ledger::NodeId;
 use tokio::sync::{oneshot, watch};
 
+use self::memory::{Inner, weight};
 use self::record::{Encoded, Extent};
 pub(crate) use self::watermark::DiskLogId;
 use self::writer::{Op, Writer};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::options::ClusterId;
-use crate::types::{EncodedBatch, Entry, LogId, TypeConfig, Vote, next_index};
+use crate::types::{Entry, LogId, TypeConfig, Vote, next_index};
 
 const CACHE: u64 = 16 << 20;
-/// What the tail may hold of entries that are on disk already, bytes.
-const TAIL: usize = 32 << 20;
 /// What one reading for replication returns at most, unless a single entry is larger, bytes.
 const READ_LIMIT: usize = 1 << 20;
 
@@ -87,156 +89,10 @@ struct Shared {
     failure: watch::Sender<Option<String>>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    vote: Option<Vote>,
-    purged: Option<LogId>,
-    /// The index of the first entry, or the one that it will have.
-    first: u64,
-    last: Option<LogId>,
-    committed: Option<LogId>,
-    tail: VecDeque<(Entry, usize)>,
-    tail_bytes: usize,
-    /// The records on disk, by their first index. The newest may cover entries that were truncated since.
-    records: BTreeMap<u64, Extent>,
-    /// Counts the truncations, for whoever reads in several steps.
-    truncations: u64,
-}
-
-impl Inner {
-    fn tail_first(&self) -> u64 {
-        self.tail.front().map_or_else(
-            || next_index(self.last.as_ref()),
-            |(entry, _)| entry.log_id.index,
-        )
-    }
-
-    fn push(&mut self, entry: Entry, size: usize) {
-        if self.last.is_none() {
-            self.first = entry.log_id.index;
-        }
-        self.last = Some(entry.log_id);
-        self.tail_bytes += size;
-        self.tail.push_back((entry, size));
-    }
-
-    fn truncate_after(&mut self, after: Option<LogId>) {
-        if next_index(after.as_ref()) >= next_index(self.last.as_ref()) {
-            return;
-        }
-        self.truncations += 1;
-        while self
-            .tail
-            .back()
-            .is_some_and(|(entry, _)| Some(entry.log_id.index) > after.map(|id| id.index))
-        {
-            if let Some((_, size)) = self.tail.pop_back() {
-                self.tail_bytes -= size;
-            }
-        }
-        self.last = if next_index(after.as_ref()) > next_index(self.purged.as_ref()) {
-            after
-        } else {
-            self.purged
-        };
-    }
-
-    fn purge(&mut self, upto: LogId) {
-        if self.purged.is_some_and(|purged| purged.index >= upto.index) {
-            return;
-        }
-        self.purged = Some(upto);
-        self.first = self.first.max(upto.index + 1);
-        while self
-            .tail
-            .front()
-            .is_some_and(|(entry, _)| entry.log_id.index <= upto.index)
-        {
-            if let Some((_, size)) = self.tail.pop_front() {
-                self.tail_bytes -= size;
-            }
-        }
-        if self.last.is_none_or(|last| last.index <= upto.index) {
-            self.last = Some(upto);
-        }
-    }
-
-    /// Forgets the oldest entries of the tail that are on disk while the tail is too large.
-    fn shrink(&mut self, durable: u64) {
-        while self.tail_bytes > TAIL
-            && self
-                .tail
-                .front()
-                .is_some_and(|(entry, _)| entry.log_id.index < durable)
-        {
-            if let Some((_, size)) = self.tail.pop_front() {
-                self.tail_bytes -= size;
-            }
-        }
-    }
-
-    /// The part of a range that the log holds.
-    fn clip(&self, range: &impl RangeBounds<u64>) -> (u64, u64) {
-        let start = match range.start_bound() {
-            Bound::Included(index) => *index,
-            Bound::Excluded(index) => index.saturating_add(1),
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(index) => index.saturating_add(1),
-            Bound::Excluded(index) => *index,
-            Bound::Unbounded => u64::MAX,
-        };
-        let start = start.max(self.first);
-        (start, end.min(next_index(self.last.as_ref())))
-    }
-
-    /// The records that hold the entries of a range.
-    fn extents(&self, start: u64, end: u64) -> Vec<Extent> {
-        let from = self
-            .records
-            .range(..=start)
-            .next_back()
-            .map_or(start, |(first, _)| *first);
-        self.records
-            .range(from..end)
-            .map(|(_, extent)| *extent)
-            .collect()
-    }
-
-    /// The entries of a range that are in the tail.
-    fn read_tail(&self, start: u64, end: u64, limit: usize) -> Vec<Entry> {
-        let skip = usize::try_from(start.saturating_sub(self.tail_first())).unwrap_or(usize::MAX);
-        let mut size = 0;
-        self.tail
-            .iter()
-            .skip(skip)
-            .take_while(|(entry, _)| entry.log_id.index < end)
-            .take_while(|(_, bytes)| {
-                let first = size == 0;
-                size += bytes + 1;
-                first || size <= limit
-            })
-            .map(|(entry, _)| entry.clone())
-            .collect()
-    }
-}
-
-/// What an entry takes of the tail and of a message, nearly.
-fn weight(entry: &Entry) -> usize {
-    const OVERHEAD: usize = 64;
-    OVERHEAD
-        + match &entry.payload {
-            openraft::EntryPayload::Blank => 0,
-            openraft::EntryPayload::Normal(EncodedBatch(bytes)) => bytes.len(),
-            openraft::EntryPayload::Membership(membership) => 64 * membership.nodes().count(),
-        }
-}
-
 impl LogStore {
     /// Opens the log, creates it in an empty folder, and checks that it holds what it has acknowledged.
     pub(crate) fn open(location: &Location) -> Result<Self, Error> {
-        let opened = writer::open(location)?;
+        let opened = open::open(location)?;
         let next_purged = next_index(opened.state.purged().as_ref());
         let first = opened.records.keys().next().copied();
         let inner = Inner {
@@ -274,7 +130,15 @@ impl LogStore {
         );
         let writer = thread::Builder::new()
             .name(format!("log-writer-{}", location.node))
-            .spawn(move || writer.run(&waiting))
+            .spawn({
+                let shared = shared.clone();
+                move || {
+                    // Where sled finds damage it panics; whoever waits must not wait for ever.
+                    if catch_unwind(AssertUnwindSafe(|| writer.run(&waiting))).is_err() {
+                        shared.fail(&io::Error::other("its writer has panicked"));
+                    }
+                }
+            })
             .map_err(|error| Error::Storage(format!("start the log's writer: {error}")))?;
         Ok(Self {
             shared,

@@ -7,7 +7,9 @@ use std::path::Path;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::{EntryPayload, RaftLogReader};
 
+use super::memory::TAIL;
 use super::*;
+use crate::types::EncodedBatch;
 
 const HERE: ClusterId = ClusterId([5; 16]);
 
@@ -478,4 +480,61 @@ async fn a_closed_log_fails_instead_of_hanging() {
     log.blocking_append(vec![entry(1, 1, 10)])
         .await
         .unwrap_err();
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_says_so_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    append(&mut log, vec![entry(1, 0, 10)]).await;
+    let disk = log.shared.disk.write().take();
+    log.blocking_append(vec![entry(1, 1, 10)])
+        .await
+        .unwrap_err();
+    assert!(log.failure().borrow().is_some());
+    assert_eq!(*log.durable().borrow(), 1);
+    // The cause is gone, but what is on disk is no longer what this node thinks.
+    *log.shared.disk.write() = disk;
+    log.save_vote(&Vote::new(9, 1)).await.unwrap_err();
+    log.blocking_append(vec![entry(1, 2, 10)])
+        .await
+        .unwrap_err();
+    log.close();
+    let mut log = open(dir.path());
+    assert_eq!(all(&mut log).await, [entry(1, 0, 10)]);
+    assert_eq!(log.read_vote().await.unwrap(), None);
+    log.close();
+}
+
+#[tokio::test]
+async fn a_log_that_is_ahead_of_its_watermark_is_taken_as_it_is() {
+    // The node died between the two, before anything was acknowledged.
+    let dir = tempfile::tempdir().unwrap();
+    let now = dir.path().join("now");
+    written(&now).await;
+    let mark = fs::read(now.join("log.watermark")).unwrap();
+    let mut log = open(&now);
+    log.truncate_after(Some(id(3, 150))).await.unwrap();
+    log.purge(id(3, 20)).await.unwrap();
+    append(&mut log, vec![entry(4, 151, 10)]).await;
+    let before = all(&mut log).await;
+    log.close();
+    fs::write(now.join("log.watermark"), mark).unwrap();
+    for _ in 0..2 {
+        let mut log = open(&now);
+        assert_eq!(all(&mut log).await, before);
+        append(&mut log, Vec::new()).await;
+        log.close();
+    }
+}
+
+#[tokio::test]
+async fn a_log_in_use_is_not_called_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    append(&mut log, vec![entry(1, 0, 10)]).await;
+    let error = LogStore::open(&location(dir.path())).unwrap_err();
+    assert!(matches!(error, Error::Storage(_)), "{error}");
+    assert!(error.to_string().contains("another process"), "{error}");
+    log.close();
 }

@@ -1,8 +1,7 @@
-//! The one thread that writes the log, and what is read of it at start.
+//! The one thread that writes the log.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -12,13 +11,12 @@ use tokio::sync::oneshot;
 
 use super::record::{self, Encoded, Extent};
 use super::watermark::{DiskLogId, State, Watermark};
-use super::{CACHE, Location, Shared, read_record};
-use crate::disk::{Disk, to_io};
-use crate::error::Error;
+use super::{Shared, read_record};
+use crate::disk::to_io;
 use crate::types::{LogId, TypeConfig, Vote, next_index};
 
-const STATE_KEY: &[u8] = b"s";
-const COMMITTED_KEY: &[u8] = b"c";
+pub(super) const STATE_KEY: &[u8] = b"s";
+pub(super) const COMMITTED_KEY: &[u8] = b"c";
 /// How many operations are written together at most.
 const MAX_OPS: usize = 4096;
 /// How many bytes of entries are written together at most, unless a single append is larger.
@@ -74,219 +72,6 @@ impl Waiter {
 
 fn copy(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), error.to_string())
-}
-
-/// The log as it was found.
-pub(super) struct Opened {
-    pub(super) disk: Disk,
-    pub(super) watermark: Watermark,
-    pub(super) state: State,
-    pub(super) committed: Option<LogId>,
-    pub(super) records: BTreeMap<u64, Extent>,
-    /// Records that were purged but are still there.
-    pub(super) garbage: VecDeque<Extent>,
-}
-
-/// Opens the database and the watermark, and compares the two with each other and with the records.
-pub(super) fn open(location: &Location) -> Result<Opened, Error> {
-    let path = location.log();
-    let damaged = |what: String| Error::Damaged {
-        path: path.clone(),
-        what,
-    };
-    let at_mark = |error: io::Error| Error::Damaged {
-        path: location.watermark(),
-        what: error.to_string(),
-    };
-    std::fs::create_dir_all(&location.data_dir).map_err(|error| {
-        Error::Storage(format!("create {}: {error}", location.data_dir.display()))
-    })?;
-    let (watermark, mark) = Watermark::open(&location.watermark()).map_err(at_mark)?;
-    if let Some(mark) = &mark {
-        check_owner(location, location.watermark(), mark)?;
-    }
-    let known = mark.as_ref().is_some_and(|mark| mark.change > 0);
-    let disk = Disk::open(&path, CACHE).map_err(|error| {
-        if known {
-            damaged(error.to_string())
-        } else {
-            Error::Storage(format!("open {}: {error}", path.display()))
-        }
-    })?;
-    let read = |key: &[u8]| {
-        disk.tree()
-            .get(key)
-            .map_err(|error| damaged(error.to_string()))
-    };
-    let found: Option<State> = read(STATE_KEY)?
-        .map(|bytes| codec::decode(&bytes))
-        .transpose()
-        .map_err(|error| damaged(format!("its state: {error}")))?;
-    if let Some(found) = &found {
-        check_owner(location, path.clone(), found)?;
-    }
-
-    let state = match (found, mark) {
-        (None, None) => {
-            let state = State::new(location.cluster.0, location.node);
-            create(&disk, &state).map_err(|e| Error::Storage(format!("create the log: {e}")))?;
-            watermark.write(&state).map_err(at_mark)?;
-            state
-        }
-        // The node died between the two while the folder was new.
-        (Some(found), None) if found.change == 0 => {
-            watermark.write(&found).map_err(at_mark)?;
-            found
-        }
-        (Some(found), None) => {
-            return Err(Error::Damaged {
-                path: location.watermark(),
-                what: format!("it is empty, but the log has seen {} changes", found.change),
-            });
-        }
-        (None, Some(mark)) if mark.change == 0 => {
-            create(&disk, &mark).map_err(|e| Error::Storage(format!("create the log: {e}")))?;
-            mark
-        }
-        (None, Some(mark)) => {
-            return Err(damaged(format!(
-                "it is empty, but {} changes were acknowledged",
-                mark.change
-            )));
-        }
-        (Some(found), Some(mark)) => {
-            if found.change < mark.change {
-                return Err(damaged(format!(
-                    "it ends with change {} and entry {}, but change {} and entry {} were acknowledged",
-                    found.change,
-                    describe(found.last()),
-                    mark.change,
-                    describe(mark.last()),
-                )));
-            }
-            if found.change == mark.change && found != mark {
-                return Err(damaged(format!(
-                    "change {} is not the one that was acknowledged",
-                    found.change
-                )));
-            }
-            found
-        }
-    };
-    let (records, garbage) = check_records(&disk, &state).map_err(damaged)?;
-    let committed: Option<DiskLogId> = read(COMMITTED_KEY)?
-        .map(|bytes| codec::decode(&bytes))
-        .transpose()
-        .map_err(|error| damaged(format!("the committed position: {error}")))?;
-    Ok(Opened {
-        disk,
-        watermark,
-        state,
-        committed: committed.map(Into::into),
-        records,
-        garbage,
-    })
-}
-
-fn describe(id: Option<LogId>) -> String {
-    id.map_or_else(|| "none".to_owned(), |id| id.index.to_string())
-}
-
-fn check_owner(location: &Location, path: PathBuf, state: &State) -> Result<(), Error> {
-    let cluster = crate::options::ClusterId(state.cluster);
-    if cluster == location.cluster && state.node == location.node {
-        return Ok(());
-    }
-    Err(Error::Foreign {
-        path,
-        found: format!("node {} of cluster {cluster}", state.node),
-        expected: format!("node {} of cluster {}", location.node, location.cluster),
-    })
-}
-
-fn create(disk: &Disk, state: &State) -> io::Result<()> {
-    disk.tree()
-        .insert(STATE_KEY, codec::encode(state))
-        .map_err(to_io)?;
-    disk.sync()
-}
-
-/// Reads every record: that it is whole, that one follows the other, and that they end where the state says.
-fn check_records(
-    disk: &Disk,
-    state: &State,
-) -> Result<(BTreeMap<u64, Extent>, VecDeque<Extent>), String> {
-    let (mut records, mut garbage) = (BTreeMap::new(), VecDeque::new());
-    let next_purged = next_index(state.purged().as_ref());
-    let mut previous: Option<(u64, u32)> = None;
-    let mut expected_part = None;
-    for pair in disk.tree().scan_prefix([record::TABLE]) {
-        let (key, value) = pair.map_err(|error| error.to_string())?;
-        let (first, part) = record::parts_of_key(&key).map_err(|error| error.to_string())?;
-        if part > 0 {
-            // Read together with its part 0, or purged together with it.
-            if first >= next_purged && expected_part != Some((first, part)) {
-                return Err(format!("part {part} of record {first} is alone"));
-            }
-            expected_part = Some((first, part + 1));
-            continue;
-        }
-        expected_part = Some((first, 1));
-        let parts = record::count_parts(first, &value).map_err(|error| error.to_string())?;
-        let extent = Extent {
-            first,
-            last: first,
-            parts,
-        };
-        let Some(read) = read_record(disk, extent).map_err(|error| error.to_string())? else {
-            if first < next_purged {
-                garbage.push_back(extent); // its removal was cut short
-                continue;
-            }
-            return Err(format!("a part of record {first} is missing"));
-        };
-        let extent = Extent {
-            last: first + read.entries.len() as u64 - 1,
-            ..extent
-        };
-        if extent.last < next_purged {
-            garbage.push_back(extent);
-            continue;
-        }
-        match previous {
-            Some((next, chain)) if next != first || chain != read.before => {
-                return Err(format!("record {first} does not follow the one before it"));
-            }
-            None if first > next_purged && next_purged > 0 => {
-                return Err(format!(
-                    "entries {next_purged} to {} are missing",
-                    first - 1
-                ));
-            }
-            _ => {}
-        }
-        let chain = read.entries.iter().fold(read.before, record::chain);
-        for entry in &read.entries {
-            entry.decode().map_err(|error| error.to_string())?;
-        }
-        previous = Some((extent.last + 1, chain));
-        records.insert(first, extent);
-    }
-    match previous {
-        Some((next, _)) if next != next_index(state.last().as_ref()) => Err(format!(
-            "its last entry is {}, but it should be {}",
-            next - 1,
-            describe(state.last())
-        )),
-        Some((_, chain)) if chain != state.chain => {
-            Err("its entries are not those that were written".to_owned())
-        }
-        None if state.last() != state.purged() => Err(format!(
-            "it has no entries, but should reach to {}",
-            describe(state.last())
-        )),
-        _ => Ok((records, garbage)),
-    }
 }
 
 /// The thread's own state: what is on disk, or will be with the batch that is being put together.

@@ -56,13 +56,22 @@ pub type PeerTransport = InterceptedService<Channel, Identity>;
 pub type PeerClient = v1::peer_client::PeerClient<PeerTransport>;
 pub(crate) type ConsensusClient = v1::consensus_client::ConsensusClient<PeerTransport>;
 
-/// The connections to the peers: one each, made when it is first used, and made again whenever it was lost.
+/// What a connection is for. Whatever else the nodes tell each other must not keep Raft waiting, and streams that nobody
+/// reads use up what a connection may have under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lane {
+    Consensus,
+    Peer,
+}
+
+/// The connections to the peers: one each for either [`Lane`], made when it is first used, and made again whenever it
+/// was lost.
 #[derive(Debug)]
 pub(crate) struct Peers {
     cluster: ClusterId,
     id: NodeId,
     runtime: tokio::runtime::Handle,
-    channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
+    channels: Mutex<BTreeMap<(NodeId, Lane), (String, Channel)>>,
 }
 
 impl Peers {
@@ -80,16 +89,16 @@ impl Peers {
         endpoint(address).map(drop)
     }
 
-    fn transport(&self, target: NodeId, address: &str) -> Result<PeerTransport, Error> {
+    fn transport(&self, lane: Lane, target: NodeId, address: &str) -> Result<PeerTransport, Error> {
         let identity = Identity::new(self.cluster, self.id, target);
         let mut channels = self.channels.lock();
-        let channel = match channels.get(&target) {
+        let channel = match channels.get(&(target, lane)) {
             Some((known, channel)) if known == address => channel.clone(),
             _ => {
                 // The connection lives on consensus' own runtime, whoever asks for it first.
                 let _entered = self.runtime.enter();
                 let channel = endpoint(address)?.connect_lazy();
-                channels.insert(target, (address.to_owned(), channel.clone()));
+                channels.insert((target, lane), (address.to_owned(), channel.clone()));
                 channel
             }
         };
@@ -101,14 +110,14 @@ impl Peers {
         target: NodeId,
         address: &str,
     ) -> Result<ConsensusClient, Error> {
-        let transport = self.transport(target, address)?;
+        let transport = self.transport(Lane::Consensus, target, address)?;
         Ok(ConsensusClient::new(transport)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE))
     }
 
     pub(crate) fn peer(&self, target: NodeId, address: &str) -> Result<PeerClient, Error> {
-        let transport = self.transport(target, address)?;
+        let transport = self.transport(Lane::Peer, target, address)?;
         Ok(PeerClient::new(transport)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE))

@@ -1,5 +1,5 @@
-//! How nodes talk: one persistent HTTP/2 connection to every peer, gRPC over it, and a check on both ends that the
-//! right node of the right cluster is talking.
+//! How nodes talk: gRPC over persistent connections, one to every peer for consensus and one for everything else, and a
+//! check that the right node of the right cluster is talking.
 
 mod check;
 mod client;

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::raft::{TransferLeaderRequest, VoteRequest};
+use openraft::{LinearizerOption, ReadPolicy};
 use quorun_ledger::{Command, codec};
 use quorun_proto::v1;
 use tokio::io::AsyncWriteExt;
@@ -22,7 +22,7 @@ use crate::proposer::{Proposer, Refusal};
 use crate::types::{LogId, Raft, Snapshot, SnapshotMeta, Vote};
 use crate::wire;
 
-/// Nobody waits longer for a proposal.
+/// Nobody waits longer for an answer.
 const MAX_DEADLINE: Duration = Duration::from_secs(600);
 
 /// What the peers ask of this node.
@@ -79,8 +79,14 @@ impl Service {
         vote: Vote,
         meta: SnapshotMeta,
     ) -> Result<v1::SnapshotReply, Status> {
-        let snapshot = SnapshotFile::open(path.to_owned())
-            .map_err(|error| Status::internal(format!("open the snapshot: {error}")))?;
+        let (received, announced) = (path.to_owned(), meta.clone());
+        let checked =
+            tokio::task::spawn_blocking(move || SnapshotFile::open_received(received, &announced));
+        let snapshot = checked
+            .await
+            .map_err(io::Error::other)
+            .and_then(|opened| opened)
+            .map_err(|error| Status::data_loss(error.to_string()))?;
         let response = self
             .raft
             .install_full_snapshot(vote, Snapshot { meta, snapshot })
@@ -235,10 +241,12 @@ impl v1::consensus_server::Consensus for Service {
 
     async fn read_index(
         &self,
-        _request: Request<v1::ReadIndexRequest>,
+        request: Request<v1::ReadIndexRequest>,
     ) -> Result<Response<v1::ReadIndexReply>, Status> {
         use v1::read_index_reply::Result as Outcome;
-        let result = match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        let patience = Duration::from_millis(request.into_inner().deadline_ms).min(MAX_DEADLINE);
+        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(patience);
+        let result = match self.raft.get_read_linearizer(option).await {
             Ok(linearizer) => Outcome::Index(linearizer.read_log_id().index()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Outcome::NotLeader(v1::NotLeader {

@@ -1,8 +1,9 @@
 //! The way of commands into the log.
 //!
 //! Every node has one proposer. What is proposed on the node goes through its queue; on the leader it leaves as a
-//! [`Batch`] for Raft, elsewhere as a call to the leader, whose proposer takes it into its own queue. Nothing waits to
-//! be joined by others: a batch is made as soon as fewer than [`IN_FLIGHT`] are under way, of all that has come by then.
+//! [`Batch`](quorun_ledger::Batch) for Raft, elsewhere as a call to the leader, whose proposer takes it into its own
+//! queue. Nothing waits to be joined by others: a batch is made as soon as fewer than [`IN_FLIGHT`] are under way, of all
+//! that has come by then.
 //!
 //! A batch carries the leader's clock and its scheduling decision, so it may only be committed under the leader that
 //! made it: it is written with that leader's term as a condition.
@@ -10,23 +11,23 @@
 //! Elections, lost connections and refusals are nobody's failure: a proposal goes back to the front of the queue and is
 //! tried again until its deadline. The ledger makes sure that a command that was applied twice has done no harm.
 
+mod attempt;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use openraft::errors::ClientWriteError;
-use openraft::impls::ProgressResponder;
-use quorun_ledger::{Batch, Command, NodeId, Reply, codec};
-use quorun_proto::v1;
+use quorun_ledger::{Command, NodeId, Reply};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use self::attempt::{Outcome, forward, write};
 use crate::error::ProposeError;
-use crate::network::{Peers, never_sent};
+use crate::network::Peers;
 use crate::status::Status;
-use crate::types::{EncodedBatch, Raft, Replies, TypeConfig};
+use crate::types::Raft;
 
 /// How many batches are under way at one time.
 const IN_FLIGHT: usize = 4;
@@ -196,16 +197,6 @@ struct Loop {
     pause: Option<Instant>,
 }
 
-/// What came of an attempt.
-enum Outcome {
-    /// Everybody has been answered.
-    Done,
-    /// These are to be tried again.
-    Again(Vec<Proposal>),
-    /// Raft has ended.
-    Ended,
-}
-
 /// Whom to hand a batch to.
 enum Target {
     Here { term: u64 },
@@ -245,7 +236,7 @@ impl Loop {
             if self.queue.len() >= QUEUE {
                 self.queue.retain(|proposal| !proposal.abandoned());
             }
-            if target_is_elsewhere(&self.parts) {
+            if !self.parts.raft.is_leader() {
                 self.scheduling = false;
                 self.refuse_foreign();
             }
@@ -340,11 +331,6 @@ impl Loop {
     }
 }
 
-fn target_is_elsewhere(parts: &Parts) -> bool {
-    let status = parts.status.borrow();
-    !status.leading
-}
-
 async fn sleep_until(until: Option<Instant>) {
     if let Some(until) = until {
         tokio::time::sleep_until(until).await;
@@ -359,170 +345,4 @@ fn refuse(proposal: Proposal, leader: Option<NodeId>) {
     };
     // Whoever proposed it may have gone.
     let _ = proposal.reply.send(Err(refusal));
-}
-
-/// Gives every proposal the replies to its commands.
-fn answer(proposals: Vec<Proposal>, replies: Vec<Reply>) {
-    let mut replies = replies.into_iter();
-    for proposal in proposals {
-        let own: Vec<_> = replies.by_ref().take(proposal.commands.len()).collect();
-        let complete = own.len() == proposal.commands.len();
-        let result = if complete {
-            Ok(own)
-        } else {
-            Err(Refusal::Unknown)
-        };
-        // Whoever proposed it may have gone.
-        let _ = proposal.reply.send(result);
-    }
-}
-
-fn uncertain(mut proposals: Vec<Proposal>) -> Outcome {
-    for proposal in &mut proposals {
-        proposal.uncertain = true;
-    }
-    Outcome::Again(proposals)
-}
-
-fn now_ms() -> u64 {
-    // A clock before 1970 counts as 1970; the ledger's own time never goes back.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-        })
-}
-
-/// When nobody waits any more.
-fn last_deadline(proposals: &[Proposal], patience: Duration) -> Instant {
-    let last = proposals.iter().map(|proposal| proposal.deadline).max();
-    last.unwrap_or_else(|| Instant::now() + patience)
-}
-
-/// Writes a batch into this node's log, under the condition that it still leads in `term`.
-async fn write(
-    parts: Arc<Parts>,
-    term: u64,
-    proposals: Vec<Proposal>,
-    slot: OwnedSemaphorePermit,
-) -> Outcome {
-    let deadline = last_deadline(&proposals, parts.patience);
-    let batch = Batch {
-        time_ms: now_ms(),
-        eligible: parts.eligible.borrow().clone(),
-        commands: proposals
-            .iter()
-            .flat_map(|proposal| proposal.commands.iter().cloned())
-            .collect(),
-    };
-    let encoded = EncodedBatch::new(&batch);
-    drop(batch);
-    let (responder, written) = ProgressResponder::<TypeConfig, _>::complete_only();
-    let handed_over = parts
-        .raft
-        .write(encoded)
-        .with_leader(term)
-        .responder(responder)
-        .await;
-    if handed_over.is_err() {
-        return Outcome::Ended;
-    }
-    let written = timeout_at(deadline, hold(written, slot, parts.patience)).await;
-    match written {
-        Ok(Ok(Ok(response))) => {
-            let Replies(replies) = response.data;
-            answer(proposals, replies);
-            Outcome::Done
-        }
-        // It was not appended.
-        Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Outcome::Again(proposals),
-        // It was appended; another leader may have committed it.
-        Ok(_) | Err(_) => uncertain(proposals),
-    }
-}
-
-/// Waits, and after some time gives the slot free before the result is there.
-async fn hold<F: Future>(result: F, slot: OwnedSemaphorePermit, patience: Duration) -> F::Output {
-    tokio::pin!(result);
-    tokio::select! {
-        result = &mut result => return result,
-        () = tokio::time::sleep(patience) => drop(slot),
-    }
-    result.await
-}
-
-/// Sends a batch to the leader.
-async fn forward(
-    parts: Arc<Parts>,
-    leader: NodeId,
-    proposals: Vec<Proposal>,
-    slot: OwnedSemaphorePermit,
-) -> Outcome {
-    use v1::propose_reply::Result as Reply;
-    let address = parts
-        .status
-        .borrow()
-        .members
-        .get(&leader)
-        .map(|member| member.peer.clone());
-    let client = address.and_then(|address| parts.peers.consensus(leader, &address).ok());
-    let Some(mut client) = client else {
-        return Outcome::Again(proposals);
-    };
-    let deadline = last_deadline(&proposals, parts.patience);
-    let left = deadline.saturating_duration_since(Instant::now());
-    let request = v1::ProposeRequest {
-        commands: proposals
-            .iter()
-            .flat_map(|proposal| &proposal.commands)
-            .map(|command| codec::encode(command).into())
-            .collect(),
-        deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-    };
-    let mut status = parts.status.clone();
-    let deposed = async {
-        let other = |status: &Status| status.leader.is_some_and(|now| now != leader);
-        if status.wait_for(other).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    let called = hold(
-        timeout_at(deadline, client.propose(request)),
-        slot,
-        parts.patience,
-    );
-    let called = tokio::select! {
-        called = called => called,
-        // The old leader may have hung, and another one is there to be asked.
-        () = deposed => return uncertain(proposals),
-    };
-    match called {
-        Ok(Ok(reply)) => match reply.into_inner().result {
-            Some(Reply::Replies(replies)) => {
-                let decoded: Result<Vec<_>, _> = replies
-                    .replies
-                    .iter()
-                    .map(|bytes| codec::decode(bytes))
-                    .collect();
-                match decoded {
-                    Ok(replies) => {
-                        answer(proposals, replies);
-                        Outcome::Done
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, target_node = leader, "a malformed reply");
-                        uncertain(proposals)
-                    }
-                }
-            }
-            Some(Reply::NotLeader(_)) => Outcome::Again(proposals),
-            Some(Reply::Unknown(_)) | None => uncertain(proposals),
-        },
-        Ok(Err(status)) if never_sent(&status) => Outcome::Again(proposals),
-        Ok(Err(status)) => {
-            tracing::debug!(%status, target_node = leader, "a proposal was not answered");
-            uncertain(proposals)
-        }
-        Err(_) => uncertain(proposals),
-    }
 }

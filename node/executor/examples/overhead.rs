@@ -1,0 +1,250 @@
+//! What a sandbox costs: a Python program that prints one line, run in four ways in turn.
+//!
+//! ```text
+//! cargo run --release -p quorun-executor --example overhead [-- ROUNDS [IMAGE]]
+//! ```
+//!
+//! - `bare`: the image's own python, started from here as a plain process (by chroot into a container's root; takes root,
+//!   else the machine's python3)
+//! - `execute`: through `Executor::execute` on a warm sandbox; `inside` is the part of it from fork to exit in the sandbox
+//! - `process`: the machine's own `/usr/bin/python3` through the process executor
+//! - `docker run`: a fresh container for each, a tenth of the rounds
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quorun_executor::{Executor, Health, Kind, Labels, Options, Task};
+use quorun_ledger::job::{JobId, JobSpec, Limits, SourceFile, StepLimits, Verdict};
+use quorun_ledger::language::Language;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+const PROGRAM: &str = "print('hello')";
+const MEMORY_KB: u64 = 256 << 10;
+
+#[tokio::main]
+async fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let rounds: usize = arguments.next().map_or(200, |text| text.parse().unwrap());
+    let image = arguments
+        .next()
+        .unwrap_or_else(|| "quorun/sandbox:0.1.0".to_owned());
+    let folder = std::env::temp_dir().join(format!("quorun-overhead-{}", std::process::id()));
+    let docker = started(Kind::Docker, &image, &folder).await;
+    let process = started(Kind::Process, &image, &folder).await;
+    let (idle, root) = root_of(&image);
+    if root.is_none() {
+        println!("bare is the machine's own python3, not the image's");
+    }
+
+    let mut figures: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut note = |name, time| figures.entry(name).or_default().push(time);
+    for round in 0..rounds {
+        note("1 bare", bare(root.as_deref()));
+        let (outer, inner) = execute(&docker, &image, "python3").await;
+        note("2 execute, docker", outer);
+        note("3   inside it", inner);
+        note("4   the rest", outer.saturating_sub(inner));
+        let (outer, inner) = execute(&process, &image, "/usr/bin/python3").await;
+        note("6   the rest", outer.saturating_sub(inner));
+        note("5 execute, process", outer);
+        if round % 10 == 0 {
+            note("7 docker run", docker_run(&image));
+        }
+    }
+    println!(
+        "{:20} {:>8} {:>8} {:>8} {:>6}",
+        "ms", "p50", "p90", "p99", "n"
+    );
+    for (name, times) in &mut figures {
+        times.sort();
+        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+        println!(
+            "{name:20} {:8.2} {:8.2} {:8.2} {:6}",
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            times.len()
+        );
+    }
+    // Sustained: as many at a time as there are slots.
+    for clients in [2, 4] {
+        let begin = Instant::now();
+        let each = rounds / clients;
+        let jobs = (0..clients).map(|_| async {
+            for _ in 0..each {
+                execute(&docker, &image, "python3").await;
+            }
+        });
+        futures::future::join_all(jobs).await;
+        let ours = (each * clients) as f64 / begin.elapsed().as_secs_f64();
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..clients {
+                scope.spawn(|| {
+                    (0..each).for_each(|_| {
+                        let _ = bare(root.as_deref());
+                    });
+                });
+            }
+        });
+        let theirs = (each * clients) as f64 / begin.elapsed().as_secs_f64();
+        println!(
+            "{clients} at a time: execute {ours:.1}/s, bare {theirs:.1}/s, ratio {:.2}",
+            ours / theirs
+        );
+    }
+    let removed = Command::new("docker").args(["rm", "-f", &idle]).output();
+    assert!(removed.unwrap().status.success());
+    docker.shutdown().await;
+    process.shutdown().await;
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+async fn started(kind: Kind, image: &str, folder: &std::path::Path) -> Executor {
+    let labels = Labels {
+        cluster: format!("overhead-{}", std::process::id()),
+        node: 1,
+        incarnation: 1,
+    };
+    let options = Options {
+        images: vec![(image.to_owned(), MEMORY_KB)],
+        ..Options::new(kind, 4, labels, folder.to_path_buf())
+    };
+    let (executor, upkeep) = quorun_executor::start(options).unwrap();
+    tokio::spawn(upkeep);
+    executor
+        .health()
+        .wait_for(|health| *health == Health::Ready)
+        .await
+        .unwrap();
+    while executor.sandboxes()["warm"] < 4 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    executor
+}
+
+async fn execute(executor: &Executor, image: &str, python: &str) -> (Duration, Duration) {
+    let task = task(image, python);
+    let (output, _) = mpsc::channel(1);
+    let begin = Instant::now();
+    let result = executor
+        .execute(task, output, CancellationToken::new())
+        .await
+        .unwrap();
+    let outer = begin.elapsed();
+    assert_eq!(result.outcome.verdict, Verdict::Accepted, "{result:?}");
+    (outer, Duration::from_micros(result.outcome.wall_us))
+}
+
+fn bare(root: Option<&str>) -> Duration {
+    let begin = Instant::now();
+    let mut command = match root {
+        Some(root) => {
+            let mut command = Command::new("chroot");
+            command.args([root, "python3"]);
+            command
+        }
+        None => Command::new("python3"),
+    };
+    let output = command.args(["-c", PROGRAM]).output().unwrap();
+    assert_eq!(output.stdout, b"hello\n");
+    begin.elapsed()
+}
+
+fn docker_run(image: &str) -> Duration {
+    let begin = Instant::now();
+    let status = Command::new("docker")
+        .args(["run", "--rm", "--network", "none", "--memory", "256m"])
+        .args([image, "python3", "-c", PROGRAM])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    begin.elapsed()
+}
+
+/// The image's files as the machine sees them: the root of a container that does nothing meanwhile. Its name, and the
+/// folder if a program can be started there.
+fn root_of(image: &str) -> (String, Option<String>) {
+    let output = |command: &mut Command| {
+        let output = command.output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        (output.status.success() && !text.is_empty()).then_some(text)
+    };
+    let name = format!("quorun-overhead-{}", std::process::id());
+    let mut idle = Command::new("docker");
+    idle.args([
+        "run",
+        "-d",
+        "--rm",
+        "--network",
+        "none",
+        "--name",
+        &name,
+        image,
+        "sleep",
+        "3600",
+    ]);
+    output(&mut idle).expect("a container that sleeps");
+    let folder = output(Command::new("docker").args([
+        "inspect",
+        "--format",
+        "{{.GraphDriver.Data.MergedDir}}",
+        &name,
+    ]));
+    let usable = folder.filter(|folder| {
+        output(Command::new("chroot").args([folder, "python3", "-c", PROGRAM])).is_some()
+    });
+    (name, usable)
+}
+
+fn task(image: &str, python: &str) -> Task {
+    let limits = Limits {
+        cpu_ms: 2000,
+        wall_ms: 20_000,
+        memory_kb: MEMORY_KB,
+        processes: 64,
+        output_kb: 400,
+    };
+    Task {
+        job: JobId::new(uuid::Uuid::now_v7()),
+        attempt: 1,
+        language: Language {
+            name: "python".into(),
+            aliases: Vec::new(),
+            title: "Python".into(),
+            image: image.to_owned(),
+            source: "main.py".into(),
+            compile: None,
+            run: vec![python.into(), "{source}".into()],
+            env: BTreeMap::new(),
+            extensions: Vec::new(),
+            limits,
+            compile_limits: StepLimits {
+                cpu_ms: 0,
+                wall_ms: 0,
+            },
+            example: String::new(),
+        },
+        spec: JobSpec {
+            language: "python".into(),
+            files: vec![SourceFile {
+                name: "main.py".into(),
+                content: Bytes::from_static(PROGRAM.as_bytes()),
+            }],
+            entrypoint: "main.py".into(),
+            stdin: Bytes::new(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            limits,
+            labels: Vec::new(),
+            retention_ms: 0,
+            max_attempts: 3,
+        },
+    }
+}
