@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use crate::wait::say;
 pub use bollard::models::ContainerSummary;
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
-use crate::wait::say;
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, ListContainersOptionsBuilder,
     ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,

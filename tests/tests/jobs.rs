@@ -217,7 +217,7 @@ async fn what_was_acknowledged_is_there_on_every_node_at_once() {
             let seen = client.get(&format!("/v1/jobs/{id}")).await;
             assert_eq!(seen.status, 200, "round {round}: {}", seen.text());
             let listed = client.get("/v1/jobs?limit=1").await.expect(200);
-            assert_eq!(ids(&listed), [id.clone()], "round {round}");
+            assert_eq!(ids(&listed), [id.as_str()], "round {round}");
         }
         clients[(round + 1) % clients.len()].finished(&id).await;
     }
@@ -242,7 +242,7 @@ async fn a_stale_read_is_answered_from_the_nodes_own_copy() {
         .await;
         assert_eq!(found["stdout"], "stale\n");
         let list = client.get("/v1/jobs?consistency=stale").await.expect(200);
-        assert_eq!(ids(&list), [id.clone()]);
+        assert_eq!(ids(&list), [id.as_str()]);
     }
 }
 
@@ -301,7 +301,7 @@ async fn lists_filter_and_go_on_where_they_ended() {
         let list = async |query: &str| client.get(&format!("/v1/jobs?{query}")).await.expect(200);
         assert_eq!(ids(&list("language=bash").await), newest_first);
         assert_eq!(ids(&list("language=sh").await), newest_first, "an alias");
-        assert_eq!(ids(&list("language=python").await), [python.clone()]);
+        assert_eq!(ids(&list("language=python").await), [python.as_str()]);
         let odd = [newest_first[1].clone(), newest_first[3].clone()];
         assert_eq!(ids(&list("label=odd").await), odd);
         assert_eq!(ids(&list("label=odd&language=python").await), [""; 0]);
@@ -341,7 +341,7 @@ async fn a_queued_job_can_be_cancelled() {
     }
     let queued = client.submit(&witness.gated("never")).await;
     let list = other.get("/v1/jobs?state=queued").await.expect(200);
-    assert_eq!(ids(&list), [queued.clone()]);
+    assert_eq!(ids(&list), [queued.as_str()]);
     assert_eq!(other.cluster().await["queue"]["jobs"], 1);
 
     let cancelled = other
