@@ -1,6 +1,6 @@
 //! Several nodes that form a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -189,6 +189,29 @@ impl Cluster {
             let what = format!("node {} is ready", node.id());
             eventually(&what, async || node.ready().await).await;
         }
+    }
+
+    /// Waits until every node that runs has executed something: a node may be ready a moment before the leader knows it.
+    pub async fn all_work(&self) {
+        let mut idle: BTreeSet<u64> = self
+            .nodes
+            .values()
+            .filter(|node| node.runs())
+            .map(Node::id)
+            .collect();
+        eventually("every node has executed something", async || {
+            let job = serde_json::json!({ "language": "bash", "source": "true" });
+            let done = self.any().run(&job).await;
+            if let Some(node) = done["node"].as_u64() {
+                idle.remove(&node);
+            }
+            if idle.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{idle:?} have not"))
+            }
+        })
+        .await;
     }
 
     /// The ids of all nodes.

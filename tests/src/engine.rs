@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummary};
+pub use bollard::models::ContainerSummary;
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
+use crate::wait::say;
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, ListContainersOptionsBuilder,
     ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
@@ -37,7 +39,9 @@ impl Engine {
             !required,
             "QUORUN_REQUIRE_ENGINE=1, and no container engine: {reason}"
         );
-        eprintln!("SKIPPED {test}: it needs a container engine, and there is none ({reason})");
+        say(&format!(
+            "SKIPPED {test}: it needs a container engine, and there is none ({reason})"
+        ));
         None
     }
 

@@ -26,5 +26,5 @@ pub use client::{Answer, Client};
 pub use cluster::{Cluster, Plan};
 pub use engine::Engine;
 pub use node::{Executor, Node};
-pub use wait::{LONG, eventually, within};
+pub use wait::{LONG, eventually, say, within};
 pub use witness::Witness;

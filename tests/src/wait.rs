@@ -1,6 +1,7 @@
-//! Waiting for something to become true.
+//! Waiting for something to become true, and saying what must be heard.
 
 use std::fmt::Display;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// What a test takes for "never". It says nothing about how fast something should be.
@@ -36,4 +37,9 @@ pub async fn within<T, E: Display>(
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
+}
+
+/// Says something on stderr, also from a test that succeeds, whose words are not shown otherwise.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -1,7 +1,8 @@
 //! Sandboxes are containers: how they are made, how jobs are spread over them, and what becomes of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use quorun_tests::engine::ContainerSummary;
 use quorun_tests::{Cluster, Engine, Executor, Plan, eventually};
 use serde_json::{Value, json};
 
@@ -24,6 +25,11 @@ fn patient(language: &str, source: &str) -> Value {
     })
 }
 
+/// The node that a container belongs to.
+fn node_of(container: &ContainerSummary) -> Option<String> {
+    container.labels.as_ref()?.get("quorun.node").cloned()
+}
+
 /// Ends the nodes as an operator would; they leave nothing behind.
 async fn leaves_nothing(engine: &Engine, mut cluster: Cluster) {
     let id = cluster.id().await;
@@ -37,6 +43,7 @@ async fn jobs_go_to_the_least_busy_node() {
     let Some((engine, cluster)) = cluster("jobs_go_to_the_least_busy_node", docker()).await else {
         return;
     };
+    cluster.all_work().await;
     // All of them through one node: it must not keep them for itself.
     let client = cluster.client(1);
     let mut jobs = Vec::new();
@@ -94,8 +101,17 @@ async fn a_sandbox_may_do_nothing_that_it_need_not() {
     let id = cluster.id().await;
     let done = cluster.any().run(&patient("bash", "echo made")).await;
     assert_eq!(done["stdout"], "made\n", "{done}");
-    let sandboxes = engine.sandboxes(&id).await;
-    let mut nodes = std::collections::BTreeSet::new();
+    let sandboxes = eventually("every node keeps sandboxes warm", async || {
+        let sandboxes = engine.sandboxes(&id).await;
+        let nodes: BTreeSet<_> = sandboxes.iter().filter_map(node_of).collect();
+        if nodes.len() == 3 {
+            Ok(sandboxes)
+        } else {
+            Err(format!("those of {nodes:?} do"))
+        }
+    })
+    .await;
+    let mut inspected = 0;
     for summary in &sandboxes {
         let Some(container) = engine.inspect(summary.id.as_deref().expect("an id")).await else {
             continue; // replaced in the meantime
@@ -176,10 +192,9 @@ async fn a_sandbox_may_do_nothing_that_it_need_not() {
             labels.get("quorun.incarnation").map(String::as_str),
             Some("1")
         );
-        nodes.insert(labels.get("quorun.node").cloned().unwrap_or_default());
+        inspected += 1;
     }
-    let all = ["1", "2", "3"].map(str::to_owned);
-    assert_eq!(nodes, all.into(), "every node keeps sandboxes warm");
+    assert!(inspected >= 3, "{inspected} sandboxes");
     leaves_nothing(&engine, cluster).await;
 }
 
@@ -314,10 +329,10 @@ async fn what_a_killed_node_leaves_is_removed_by_its_next_incarnation() {
     };
     let id = cluster.id().await;
     let of_two = async |incarnation: &str| {
-        let mut found = engine.containers(&id).await;
+        let mut found = engine.sandboxes(&id).await;
         found.retain(|container| {
             let labels = container.labels.clone().unwrap_or_default();
-            labels.get("quorun.node").map(String::as_str) == Some("2")
+            node_of(container).as_deref() == Some("2")
                 && labels.get("quorun.incarnation").map(String::as_str) == Some(incarnation)
         });
         found.into_iter().filter_map(|c| c.id).collect::<Vec<_>>()
@@ -412,7 +427,7 @@ async fn a_fresh_container_for_every_job_where_that_is_asked_for() {
     let Some((engine, cluster)) = cluster(test, plan).await else {
         return;
     };
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for _ in 0..4 {
         let began = patient("bash", "cut -d' ' -f22 /proc/1/stat");
         let done = cluster.any().run(&began).await;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use quorun_tests::{Cluster, Engine, Executor, Plan, node};
+use quorun_tests::{Cluster, Engine, Executor, Plan, node, say};
 use serde_json::{Value, json};
 
 const LANGUAGES: [&str; 12] = [
@@ -97,7 +97,9 @@ async fn as_plain_processes_where_the_tools_are_here() {
                 "{name} must run here: {missing:?} is missing in {}",
                 node::PATH
             );
-            eprintln!("SKIPPED {name} with the process executor: no {missing:?} on this machine");
+            say(&format!(
+                "SKIPPED {name} with the process executor: no {missing:?} on this machine"
+            ));
         }
     }
 }
