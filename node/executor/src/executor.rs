@@ -1,7 +1,8 @@
 //! The executor: takes a job to its result.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use quorun_ledger::job::{JobResult, Outcome, Output, Verdict};
 use tokio::sync::{mpsc, watch};
@@ -19,6 +20,8 @@ use crate::{task, verdict};
 
 /// How often the engine is asked whether it is there.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How long no job is taken after sandboxes could not be made.
+const UNWELL: Duration = Duration::from_secs(5);
 
 /// What a sandbox may take beyond the times of a job's steps before it is taken for hung: a machine that is very busy, and
 /// the warden's own patience with processes that do not die.
@@ -68,6 +71,8 @@ pub struct Unavailable {
 pub struct Executor {
     pool: Pool,
     health: watch::Sender<Health>,
+    /// Until when the executor stays not ready, although its engine answers.
+    unwell: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Sets up an executor. The future keeps its health and its sandboxes in order until [`Executor::shutdown`]; it must be
@@ -112,6 +117,7 @@ pub fn start(
     let executor = Executor {
         pool: Pool::new(engine, plan),
         health,
+        unwell: Arc::default(),
     };
     let run = executor.clone().run();
     Ok((executor, run))
@@ -143,6 +149,8 @@ enum Tried {
     Result(Box<JobResult>),
     /// The sandbox broke; another one may do better.
     Again(String),
+    /// No sandbox could be made here; another node may be able to.
+    NoSandbox(String),
     Unavailable(Unavailable),
 }
 
@@ -163,6 +171,7 @@ impl Executor {
                 () = self.pool.work() => {}
                 _ = tick.tick() => {
                     let health = match self.pool.engine().check().await {
+                        Ok(()) if self.is_unwell() => continue,
                         Ok(()) => Health::Ready,
                         Err(reason) => Health::NotReady { reason },
                     };
@@ -180,6 +189,22 @@ impl Executor {
                 self.pool.tend();
             }
         }
+    }
+
+    /// Whether sandboxes could lately not be made.
+    fn is_unwell(&self) -> bool {
+        let until = *self.unwell.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Takes no jobs for a while, and says why.
+    fn set_unwell(&self, reason: &str) {
+        let mut until = self.unwell.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = Some(Instant::now() + UNWELL);
+        drop(until);
+        self.set_health(Health::NotReady {
+            reason: reason.to_owned(),
+        });
     }
 
     /// Says whether it changed.
@@ -217,6 +242,7 @@ impl Executor {
     ) -> Result<JobResult, Unavailable> {
         let mut live = Live::new(output);
         let mut reason = String::new();
+        let mut no_sandbox = false;
         for _ in 0..TRIES {
             if let Health::NotReady { reason } = &*self.health.borrow() {
                 return Err(Unavailable {
@@ -229,9 +255,20 @@ impl Executor {
                 Tried::Again(cause) => {
                     tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
                     reason = cause;
+                    no_sandbox = false;
+                }
+                Tried::NoSandbox(cause) => {
+                    tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
+                    reason = cause;
+                    no_sandbox = true;
                 }
                 Tried::Unavailable(unavailable) => return Err(unavailable),
             }
+        }
+        if no_sandbox {
+            // Failing is quick: a node that went on taking jobs would be the least busy one, and get most of them.
+            self.set_unwell(&reason);
+            return Err(Unavailable { reason });
         }
         Ok(JobResult::internal_error(format!(
             "given up after {TRIES} tries: {reason}"
@@ -266,7 +303,7 @@ impl Executor {
             Err(error @ MakeError::ImageMissing(_)) => {
                 return Tried::result(JobResult::internal_error(error.to_string()));
             }
-            Err(error @ MakeError::Other(_)) => return Tried::Again(error.to_string()),
+            Err(error @ MakeError::Other(_)) => return Tried::NoSandbox(error.to_string()),
         };
         tracing::debug!(job = %task.job, attempt = task.attempt, sandbox = lease.id(), "running");
         let patience = patience(task);

@@ -153,6 +153,9 @@ impl Follower {
     /// Reads how the job stands.
     async fn look(&mut self) -> Result<(), Error> {
         let Some(details) = self.jobs.local(self.job).await? else {
+            if self.last.is_some() {
+                return Err(Error::NotFound(self.job)); // expired
+            }
             return Ok(()); // not applied on this node yet
         };
         let job = &details.job;

@@ -75,9 +75,28 @@ pub fn claim(config: &Config) -> anyhow::Result<Identity> {
                     record.id
                 );
             }
-            record.incarnation + 1
+            record.incarnation.checked_add(1).with_context(|| {
+                format!(
+                    "{} has an incarnation that cannot be counted on",
+                    path.display()
+                )
+            })?
         }
-        None => 1,
+        None => {
+            // An incarnation must never come twice, so a folder that has lost its count cannot be used.
+            if let Some(left) = ["log", "ledger", "log.watermark"]
+                .map(|name| dir.join(name))
+                .iter()
+                .find(|part| part.exists())
+            {
+                bail!(
+                    "the data folder {} has {} but no {FILE}: part of it was lost; restore the file, or use an empty --data folder for a node with a new id",
+                    dir.display(),
+                    left.display()
+                );
+            }
+            1
+        }
     };
     write(
         dir,
@@ -153,6 +172,29 @@ mod tests {
         assert!(error.to_string().contains("belongs to node 1"), "{error}");
         let error = claim(&config(dir.path(), 1, "1=a:1,2=b:3")).unwrap_err();
         assert!(error.to_string().contains("another cluster"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_has_lost_its_count_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = config(dir.path(), 1, "1=a:1");
+        drop(claim(&own).unwrap());
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        assert_eq!(claim(&own).unwrap().incarnation, 2);
+        let path = dir.path().join(FILE);
+        let most = std::fs::read_to_string(&path).unwrap().replace(
+            "\"incarnation\": 2",
+            &format!("\"incarnation\": {}", u64::MAX),
+        );
+        std::fs::write(&path, most).unwrap();
+        let error = claim(&own).unwrap_err();
+        assert!(error.to_string().contains("cannot be counted"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        let error = claim(&own).unwrap_err();
+        assert!(
+            error.to_string().contains("but no identity.json"),
+            "{error}"
+        );
     }
 
     #[test]

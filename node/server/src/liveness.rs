@@ -17,6 +17,8 @@ struct State {
     leading_since: Option<Instant>,
     /// What was heard since then.
     heard: BTreeMap<NodeId, (Instant, NodeReport)>,
+    /// When a node's record last changed: a node that has just announced itself has a timeout to be heard.
+    announced: BTreeMap<NodeId, Instant>,
     /// When the leader has told something last, and what, for nodes that do not lead.
     told: Option<(Instant, Vec<PeerReport>)>,
 }
@@ -63,6 +65,11 @@ impl Liveness {
             }
             _ => {}
         }
+    }
+
+    /// The ledger's record of a node has changed.
+    pub fn node_changed(&self, node: NodeId) {
+        self.lock().announced.insert(node, Instant::now());
     }
 
     /// A worker has reported; the answer is what the leader knows of all of them.
@@ -131,6 +138,10 @@ impl Liveness {
         for node in nodes.iter().filter(|node| !node.lost) {
             let heard = state.heard.get(&node.id);
             let last = heard.map_or(since, |(at, _)| *at);
+            let last = state
+                .announced
+                .get(&node.id)
+                .map_or(last, |at| last.max(*at));
             if last.elapsed() >= self.timeout {
                 judgement.lost.push((node.id, node.incarnation));
             } else if heard.is_some_and(|(_, r)| r.ready && r.incarnation == node.incarnation) {
@@ -229,6 +240,22 @@ mod tests {
         assert!(!forgetful.peers()[0].alive);
         forgetful.leading(true);
         assert!(forgetful.in_touch(), "it is the leader itself");
+    }
+
+    #[test]
+    fn a_node_that_has_just_announced_itself_is_not_lost() {
+        let timeout = Duration::from_millis(50);
+        let liveness = Liveness::new(timeout);
+        liveness.leading(true);
+        liveness.heard(report(1, 1, true));
+        let began = Instant::now();
+        while liveness.judge(&[node(1)]).unwrap().lost.is_empty() {
+            assert!(began.elapsed() < Duration::from_secs(60), "never lost");
+            std::thread::yield_now();
+        }
+        liveness.node_changed(1);
+        let judged = liveness.judge(&[node(1)]).unwrap();
+        assert!(judged.lost.is_empty() || began.elapsed() > timeout * 2);
     }
 
     #[test]

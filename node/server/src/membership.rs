@@ -127,14 +127,15 @@ impl Membership {
     /// # Errors
     /// When the ledger cannot be read.
     pub async fn node_changed(&self, node: NodeId) -> Result<(), ledger::ReadFailed> {
+        self.inner.liveness.node_changed(node);
         if node != self.inner.config.id {
             return Ok(());
         }
         let record = ledger::read(&self.inner.consensus, move |view| view.node(node)).await?;
         let current = record.is_some_and(|r| r.incarnation == self.inner.incarnation && !r.lost);
-        let before = self.inner.announced.send_replace(current);
-        if before && !current {
-            warn!("this node was declared lost, announcing it again");
+        self.inner.announced.send_replace(current);
+        if !current {
+            // Whatever was known before: by the time an event is looked at, the record may have changed more than once.
             self.inner.announce.notify_one();
         }
         Ok(())
@@ -204,6 +205,10 @@ impl Membership {
                 Ok(()) = draining.changed() => {}
             }
             self.report_now(PEER_DEADLINE).await;
+            if !self.announced() && leader.is_some() {
+                // Nothing that made an announcement necessary may be overlooked for ever.
+                self.inner.announce.notify_one();
+            }
         }
     }
 

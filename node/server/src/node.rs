@@ -30,6 +30,8 @@ use crate::worker::Worker;
 
 /// How long a node that was told to end waits for what it executes.
 const DRAIN: Duration = Duration::from_secs(20);
+/// How long it then waits until the rest has been given back to the others.
+const HAND_BACK: Duration = Duration::from_secs(3);
 /// How long it then waits for its last answers to reach the clients.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
 /// Runs a node until it is told to end.
@@ -295,7 +297,6 @@ async fn event_of(
 async fn leave(membership: &Membership, worker: &Worker, consensus: &Handle) {
     info!("node drains");
     membership.drain();
-    let status = consensus.status().borrow().clone();
     let command = Command::Drain {
         node: membership.id(),
         draining: true,
@@ -307,12 +308,13 @@ async fn leave(membership: &Membership, worker: &Worker, consensus: &Handle) {
     if tokio::time::timeout(DRAIN, worker.drained()).await.is_err() {
         warn!(
             attempts = worker.busy(),
-            "ended with attempts running; others will redo them"
+            "giving back what is still running"
         );
+        worker.hand_back();
+        let _ = tokio::time::timeout(HAND_BACK, worker.drained()).await;
     }
-    if status.leading
-        && let Err(error) = consensus.transfer_leadership(None).await
-    {
+    let leading = consensus.status().borrow().leading;
+    if leading && let Err(error) = consensus.transfer_leadership(None).await {
         debug!(%error, "leadership not handed over");
     }
 }

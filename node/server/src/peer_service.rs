@@ -7,6 +7,7 @@ use futures::Stream;
 use quorun_consensus::Handle;
 use quorun_executor::Stream as Std;
 use quorun_ledger::{JobId, JobState};
+use quorun_proto::FROM_KEY;
 use quorun_proto::v1::peer_server::Peer;
 use quorun_proto::v1::{
     Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, OutputChunk,
@@ -79,15 +80,25 @@ impl Peer for PeerService {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
+        let from = request
+            .metadata()
+            .get(FROM_KEY)
+            .and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
         let report = request
             .into_inner()
             .report
             .ok_or_else(|| Status::invalid_argument("a heartbeat without a report"))?;
-        let (leader, leading) = {
+        let (leader, leading, member) = {
             let status = self.consensus.status();
             let status = status.borrow();
-            (status.leader.unwrap_or(0), status.leading)
+            let member = status.members.contains_key(&report.id);
+            (status.leader.unwrap_or(0), status.leading, member)
         };
+        if from != Some(report.id) || !member {
+            return Err(Status::permission_denied(
+                "a node reports of itself, and only if it is a member",
+            ));
+        }
         let peers = if leading {
             // The scheduler may not have noticed yet that this node leads; what it is told now must not be forgotten.
             self.liveness.leading(true);

@@ -1,12 +1,17 @@
 //! The worker: executes what the ledger assigns to this node, and reports until the report stands.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use quorun_consensus::{Handle, ProposeError};
 use quorun_executor::{Executor, Task};
-use quorun_ledger::{Command, Completion, JobId, JobResult, Language, NodeId, Reply};
+use quorun_ledger::{
+    Command, Completion, JobId, JobResult, JobState, Language, NodeId, Reply, Verdict,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,6 +44,8 @@ struct Inner {
     /// What runs, with the attempt and the way to end it.
     running: Mutex<HashMap<JobId, (u32, CancellationToken)>>,
     tasks: TaskTracker,
+    /// The node ends: what is stopped now is given back instead of reported.
+    handing_back: AtomicBool,
 }
 
 /// How an execution ended, in the words of the ledger.
@@ -71,6 +78,7 @@ impl Worker {
                 languages,
                 running: Mutex::default(),
                 tasks: TaskTracker::new(),
+                handing_back: AtomicBool::new(false),
             }),
         }
     }
@@ -102,12 +110,38 @@ impl Worker {
     /// When the ledger cannot be read.
     pub async fn reconcile(&self) -> Result<(), ledger::ReadFailed> {
         let (me, incarnation) = (self.inner.node, self.inner.incarnation);
-        let attempts = ledger::read(&self.inner.consensus, move |view| match view.node(me)? {
-            Some(node) if node.incarnation == incarnation => view.attempts(me),
-            _ => Ok(Vec::new()),
+        let attempts = ledger::read(&self.inner.consensus, move |view| {
+            let mut attempts = Vec::new();
+            if view.node(me)?.is_some_and(|n| n.incarnation == incarnation) {
+                for (job, attempt) in view.attempts(me)? {
+                    let record = view.job(job)?;
+                    let runs = record.is_some_and(|j| j.state == JobState::Running);
+                    attempts.push((job, attempt, runs));
+                }
+            }
+            Ok(attempts)
         })
         .await?;
-        let wanted: HashMap<JobId, u32> = attempts.into_iter().collect();
+        let mut wanted = HashMap::new();
+        for (job, attempt, runs) in attempts {
+            if runs {
+                wanted.insert(job, attempt);
+            } else if !self.inner.running().contains_key(&job) {
+                // It was cancelled while this node did not look: nothing runs, but the slot is still taken.
+                let inner = Arc::clone(&self.inner);
+                self.inner.tasks.spawn(async move {
+                    let reason = "cancelled before it was started".to_owned();
+                    let node = inner.node;
+                    let command = Command::Release {
+                        job,
+                        attempt,
+                        node,
+                        reason,
+                    };
+                    inner.report(command).await;
+                });
+            }
+        }
         for (job, (attempt, cancel)) in self.inner.running().iter() {
             if wanted.get(job) != Some(attempt) {
                 cancel.cancel();
@@ -129,6 +163,14 @@ impl Worker {
     pub async fn drained(&self) {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
+    }
+
+    /// Stops what still runs and gives it back to the others.
+    pub fn hand_back(&self) {
+        self.inner.handing_back.store(true, Ordering::Release);
+        for (_, cancel) in self.inner.running().values() {
+            cancel.cancel();
+        }
     }
 
     fn start(&self, job: JobId, attempt: u32) {
@@ -181,7 +223,23 @@ impl Inner {
     ) {
         let began = Instant::now();
         info!("attempt started");
-        let report = self.execute(job, attempt, cancel, &recorder).await;
+        let execution = self.execute(job, attempt, cancel, &recorder);
+        let report = match AssertUnwindSafe(execution).catch_unwind().await {
+            Ok(report) => report,
+            // Without a report the job would stay assigned, and the slot taken, as long as this node lives.
+            Err(_) => Report::Result(Box::new(JobResult::internal_error(
+                "the node that ran the job has a bug; its log has the place",
+            ))),
+        };
+        let report = match report {
+            Report::Result(result)
+                if result.outcome.verdict == Verdict::Cancelled
+                    && self.handing_back.load(Ordering::Acquire) =>
+            {
+                Report::Release("the node was told to end".to_owned())
+            }
+            report => report,
+        };
         let executed = began.elapsed();
         let completion = match report {
             Report::Result(result) => {

@@ -15,6 +15,9 @@ use super::problem::Problem;
 const DISCARD_BYTES: usize = 16 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 
+/// How long a body may take to arrive: a client must not hold memory for as long as it likes.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
 /// Reads a body of at most `limit` bytes. What is larger is refused, and never kept in memory.
 pub async fn read(headers: &HeaderMap, mut body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::too_large("body", limit as u64);
@@ -28,7 +31,25 @@ pub async fn read(headers: &HeaderMap, mut body: Body, limit: usize) -> Result<B
         }
         return Err(too_large());
     }
-    match Limited::new(&mut body, limit).collect().await {
+    let encoding = headers.get(header::CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| encoding != "identity") {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "encoded-body",
+            "The body is compressed",
+            "the body has a Content-Encoding; send it as it is",
+        ));
+    }
+    let arriving = Limited::new(&mut body, limit).collect();
+    let Ok(arrived) = tokio::time::timeout(BODY_TIME, arriving).await else {
+        return Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "slow-body",
+            "The body did not arrive in time",
+            format!("the body took longer than {BODY_TIME:?}"),
+        ));
+    };
+    match arrived {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             discard(body).await;
@@ -61,11 +82,11 @@ async fn discard(mut body: Body) {
 /// Reads a JSON object. What is not JSON is 400, what is JSON of another shape is 422 with the field named.
 pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     // serde would also take an array with the fields in their order.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        return Err(Problem::invalid(
-            "body",
-            "the body is an array; it should be an object",
-        ));
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return match serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
+            Ok(_) => Err(Problem::invalid("body", "the body should be a JSON object")),
+            Err(error) => Err(not_json(&error)),
+        };
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
@@ -15,16 +16,16 @@ use quorun_executor::Stream as Std;
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
-use super::{App, job_id, view};
+use super::{App, job_id, path, view};
 use crate::follow::Followed;
 use crate::jobs::Error;
 
 /// Follows a job.
 pub async fn events(
     State(app): State<App>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>> + Send>, Problem> {
-    let id = job_id(&id)?;
+    let id = job_id(&path(id)?)?;
     // Whether there is such a job is a question to the cluster; from then on this node waits for its own copy.
     app.jobs.get(id, false).await?;
     let events = app.jobs.follow(id).map(|item| {

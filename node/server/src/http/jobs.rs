@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::problem::Problem;
 use super::submission::{JobRequest, idempotency};
-use super::{App, body, job_id, view};
+use super::{App, body, job_id, path, view};
 use crate::jobs::Details;
 
 /// The longest `?wait=`, seconds.
@@ -84,11 +84,11 @@ pub async fn submit(
 /// How a job stands; with `wait`, once it has finished or the time is up.
 pub async fn get(
     State(app): State<App>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     query: Result<Query<GetParams>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let params = params(query)?;
-    let id = job_id(&id)?;
+    let id = job_id(&path(id)?)?;
     let stale = stale(params.consistency.as_deref())?;
     let patience = wait(params.wait.as_deref())?;
     let mut details = app.jobs.get(id, stale).await?;
@@ -162,9 +162,9 @@ pub async fn list(
 /// Cancels a job.
 pub async fn cancel(
     State(app): State<App>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let details = app.jobs.cancel(job_id(&id)?).await?;
+    let details = app.jobs.cancel(job_id(&path(id)?)?).await?;
     Ok(Json(view::details(&details)))
 }
 

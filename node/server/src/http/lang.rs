@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use serde::Deserialize;
 
 use super::problem::Problem;
 use super::submission::{JobRequest, empty_source, idempotency};
-use super::{App, body, view};
+use super::{App, body, path, view};
 use crate::follow::Followed;
 use crate::jobs::{Details, Error};
 
@@ -45,8 +46,8 @@ pub struct Params {
 /// Runs a program.
 pub async fn run(
     State(app): State<App>,
-    Path(language): Path<String>,
-    query: Result<Query<Params>, axum::extract::rejection::QueryRejection>,
+    language: Result<Path<String>, PathRejection>,
+    query: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -56,6 +57,7 @@ pub async fn run(
             format!("the query may have stdin=TEXT and stream=true: {error}"),
         )
     })?;
+    let language = path(language)?;
     let rules = app.rules();
     rules.language(&language)?;
     let source = body::read(&headers, body, app.config.ceilings.source_bytes).await?;

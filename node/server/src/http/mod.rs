@@ -14,7 +14,8 @@ mod view;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{DefaultBodyLimit, Path, Request};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use http::{Method, StatusCode, Uri};
@@ -105,6 +106,18 @@ async fn wrong_method(method: Method, request: Request) -> Problem {
             request.uri().path()
         ),
     )
+}
+
+/// The part of a path that stands for something.
+fn path(parsed: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
+    parsed.map(|Path(part)| part).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed-path",
+            "The path is malformed",
+            format!("a part of the path cannot be read: {}", error.body_text()),
+        )
+    })
 }
 
 /// The job that a path names.

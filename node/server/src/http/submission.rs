@@ -159,10 +159,10 @@ impl Rules<'_> {
         }
         at_most("labels", request.labels.len(), MAX_LABELS)?;
         for (n, label) in request.labels.iter().enumerate() {
-            if label.is_empty() || label.len() > MAX_LABEL {
+            if label.is_empty() || label.len() > MAX_LABEL || label.contains(char::is_control) {
                 return Err(Problem::invalid(
                     &format!("labels[{n}]"),
-                    format!("a label has 1 to {MAX_LABEL} bytes"),
+                    format!("a label has 1 to {MAX_LABEL} bytes and no control characters"),
                 ));
             }
         }
@@ -213,10 +213,18 @@ impl Rules<'_> {
                     .ok_or_else(|| {
                         Problem::invalid(&field, format!("{field} needs content or content_base64"))
                     })?;
-                    if named.iter().any(|f: &SourceFile| f.name == file.name) {
+                    let taken = |other: &&SourceFile| {
+                        other.name == file.name
+                            || is_below(&other.name, &file.name)
+                            || is_below(&file.name, &other.name)
+                    };
+                    if let Some(other) = named.iter().find(taken) {
                         return Err(Problem::invalid(
                             &format!("{field}.name"),
-                            format!("\"{}\" is there twice", file.name),
+                            format!(
+                                "\"{}\" and \"{}\" cannot both be there",
+                                other.name, file.name
+                            ),
                         ));
                     }
                     named.push(SourceFile {
@@ -364,6 +372,12 @@ fn file_name(field: &str, name: &str) -> Result<(), Problem> {
     ))
 }
 
+/// Whether one path would need the other to be a folder.
+fn is_below(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder)
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
 fn bytes(
     field: &str,
     text: Option<String>,
@@ -391,15 +405,16 @@ pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<Idempot
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };
+    let single = headers.get_all("idempotency-key").iter().count() == 1;
     let key = value
         .to_str()
         .ok()
-        .filter(|key| !key.is_empty() && key.len() <= MAX_KEY)
+        .filter(|key| single && !key.is_empty() && key.len() <= MAX_KEY && !key.contains('\t'))
         .ok_or_else(|| {
             Problem::invalid(
                 "Idempotency-Key",
                 format!(
-                    "the Idempotency-Key header should be 1 to {MAX_KEY} printable ASCII characters"
+                    "the Idempotency-Key header should be there once, with 1 to {MAX_KEY} printable ASCII characters"
                 ),
             )
         })?;
