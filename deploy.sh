@@ -633,7 +633,7 @@ run_tests() {
     step "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
     step "build" cargo build --workspace --locked
     # with this, a test that needs the engine fails where it would otherwise be skipped
-    step "tests" env QUORUN_REQUIRE_ENGINE=1 cargo test --workspace --locked
+    step "tests" env QUORUN_REQUIRE_ENGINE=1 cargo test --workspace --locked --no-fail-fast
     step "program" build_program
     program=$STEP_OK
 

@@ -79,7 +79,7 @@ pub(crate) fn request(task: &Task) -> Run {
         ..run
     };
     let language_env = || language.env.iter().map(|(k, v)| (k.clone(), v.clone()));
-    let mut argv = Language::command(&language.run, &spec.entrypoint);
+    let mut argv = Language::command(&language.run, &spec.entrypoint, &spec.files);
     argv.extend(spec.args.iter().cloned());
     Run {
         files: spec
@@ -91,7 +91,7 @@ pub(crate) fn request(task: &Task) -> Run {
             })
             .collect(),
         compile: language.compile.as_ref().map(|command| Step {
-            argv: Language::command(command, &spec.entrypoint),
+            argv: Language::command(command, &spec.entrypoint, &spec.files),
             env: language_env().collect(),
             limits: compile,
         }),

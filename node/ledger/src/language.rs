@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Limits, StepLimits};
+use crate::job::{Limits, SourceFile, StepLimits};
 
 /// Stands for the entrypoint's file name in a language's commands.
 pub const SOURCE_PLACEHOLDER: &str = "{source}";
-/// Stands for the same without its extension: what some compilers name their output by.
+/// A word of its own: stands for the entrypoint and the other files of its folder with its extension.
+pub const SOURCES_PLACEHOLDER: &str = "{sources}";
+/// Stands for the entrypoint's file name without its extension: what some compilers name
+/// their output by.
 pub const STEM_PLACEHOLDER: &str = "{stem}";
 
 /// How programs of one language are run.
@@ -48,45 +51,79 @@ impl Language {
             || self.aliases.iter().any(|a| a.eq_ignore_ascii_case(name))
     }
 
-    /// A command of this language for a job whose entrypoint is `source`.
+    /// A command of this language for a job with these files.
     #[must_use]
-    pub fn command(template: &[String], source: &str) -> Vec<String> {
-        let file_from = source.rfind('/').map_or(0, |slash| slash + 1);
-        let stem = match source[file_from..].rfind('.') {
-            Some(dot) if dot > 0 => &source[..file_from + dot],
-            _ => source,
+    pub fn command(template: &[String], entrypoint: &str, files: &[SourceFile]) -> Vec<String> {
+        let (folder, name) =
+            entrypoint.split_at(entrypoint.rfind('/').map_or(0, |slash| slash + 1));
+        let (stem, extension) = match name.rfind('.') {
+            Some(dot) if dot > 0 => name.split_at(dot),
+            _ => (name, ""),
         };
-        // One pass over the template: a file name may itself look like a placeholder.
-        template
-            .iter()
-            .map(|word| {
-                let parts: Vec<String> = word
-                    .split(SOURCE_PLACEHOLDER)
-                    .map(|part| part.replace(STEM_PLACEHOLDER, stem))
-                    .collect();
-                parts.join(source)
-            })
-            .collect()
+        let belongs = |file: &&SourceFile| {
+            file.name != entrypoint
+                && file.name.strip_prefix(folder).is_some_and(|name| {
+                    !extension.is_empty() && !name.contains('/') && name.ends_with(extension)
+                })
+        };
+        let mut command = Vec::with_capacity(template.len());
+        for word in template {
+            if word == SOURCES_PLACEHOLDER {
+                command.push(entrypoint.to_owned());
+                command.extend(files.iter().filter(belongs).map(|file| file.name.clone()));
+                continue;
+            }
+            // One pass over the word: a file name may itself look like a placeholder.
+            let parts: Vec<String> = word
+                .split(SOURCE_PLACEHOLDER)
+                .map(|part| part.replace(STEM_PLACEHOLDER, &format!("{folder}{stem}")))
+                .collect();
+            command.push(parts.join(entrypoint));
+        }
+        command
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
-    fn command(words: &[&str], source: &str) -> Vec<String> {
+    fn command(words: &[&str], entrypoint: &str, others: &[&str]) -> Vec<String> {
         let template: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
-        Language::command(&template, source)
+        let files: Vec<SourceFile> = others
+            .iter()
+            .chain(&[entrypoint])
+            .map(|name| SourceFile {
+                name: (*name).to_owned(),
+                content: Bytes::new(),
+            })
+            .collect();
+        Language::command(&template, entrypoint, &files)
     }
 
     #[test]
     fn placeholders_become_the_entrypoint() {
         assert_eq!(
-            command(&["cc", "{source}", "-o", "{stem}.o"], "src/a.b.c"),
+            command(&["cc", "{source}", "-o", "{stem}.o"], "src/a.b.c", &[]),
             ["cc", "src/a.b.c", "-o", "src/a.b.o"]
         );
-        assert_eq!(command(&["{stem}"], "v1.2/program"), ["v1.2/program"]);
-        assert_eq!(command(&["{stem}"], ".hidden"), [".hidden"]);
-        assert_eq!(command(&["{source}"], "{stem}.py"), ["{stem}.py"]);
+        assert_eq!(command(&["{stem}"], "v1.2/program", &[]), ["v1.2/program"]);
+        assert_eq!(command(&["{stem}"], ".hidden", &[]), [".hidden"]);
+        assert_eq!(command(&["{source}"], "{stem}.py", &[]), ["{stem}.py"]);
+    }
+
+    #[test]
+    fn sources_are_those_beside_the_entrypoint_with_its_extension() {
+        let others = ["b.c", "b.h", "sub/c.c", "c.cc", "data"];
+        assert_eq!(
+            command(&["cc", "{sources}", "-lm"], "a.c", &others),
+            ["cc", "a.c", "b.c", "-lm"]
+        );
+        assert_eq!(
+            command(&["{sources}"], "sub/a.c", &others),
+            ["sub/a.c", "sub/c.c"]
+        );
+        assert_eq!(command(&["{sources}"], "data", &["other"]), ["data"]);
     }
 }

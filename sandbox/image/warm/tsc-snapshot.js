@@ -1,6 +1,7 @@
 "use strict";
-// Makes the snapshot behind warm/tsc: Debian's own compiler, unchanged but for two things. It is handed to us instead
-// of running at once, and files of the image's libraries are parsed once, here, and never again.
+// Makes the snapshot behind warm/tsc: Debian's own compiler, unchanged but for three things. It is handed to us instead
+// of running at once, it does not remember its working folder, and files of the image's libraries are parsed once, here,
+// and never again.
 const fs = require("fs");
 const path = require("path");
 const v8 = require("v8");
@@ -11,10 +12,14 @@ const folder = packages + "typescript/lib";
 const file = folder + "/tsc.js";
 const start = "ts.executeCommandLine(ts.sys, ts.noop, ts.sys.args);";
 const source = fs.readFileSync(file, "utf8");
-if (!source.includes(start)) throw new Error(`${file} does not end as expected`);
+// The compiler and node both remember the working folder, and the snapshot would remember that of today.
+const remember = "ts.memoize(function () { return process.cwd(); })";
+for (const part of [start, remember]) {
+  if (!source.includes(part)) throw new Error(`${file} does not have ${part}`);
+}
 const holder = { exports: null };
 vm.compileFunction(
-  source.replace(start, "holder.exports = ts;"),
+  source.replace(start, "holder.exports = ts;").replace(remember, "function () { return process.cwd(); }"),
   ["holder", "require", "__filename", "__dirname"],
   { filename: file },
 )(holder, require, file, folder);
@@ -47,4 +52,7 @@ for (let round = 0; round < 3; round++) {
 ts.sys.exit = exit;
 learning = false;
 
-v8.startupSnapshot.setDeserializeMainFunction(() => run(process.argv.slice(2)));
+v8.startupSnapshot.setDeserializeMainFunction(() => {
+  process.chdir("."); // makes node forget
+  run(process.argv.slice(2));
+});

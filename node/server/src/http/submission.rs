@@ -358,6 +358,7 @@ fn word(field: &str, text: &str) -> Result<(), Problem> {
 /// Names stay below the job's folder.
 fn file_name(field: &str, name: &str) -> Result<(), Problem> {
     let sound = !name.is_empty()
+        && !name.starts_with('-') // an interpreter would take it for an option
         && name.len() <= 255
         && !name.contains('\0')
         && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
@@ -367,7 +368,7 @@ fn file_name(field: &str, name: &str) -> Result<(), Problem> {
     Err(Problem::invalid(
         field,
         format!(
-            "{field} should be a relative path of at most 255 bytes without empty, . or .. parts"
+            "{field} should be a relative path of at most 255 bytes without empty, . or .. parts, and not begin with -"
         ),
     ))
 }
