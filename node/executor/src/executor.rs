@@ -372,7 +372,8 @@ impl Executor {
     /// Kills and removes every sandbox of this node and incarnation. Jobs that are running end as
     /// [`Unavailable`]; nothing can be executed afterwards.
     pub async fn shutdown(&self) {
-        self.set_health(Health::NotReady {
+        // Nobody needs to be warned of it.
+        self.health.send_replace(Health::NotReady {
             reason: "the node is shutting down".into(),
         });
         self.pool.close().await;

@@ -57,6 +57,12 @@ pub fn claim(config: &Config) -> anyhow::Result<Identity> {
     let cluster = config.cluster.to_string();
     let incarnation = match read(&path)? {
         Some(record) => {
+            if record.cluster != cluster && record.peers == config.peers {
+                bail!(
+                    "the data folder {} belongs to another cluster: it was made with another --cluster name; use the old name, or another --data folder",
+                    dir.display()
+                );
+            }
             if record.cluster != cluster {
                 bail!(
                     "the data folder {} belongs to another cluster: it was made with --peers {}, and this node was started with --peers {} (or another --cluster); use the old list, or another --data folder",
