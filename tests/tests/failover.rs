@@ -297,19 +297,7 @@ async fn a_paused_worker_is_lost_and_its_late_result_is_fenced() {
         .find(|id| *id != worker)
         .expect("another node");
     let client = cluster.client(leader).clone();
-    eventually("the paused node is declared lost", async || {
-        let status = client.cluster().await;
-        let nodes = status["nodes"].as_array().expect("nodes");
-        let lost = nodes
-            .iter()
-            .any(|node| node["id"] == worker && node["lost"] == true);
-        if lost {
-            Ok(())
-        } else {
-            Err(status.to_string())
-        }
-    })
-    .await;
+    says_lost(&client, worker, true).await;
     witness.began(&name, 2).await;
     assert!(first.lives(), "nobody has told the first execution to end");
     // Now both end, the first one while its node is paused.
@@ -355,6 +343,48 @@ async fn a_paused_worker_is_lost_and_its_late_result_is_fenced() {
     for id in &ids {
         assert_eq!(client.finished(id).await["verdict"], "accepted");
     }
+}
+
+/// Waits until the cluster, as `client` sees it, says that a node is lost, or that it is not.
+async fn says_lost(client: &Client, node: u64, lost: bool) {
+    eventually("the cluster says whether the node is lost", async || {
+        let status = client.cluster().await;
+        let nodes = status["nodes"].as_array().expect("nodes");
+        let said = nodes
+            .iter()
+            .any(|known| known["id"] == node && known["lost"] == lost);
+        if said {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_lost_again_and_again_always_comes_back() {
+    let mut cluster = Cluster::of_processes().await;
+    let leader = cluster.leader().await;
+    let paused = cluster
+        .ids()
+        .into_iter()
+        .find(|id| *id != leader)
+        .expect("a follower");
+    let client = cluster.client(leader).clone();
+    for _ in 0..3 {
+        cluster.node(paused).pause();
+        says_lost(&client, paused, true).await;
+        // It has hardly announced itself when it is lost once more: it may see both at once.
+        cluster.node(paused).resume();
+        says_lost(&client, paused, false).await;
+        cluster.node(paused).pause();
+        says_lost(&client, paused, true).await;
+        cluster.node(paused).resume();
+        says_lost(&client, paused, false).await;
+    }
+    cluster.ready().await;
+    cluster.agree().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
