@@ -137,3 +137,94 @@ macro_rules! in_containers {
 in_containers!(
     python, javascript, typescript, java, ruby, perl, php, c, cpp, go, rust, bash
 );
+
+/// Programs of several files: the entrypoint, which is not the first and has a name of its own, and what it needs.
+const SEVERAL_FILES: [(&str, [(&str, &str); 2]); 6] = [
+    (
+        "python",
+        [
+            ("greeting.py", "def greet(): print('hello')"),
+            ("start.py", "from greeting import greet\ngreet()"),
+        ],
+    ),
+    (
+        "typescript",
+        [
+            (
+                "src/greeting.ts",
+                "export function greet(): string { return 'hello'; }",
+            ),
+            (
+                "start.ts",
+                "import { greet } from './src/greeting';\nconsole.log(greet());",
+            ),
+        ],
+    ),
+    (
+        "java",
+        [
+            (
+                "Greeting.java",
+                "class Greeting { static String text() { return \"hello\"; } }",
+            ),
+            (
+                "Start.java",
+                "public class Start { public static void main(String[] a) { System.out.println(Greeting.text()); } }",
+            ),
+        ],
+    ),
+    (
+        "c",
+        [
+            (
+                "greeting.c",
+                "#include <stdio.h>\nvoid greet(void) { puts(\"hello\"); }",
+            ),
+            (
+                "start.c",
+                "void greet(void);\nint main(void) { greet(); return 0; }",
+            ),
+        ],
+    ),
+    (
+        "cpp",
+        [
+            (
+                "greeting.cpp",
+                "#include <iostream>\nvoid greet() { std::cout << \"hello\\n\"; }",
+            ),
+            ("start.cpp", "void greet();\nint main() { greet(); }"),
+        ],
+    ),
+    (
+        "go",
+        [
+            (
+                "greeting.go",
+                "package main\nimport \"fmt\"\nfunc greet() { fmt.Println(\"hello\") }",
+            ),
+            ("start.go", "package main\nfunc main() { greet() }"),
+        ],
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_of_several_files_find_their_parts() {
+    let Some(_engine) = Engine::find("programs of several files").await else {
+        return;
+    };
+    let mut cluster = Cluster::start(Plan::new(Executor::Docker)).await;
+    for (language, files) in SEVERAL_FILES {
+        let files = files.map(|(name, content)| json!({ "name": name, "content": content }));
+        let job = json!({
+            "language": language,
+            "files": files,
+            "entrypoint": files[1]["name"],
+            "limits": { "cpu_ms": 20_000, "wall_ms": 60_000 },
+        });
+        let done = cluster.any().run(&job).await;
+        assert_eq!(done["verdict"], "accepted", "{language}: {done}");
+        assert_eq!(done["stdout"], "hello\n", "{language}: {done}");
+    }
+    cluster.stop().await;
+}
