@@ -169,8 +169,7 @@ impl Archive {
         let (Entry::Folder { path } | Entry::File { path, .. } | Entry::Link { path, .. }) = entry;
         let parts = files::parts(path)
             .map_err(|reason| WriteError::Sandbox(format!("the archive of the box: {reason}")))?;
-        let failed =
-            |error: Errno| files::write_error(&String::from_utf8_lossy(path), error);
+        let failed = |error: Errno| files::write_error(&String::from_utf8_lossy(path), error);
         match entry {
             Entry::Folder { .. } => {
                 files::make_folders(root, &parts).map_err(failed)?;
@@ -212,7 +211,12 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn folder(&mut self, folder: &OwnedFd, path: &mut Vec<u8>, depth: usize) -> Result<(), HoldError> {
+    fn folder(
+        &mut self,
+        folder: &OwnedFd,
+        path: &mut Vec<u8>,
+        depth: usize,
+    ) -> Result<(), HoldError> {
         let mut names = files::entries(folder.as_fd())?;
         // The order of a folder is of no meaning; equal boxes shall give equal archives.
         names.sort();
@@ -327,10 +331,16 @@ mod tests {
         for _ in 0..2 {
             let to = tempfile::tempdir().unwrap();
             archive.restore(to.path()).unwrap();
-            assert_eq!(std::fs::read(to.path().join("a/b/data")).unwrap(), vec![7; 200_000]);
+            assert_eq!(
+                std::fs::read(to.path().join("a/b/data")).unwrap(),
+                vec![7; 200_000]
+            );
             let main = to.path().join("main");
             assert_eq!(std::fs::read(&main).unwrap(), b"program");
-            assert_eq!(main.metadata().unwrap().permissions().mode() & 0o7777, 0o751);
+            assert_eq!(
+                main.metadata().unwrap().permissions().mode() & 0o7777,
+                0o751
+            );
             assert!(to.path().join("empty").is_dir());
             let target = std::fs::read_link(to.path().join("a/link")).unwrap();
             assert_eq!(target, Path::new("/etc/passwd"));
@@ -352,7 +362,10 @@ mod tests {
     fn what_cannot_be_held_is_refused() {
         let root = filled();
         let large = Archive::of(root.path(), 199_999);
-        assert!(matches!(large, Err(HoldError::TooLarge(199_999))), "{large:?}");
+        assert!(
+            matches!(large, Err(HoldError::TooLarge(199_999))),
+            "{large:?}"
+        );
         rustix::fs::mknodat(
             CWD,
             root.path().join("fifo"),
@@ -365,7 +378,10 @@ mod tests {
         assert!(matches!(special, Err(HoldError::Special(name)) if name == "fifo"));
         let deep = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(deep.path().join("d/".repeat(MAX_DEPTH + 1))).unwrap();
-        assert!(matches!(Archive::of(deep.path(), 1 << 20), Err(HoldError::TooMany)));
+        assert!(matches!(
+            Archive::of(deep.path(), 1 << 20),
+            Err(HoldError::TooMany)
+        ));
     }
 
     #[test]
@@ -375,19 +391,35 @@ mod tests {
         nonsense.append(&[0, 0, 0, 2, 250, 250]).unwrap();
         assert!(nonsense.restore(to.path()).is_err());
         let mut short = Archive::new().unwrap();
-        let file = Entry::File { path: b"x".to_vec(), mode: 0o644, length: 100 };
+        let file = Entry::File {
+            path: b"x".to_vec(),
+            mode: 0o644,
+            length: 100,
+        };
         short.push(&file).unwrap();
         short.append(b"only this").unwrap();
         assert!(short.restore(to.path()).is_err());
         let mut out = Archive::new().unwrap();
-        out.push(&Entry::Folder { path: b"../out".to_vec() }).unwrap();
+        out.push(&Entry::Folder {
+            path: b"../out".to_vec(),
+        })
+        .unwrap();
         assert!(out.restore(to.path()).is_err());
         assert!(!to.path().join("../out").exists());
         // A file below a link, wherever the link leads.
         let mut through = Archive::new().unwrap();
-        let (path, target) = (b"l".to_vec(), to.path().as_os_str().as_encoded_bytes().to_vec());
+        let (path, target) = (
+            b"l".to_vec(),
+            to.path().as_os_str().as_encoded_bytes().to_vec(),
+        );
         through.push(&Entry::Link { path, target }).unwrap();
-        through.push(&Entry::File { path: b"l/through".to_vec(), mode: 0o644, length: 0 }).unwrap();
+        through
+            .push(&Entry::File {
+                path: b"l/through".to_vec(),
+                mode: 0o644,
+                length: 0,
+            })
+            .unwrap();
         assert!(through.restore(to.path()).is_err());
         assert!(!to.path().join("through").exists());
     }

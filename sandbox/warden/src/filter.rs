@@ -204,9 +204,9 @@ mod tests {
             0 => {
                 let code = match filter.install() {
                     Err(_) => 255,
-                    Ok(()) if call() < 0 => {
-                        std::io::Error::last_os_error().raw_os_error().unwrap_or(254)
-                    }
+                    Ok(()) if call() < 0 => std::io::Error::last_os_error()
+                        .raw_os_error()
+                        .unwrap_or(254),
                     Ok(()) => 0,
                 };
                 // SAFETY: ends the child without running what belongs to its parent.
@@ -253,7 +253,11 @@ mod tests {
             assert_eq!(call(libc::SYS_clone, flags, 0, 0), libc::EPERM, "{flag:#x}");
             // Whatever the kernel does not look at.
             let dressed = flags | 0x1_0000_0000;
-            assert_eq!(call(libc::SYS_clone, dressed, 0, 0), libc::EPERM, "{flag:#x}");
+            assert_eq!(
+                call(libc::SYS_clone, dressed, 0, 0),
+                libc::EPERM,
+                "{flag:#x}"
+            );
         }
     }
 
@@ -263,7 +267,10 @@ mod tests {
             assert_eq!(socket(family, libc::SOCK_STREAM, 0), 0, "{family}");
             assert_eq!(socket(family, libc::SOCK_DGRAM, 0), 0, "{family}");
         }
-        assert_eq!(socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP), 0);
+        assert_eq!(
+            socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+            0
+        );
         for family in [
             libc::AF_NETLINK,
             libc::AF_PACKET,

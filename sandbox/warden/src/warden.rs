@@ -286,7 +286,9 @@ impl Warden {
             (
                 Request::Run(_) | Request::Load { .. } | Request::Fetch | Request::Forget,
                 Some(_),
-            ) => Err(io::Error::other("told during a run what belongs between two")),
+            ) => Err(io::Error::other(
+                "told during a run what belongs between two",
+            )),
             // Said to a run that ended in the meantime.
             (_, None) => Ok(()),
             (Request::Stdin { data }, Some(job)) => {
@@ -379,16 +381,18 @@ impl Warden {
         match (program, &mut self.held) {
             (Program::Files(files), _) => files::write(&self.options.work, files),
             (Program::Held, Some(held)) => held.restore(&self.options.work),
-            (Program::Held, None) => {
-                Err(WriteError::Sandbox("there is no archive to start from".into()))
-            }
+            (Program::Held, None) => Err(WriteError::Sandbox(
+                "there is no archive to start from".into(),
+            )),
         }
     }
 
     /// Holds what the box holds now, as a run asked for.
     fn hold(&mut self, user: Option<User>, limit: u64) -> io::Result<()> {
         let taken = match ActingAs::new(user) {
-            Ok(_acting) => Archive::of(&self.options.work, limit).map_err(|error| error.to_string()),
+            Ok(_acting) => {
+                Archive::of(&self.options.work, limit).map_err(|error| error.to_string())
+            }
             Err(error) => Err(format!("becoming the job's user: {error}")),
         };
         let (held, refused) = match taken {
