@@ -12,7 +12,7 @@ use crate::docker::Docker;
 use crate::engine::{Engine, Key, MakeError};
 use crate::live::Live;
 use crate::options::{Kind, Options};
-use crate::pool::{Lease, Plan, Pool};
+use crate::pool::{Discard, Lease, Owner, Plan, Pool};
 use crate::process::Processes;
 use crate::sandbox::{Interrupted, Transcript};
 use crate::task::{Chunk, Task};
@@ -94,9 +94,19 @@ pub fn start(
         ));
     }
     let engine = match options.kind {
-        Kind::Docker => Engine::Docker(
-            Docker::new(&options.labels, options.cpus_per_sandbox).map_err(Error::Settings)?,
-        ),
+        Kind::Docker => {
+            let docker = Docker::new(
+                &options.labels,
+                options.cpus_per_sandbox,
+                options.runtime.clone(),
+            );
+            Engine::Docker(Box::new(docker.map_err(Error::Settings)?))
+        }
+        Kind::Process if options.runtime.is_some() => {
+            return Err(Error::Settings(
+                "the process executor has no runtimes".into(),
+            ));
+        }
         Kind::Process => {
             tracing::warn!(
                 "the process executor does NOT isolate: programs run with all rights of this user, on this machine; use it \
@@ -123,24 +133,25 @@ pub fn start(
     Ok((executor, run))
 }
 
-/// How many sandboxes of which kind: one of each image that is named, the first for every slot; and as many more as all
-/// slots can need of another kind.
+/// How many sandboxes, and which kinds are always kept warm: those of the images that are named. Beside them there is room
+/// for as many as all slots can need of another kind.
 fn plan(engine: &Engine, options: &Options) -> Plan {
-    let mut warm: Vec<(Key, usize)> = Vec::new();
+    let mut kinds: Vec<Key> = Vec::new();
     for (image, memory_kb) in &options.images {
         let key = engine.key(image, *memory_kb);
-        if !warm.iter().any(|(known, _)| *known == key) {
-            let wanted = if warm.is_empty() { options.slots } else { 1 };
-            warm.push((key, wanted));
+        if !kinds.contains(&key) {
+            kinds.push(key);
         }
     }
-    if let (Engine::Process(_), true) = (engine, warm.is_empty()) {
-        warm.push((engine.key("", 0), options.slots));
+    if let (Engine::Process(_), true) = (engine, kinds.is_empty()) {
+        kinds.push(engine.key("", 0));
     }
     Plan {
-        capacity: options.slots + options.slots.max(warm.len()),
+        capacity: options.slots + options.slots.max(kinds.len()),
+        slots: options.slots,
         max_jobs: options.max_jobs_per_sandbox.max(1),
-        warm,
+        makers: options.makers.max(1),
+        kinds,
     }
 }
 
@@ -186,7 +197,7 @@ impl Executor {
                 }
             }
             if *self.health.borrow() == Health::Ready {
-                self.pool.tend();
+                self.pool.tend(Instant::now());
             }
         }
     }
@@ -281,6 +292,7 @@ impl Executor {
             .pool
             .engine()
             .key(&task.language.image, spec.limits.memory_kb);
+        let owner = Owner::of(spec.isolation_key.as_deref());
         let lease = tokio::select! {
             biased;
             () = cancel.cancelled() => {
@@ -289,7 +301,7 @@ impl Executor {
                     output: Output::default(),
                 });
             }
-            lease = self.pool.acquire(&key) => lease,
+            lease = self.pool.acquire(&key, &owner) => lease,
         };
         let mut lease = match lease {
             Ok(lease) => lease,
@@ -326,7 +338,7 @@ impl Executor {
         live: &mut Live,
     ) -> Tried {
         if verdict::ran_out_of_memory(&transcript) {
-            lease.discard("it ran out of memory");
+            lease.discard(Discard::OutOfMemory);
         } else {
             self.pool.spawn(clean(lease));
         }
@@ -342,7 +354,11 @@ impl Executor {
     async fn interrupted(&self, task: &Task, lease: Lease, interrupted: Interrupted) -> Tried {
         let Interrupted { cause, started } = interrupted;
         let out_of_memory = started && self.pool.engine().was_out_of_memory(lease.id()).await;
-        lease.discard(&cause.to_string());
+        lease.discard(if out_of_memory {
+            Discard::OutOfMemory
+        } else {
+            Discard::from(&cause)
+        });
         if out_of_memory {
             return Tried::result(verdict::out_of_memory(task));
         }
@@ -363,7 +379,17 @@ impl Executor {
         self.health.subscribe()
     }
 
-    /// How many sandboxes there are: `warm`, `busy`, `starting`, and `discarded` since the start.
+    /// Removes what another node of the cluster has left on this node's engine, in this incarnation and those before.
+    /// That node must be known to be lost. What cannot be removed is left to its next incarnation.
+    pub async fn remove_orphans_of(&self, node: u64, incarnation: u64) {
+        self.pool
+            .engine()
+            .remove_orphans_of(node, incarnation)
+            .await;
+    }
+
+    /// How many sandboxes there are: `warm`, `busy` and `starting`; and since the start `discarded`, which is the sum of
+    /// `discarded.worn` and so on, one for each reason.
     #[must_use]
     pub fn sandboxes(&self) -> BTreeMap<String, u64> {
         self.pool.counts()
@@ -387,9 +413,12 @@ async fn clean(mut lease: Lease) {
         Ok(Ok(())) => lease.keep(),
         Ok(Err(left)) => {
             tracing::warn!(sandbox = lease.id(), ?left, "a job left something behind");
-            lease.discard("it is not clean");
+            lease.discard(Discard::Unclean);
         }
-        Err(error) => lease.discard(&error.to_string()),
+        Err(error) => {
+            tracing::debug!(sandbox = lease.id(), "not clean after a job: {error}");
+            lease.discard(Discard::from(&error));
+        }
     }
 }
 

@@ -9,6 +9,8 @@
 mod docker;
 mod engine;
 mod executor;
+#[cfg(test)]
+mod fake;
 mod live;
 mod options;
 mod pool;
