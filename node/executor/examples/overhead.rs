@@ -245,6 +245,7 @@ fn task(image: &str, python: &str) -> Task {
             env: BTreeMap::new(),
             limits,
             labels: Vec::new(),
+            isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
         },

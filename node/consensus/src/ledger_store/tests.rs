@@ -43,6 +43,7 @@ fn submit(number: u64, size: usize) -> Command {
                 output_kb: 1,
             },
             labels: Vec::new(),
+            isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
         },

@@ -60,6 +60,7 @@ pub fn submit(number: u64, size: usize) -> Command {
                 output_kb: 64,
             },
             labels: Vec::new(),
+            isolation_key: None,
             retention_ms: 60_000,
             max_attempts: 3,
         },

@@ -99,6 +99,7 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
             env: BTreeMap::new(),
             limits: limits(),
             labels: Vec::new(),
+            isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
         },

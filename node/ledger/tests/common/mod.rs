@@ -79,6 +79,7 @@ pub fn spec(language: &str) -> JobSpec {
             output_kb: 400,
         },
         labels: Vec::new(),
+        isolation_key: None,
         retention_ms: 60_000,
         max_attempts: 3,
     }
