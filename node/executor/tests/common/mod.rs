@@ -1,6 +1,14 @@
 //! What the tests of both executors share: starting one, and jobs in a few languages.
 
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::expect_used)]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::unwrap_used
+)]
+
+pub mod engine;
 
 use std::collections::BTreeMap;
 use std::future::Future;
