@@ -257,6 +257,7 @@ mod tests {
             memory_kb: 65_536,
             processes: 64,
             output_kb: 400,
+            ..Limits::default()
         };
         Task {
             job: JobId::from_slice(&[0; 16]).unwrap(),

@@ -56,6 +56,7 @@ pub fn submit(number: u64, size: usize) -> Command {
                 memory_kb: 65_536,
                 processes: 8,
                 output_kb: 64,
+                ..Limits::default()
             },
             labels: Vec::new(),
             retention_ms: 60_000,

@@ -75,6 +75,7 @@ pub fn spec(language: &str) -> JobSpec {
             memory_kb: 262_144,
             processes: 64,
             output_kb: 400,
+            ..Limits::default()
         },
         labels: Vec::new(),
         retention_ms: 60_000,
