@@ -201,17 +201,17 @@ pub struct Ceilings {
     pub queue: u64,
 }
 
-/// What a program needs at least. Below it next to nothing starts, so that a smaller limit can only be a mistake: a
-/// sandbox has its warden, its folders and an interpreter to hold, and a loader opens some libraries.
+/// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
+/// interpreter; with fewer open files or less stack, some of the standard image's interpreters do not even start.
 pub const LEAST: Limits = Limits {
     cpu_ms: 1,
     wall_ms: 1,
     memory_kb: 16 << 10,
     processes: 1,
     output_kb: 1,
-    open_files: 16,
+    open_files: 32,
     file_kb: Some(1),
-    stack_kb: 64,
+    stack_kb: 128,
 };
 
 /// How high the ceilings can be set. Processes: what a whole sandbox may have, and a little less. Output: four texts of
@@ -598,7 +598,7 @@ mod tests {
             (with(&|s| s.max_output_kb = Some(5000)), "1 to 4096"),
             (with(&|s| s.max_open_files = Some(3)), "--max-open-files 3"),
             (with(&|s| s.max_file_kb = Some(0)), "--max-file-kb 0"),
-            (with(&|s| s.max_stack_kb = Some(63)), "--max-stack-kb 63"),
+            (with(&|s| s.max_stack_kb = Some(64)), "--max-stack-kb 64"),
         ] {
             let error = error(settings);
             assert!(error.contains(words), "{error}");

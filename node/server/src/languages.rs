@@ -315,9 +315,9 @@ mod tests {
         for (limit, words) in [
             ("cpu_ms=0", "limits.cpu_ms is 0; at least 1"),
             ("memory_kb=1000", "limits.memory_kb is 1000; at least 16384"),
-            ("open_files=3", "limits.open_files is 3; at least 16"),
+            ("open_files=3", "limits.open_files is 3; at least 32"),
             ("file_kb=0", "limits.file_kb is 0; at least 1"),
-            ("stack_kb=8", "limits.stack_kb is 8; at least 64"),
+            ("stack_kb=8", "limits.stack_kb is 8; at least 128"),
         ] {
             let text = format!(
                 "image='x'\n[[language]]\nname='a'\nsource='a'\nrun=['a']\nlimits={{{limit}}}\n"
