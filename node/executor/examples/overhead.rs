@@ -240,6 +240,8 @@ fn task(image: &str, python: &str) -> Task {
             }],
             entrypoint: "main.py".into(),
             stdin: Bytes::new(),
+            tests: Vec::new(),
+            stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
             limits,

@@ -71,6 +71,9 @@ pub(crate) struct Docker {
     client: Mutex<Option<bollard::Docker>>,
     /// The volume with the warden has been filled.
     volume: tokio::sync::Mutex<bool>,
+    /// What the engine last said that each image is. Forgotten with the connection: an engine that was away may have
+    /// got another image under the same name.
+    images: Mutex<HashMap<String, String>>,
     /// Part of every container's name: no two starts of a node have it in common.
     tag: u64,
     next: AtomicU64,
@@ -90,6 +93,7 @@ impl Docker {
             cpus,
             client: Mutex::new(None),
             volume: tokio::sync::Mutex::new(false),
+            images: Mutex::default(),
             tag: RandomState::new().build_hasher().finish(),
             next: AtomicU64::new(1),
         })
@@ -110,6 +114,7 @@ impl Docker {
             Err(_) => format!("no answer within {PING_PATIENCE:?}"),
         };
         *self.lock() = None;
+        self.known_images().clear();
         Err(format!("the container engine cannot be reached: {reason}"))
     }
 
@@ -117,6 +122,39 @@ impl Docker {
         self.client
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn known_images(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
+        self.images
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The engine's id of an image, which changes with its content; `None` if it cannot be found out.
+    ///
+    /// It is asked once, and again with every sandbox that is made of the image.
+    pub(crate) async fn image_id(&self, image: &str) -> Option<String> {
+        let known = self.known_images().get(image).cloned();
+        if known.is_some() {
+            return known;
+        }
+        let client = self.client().await.ok()?;
+        let id = client.inspect_image(image).await.ok()?.id?;
+        self.known_images().insert(image.to_owned(), id.clone());
+        Some(id)
+    }
+
+    /// Learns from a container what its image is now: the name may have been given to another one.
+    async fn learn_image(&self, client: &bollard::Docker, image: &str, container: &str) {
+        let inspected = client
+            .inspect_container(container, None::<InspectContainerOptions>)
+            .await;
+        let id = inspected.ok().and_then(|container| container.image);
+        let mut images = self.known_images();
+        match id {
+            Some(id) => images.insert(image.to_owned(), id),
+            None => images.remove(image),
+        };
     }
 
     fn current(&self) -> Option<bollard::Docker> {
@@ -175,6 +213,7 @@ impl Docker {
             .create_container(Some(options), self.container(key))
             .await?
             .id;
+        self.learn_image(client, &key.image, &id).await;
         match self.open(client, &id).await {
             Ok(link) => Ok(Made {
                 id,

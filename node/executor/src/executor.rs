@@ -8,15 +8,18 @@ use quorun_ledger::job::{JobResult, Outcome, Output, Verdict};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::artefacts::{self, Artefact, Artefacts};
 use crate::docker::Docker;
 use crate::engine::{Engine, Key, MakeError};
+use crate::input::{Input, Interaction};
 use crate::live::Live;
 use crate::options::{Kind, Options};
 use crate::pool::{Lease, Plan, Pool};
 use crate::process::Processes;
-use crate::sandbox::{Interrupted, Transcript};
+use crate::runs::{Holding, Next, Runs};
+use crate::sandbox::{Broken, Interrupted};
 use crate::task::{Chunk, Task};
-use crate::{task, verdict};
+use crate::verdict;
 
 /// How often the engine is asked whether it is there.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -70,6 +73,7 @@ pub struct Unavailable {
 #[derive(Clone, Debug)]
 pub struct Executor {
     pool: Pool,
+    artefacts: Artefacts,
     health: watch::Sender<Health>,
     /// Until when the executor stays not ready, although its engine answers.
     unwell: Arc<Mutex<Option<Instant>>>,
@@ -110,12 +114,16 @@ pub fn start(
             )
         }
     };
+    let folder = options.data_dir.join("artefacts");
+    let artefacts = Artefacts::open(folder.clone(), options.artefact_bytes)
+        .map_err(|source| Error::Folder { folder, source })?;
     let plan = plan(&engine, &options);
     let (health, _) = watch::channel(Health::NotReady {
         reason: "starting: the container engine has not been asked yet".into(),
     });
     let executor = Executor {
         pool: Pool::new(engine, plan),
+        artefacts,
         health,
         unwell: Arc::default(),
     };
@@ -158,6 +166,13 @@ impl Tried {
     fn result(result: JobResult) -> Self {
         Self::Result(Box::new(result))
     }
+}
+
+/// What goes out and comes in while a job runs.
+struct Streams<'a> {
+    live: Live,
+    input: Input,
+    cancel: &'a CancellationToken,
 }
 
 impl Executor {
@@ -240,7 +255,41 @@ impl Executor {
         output: mpsc::Sender<Chunk>,
         cancel: CancellationToken,
     ) -> Result<JobResult, Unavailable> {
-        let mut live = Live::new(output);
+        let streams = Streams {
+            live: Live::new(output),
+            input: Input::none(),
+            cancel: &cancel,
+        };
+        self.execute_with(&task, streams).await
+    }
+
+    /// As [`execute`](Self::execute), with somebody who talks to the program while it runs. The program is started once:
+    /// when its sandbox breaks after something was said, the job ends with `internal_error`. For a task without test cases;
+    /// test cases are not talked to.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute).
+    pub async fn execute_interactive(
+        &self,
+        task: Task,
+        output: mpsc::Sender<Chunk>,
+        interaction: Interaction,
+        cancel: CancellationToken,
+    ) -> Result<JobResult, Unavailable> {
+        let streams = Streams {
+            live: Live::new(output),
+            input: Input::from(interaction),
+            cancel: &cancel,
+        };
+        self.execute_with(&task, streams).await
+    }
+
+    async fn execute_with(
+        &self,
+        task: &Task,
+        mut streams: Streams<'_>,
+    ) -> Result<JobResult, Unavailable> {
         let mut reason = String::new();
         let mut no_sandbox = false;
         for _ in 0..TRIES {
@@ -249,8 +298,8 @@ impl Executor {
                     reason: reason.clone(),
                 });
             }
-            live.restart();
-            match self.attempt(&task, &mut live, &cancel).await {
+            streams.live.restart();
+            match self.attempt(task, &mut streams).await {
                 Tried::Result(result) => return Ok(*result),
                 Tried::Again(cause) => {
                     tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
@@ -264,6 +313,11 @@ impl Executor {
                 }
                 Tried::Unavailable(unavailable) => return Err(unavailable),
             }
+            if streams.input.is_used() {
+                return Ok(JobResult::internal_error(format!(
+                    "{reason}; what the program had been told cannot be told again"
+                )));
+            }
         }
         if no_sandbox {
             // Failing is quick: a node that went on taking jobs would be the least busy one, and get most of them.
@@ -275,86 +329,121 @@ impl Executor {
         )))
     }
 
-    async fn attempt(&self, task: &Task, live: &mut Live, cancel: &CancellationToken) -> Tried {
-        let spec = &task.spec;
-        let key = self
-            .pool
-            .engine()
-            .key(&task.language.image, spec.limits.memory_kb);
+    async fn attempt(&self, task: &Task, streams: &mut Streams<'_>) -> Tried {
+        let Streams {
+            live,
+            input,
+            cancel,
+        } = streams;
+        let (key, artefact) = self.artefact(task).await;
+        let mut runs = Runs::new(task, key, artefact);
+        loop {
+            let mut lease = match self.acquire(task, cancel).await {
+                Ok(lease) => lease,
+                Err(tried) => return tried,
+            };
+            let sandbox = lease.id().to_owned();
+            tracing::debug!(job = %task.job, attempt = task.attempt, sandbox, "running");
+            lease.count_job();
+            let Some(link) = lease.link() else {
+                return Tried::Again("the sandbox has gone".into());
+            };
+            match runs.go_on(link, live, input, cancel).await {
+                Ok(Next::Finished(result)) => {
+                    self.look_after(lease, &runs);
+                    return Tried::Result(result);
+                }
+                Ok(Next::FreshSandbox) => lease.discard("a test case has used it up"),
+                Ok(Next::SandboxFailed(reason)) => {
+                    self.pool
+                        .spawn(clean(lease, Holding::Forget, self.artefacts.clone()));
+                    return Tried::Again(reason);
+                }
+                Err(interrupted) => match self.interrupted(task, lease, interrupted).await {
+                    Ok(result) => {
+                        if let Some(result) = runs.case_ended(result) {
+                            return Tried::result(result);
+                        }
+                    }
+                    Err(tried) => return tried,
+                },
+            }
+        }
+    }
+
+    /// The key of a task's artefact, and the artefact if it is there. Neither for what is not compiled.
+    async fn artefact(&self, task: &Task) -> (Option<artefacts::Key>, Option<Artefact>) {
+        if task.language.compile.is_none() || !self.artefacts.is_on() {
+            return (None, None);
+        }
+        let image = &task.language.image;
+        let Some(image_id) = self.pool.engine().image_id(image).await else {
+            return (None, None);
+        };
+        let key = artefacts::Key::of(task, &image_id);
+        (Some(key), self.artefacts.get(key).await)
+    }
+
+    async fn acquire(&self, task: &Task, cancel: &CancellationToken) -> Result<Lease, Tried> {
+        let image = &task.language.image;
+        let key = self.pool.engine().key(image, task.spec.limits.memory_kb);
         let lease = tokio::select! {
             biased;
             () = cancel.cancelled() => {
-                return Tried::result(JobResult {
+                return Err(Tried::result(JobResult {
                     outcome: Outcome::without_run(Verdict::Cancelled, "cancelled before it ran"),
                     output: Output::default(),
-                });
+                }));
             }
             lease = self.pool.acquire(&key) => lease,
         };
-        let mut lease = match lease {
-            Ok(lease) => lease,
-            Err(MakeError::Unreachable(reason)) => {
-                let reason = MakeError::Unreachable(reason).to_string();
+        lease.map_err(|error| match error {
+            MakeError::Unreachable(_) => {
+                let reason = error.to_string();
                 self.set_health(Health::NotReady {
                     reason: reason.clone(),
                 });
-                return Tried::Unavailable(Unavailable { reason });
+                Tried::Unavailable(Unavailable { reason })
             }
-            Err(error @ MakeError::ImageMissing(_)) => {
-                return Tried::result(JobResult::internal_error(error.to_string()));
+            MakeError::ImageMissing(_) => {
+                Tried::result(JobResult::internal_error(error.to_string()))
             }
-            Err(error @ MakeError::Other(_)) => return Tried::NoSandbox(error.to_string()),
-        };
-        tracing::debug!(job = %task.job, attempt = task.attempt, sandbox = lease.id(), "running");
-        let patience = patience(task);
-        lease.count_job();
-        let Some(link) = lease.link() else {
-            return Tried::Again("the sandbox has gone".into());
-        };
-        match link.run(task::request(task), live, cancel, patience).await {
-            Ok(transcript) => self.finish(task, lease, transcript, live).await,
-            Err(interrupted) => self.interrupted(task, lease, interrupted).await,
+            MakeError::Other(_) => Tried::NoSandbox(error.to_string()),
+        })
+    }
+
+    /// The job has its result: its sandbox is looked after while that is on its way.
+    fn look_after(&self, lease: Lease, runs: &Runs<'_>) {
+        if runs.used_up() {
+            lease.discard("it ran out of memory");
+        } else {
+            let artefacts = self.artefacts.clone();
+            self.pool.spawn(clean(lease, runs.holding(), artefacts));
         }
     }
 
-    /// The warden has answered to the end: the sandbox is looked after while the result is on its way.
-    async fn finish(
+    /// The sandbox broke. Why, decides what becomes of the run.
+    async fn interrupted(
         &self,
         task: &Task,
         lease: Lease,
-        transcript: Transcript,
-        live: &mut Live,
-    ) -> Tried {
-        if verdict::ran_out_of_memory(&transcript) {
-            lease.discard("it ran out of memory");
-        } else {
-            self.pool.spawn(clean(lease));
-        }
-        if let Some(reason) = verdict::sandbox_failed(&transcript) {
-            return Tried::Again(reason);
-        }
-        live.finish().await;
-        let (stdout, stderr) = live.take_output();
-        Tried::result(verdict::result(task, transcript, stdout, stderr))
-    }
-
-    /// The sandbox broke. Why, decides what becomes of the job.
-    async fn interrupted(&self, task: &Task, lease: Lease, interrupted: Interrupted) -> Tried {
+        interrupted: Interrupted,
+    ) -> Result<JobResult, Tried> {
         let Interrupted { cause, started } = interrupted;
         let out_of_memory = started && self.pool.engine().was_out_of_memory(lease.id()).await;
         lease.discard(&cause.to_string());
         if out_of_memory {
-            return Tried::result(verdict::out_of_memory(task));
+            return Ok(verdict::out_of_memory(task));
         }
-        if let crate::sandbox::Broken::Silent(patience) = cause {
+        if let Broken::Silent(patience) = cause {
             // A second try would take as long.
-            return Tried::result(JobResult::internal_error(format!(
+            return Err(Tried::result(JobResult::internal_error(format!(
                 "the sandbox did not answer within {} s, which is the time of the job's steps and {} s more",
                 patience.as_secs(),
                 GRACE.as_secs()
-            )));
+            ))));
         }
-        Tried::Again(cause.to_string())
+        Err(Tried::Again(cause.to_string()))
     }
 
     /// Whether jobs can run now, and every change of it.
@@ -380,21 +469,42 @@ impl Executor {
     }
 }
 
-/// Waits until a sandbox is clean and gives it back, or throws it away.
-async fn clean(mut lease: Lease) {
+/// Waits until a sandbox is clean, takes what its warden holds, and gives it back; or throws it away.
+async fn clean(mut lease: Lease, holding: Holding, artefacts: Artefacts) {
     let Some(link) = lease.link() else { return };
     match link.clean().await {
-        Ok(Ok(())) => lease.keep(),
+        Ok(Ok(())) => {}
         Ok(Err(left)) => {
             tracing::warn!(sandbox = lease.id(), ?left, "a job left something behind");
-            lease.discard("it is not clean");
+            return lease.discard("it is not clean");
+        }
+        Err(error) => return lease.discard(&error.to_string()),
+    }
+    let taken = match holding {
+        Holding::Nothing => Ok(None),
+        Holding::Forget => link.forget().await.map(|()| None),
+        Holding::Fetch {
+            key,
+            compile,
+            limit,
+        } => link.fetch(limit).await.map(|archive| {
+            let artefact = Artefact { compile, archive };
+            Some((key, artefact))
+        }),
+    };
+    match taken {
+        Ok(kept) => {
+            lease.keep();
+            if let Some((key, artefact)) = kept {
+                artefacts.put(key, artefact).await;
+            }
         }
         Err(error) => lease.discard(&error.to_string()),
     }
 }
 
-/// How long a sandbox may take for a job.
-fn patience(task: &Task) -> Duration {
+/// How long a sandbox may take for a run.
+pub(crate) fn patience(task: &Task) -> Duration {
     let compile = match task.language.compile {
         Some(_) => task.language.compile_limits.wall_ms,
         None => 0,

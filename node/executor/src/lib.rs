@@ -6,18 +6,23 @@
 //! [`start`] gives an [`Executor`], the handle through which jobs are run, and a future that keeps the engine's health and
 //! the pool in order; it must be polled as long as the handle is used.
 
+mod artefacts;
+mod check;
 mod docker;
 mod engine;
 mod executor;
+mod input;
 mod live;
 mod options;
 mod pool;
 mod process;
+mod runs;
 mod sandbox;
 mod task;
 mod verdict;
 mod warden;
 
 pub use executor::{Error, Executor, Health, Unavailable, start};
+pub use input::Interaction;
 pub use options::{Kind, Labels, Options};
 pub use task::{Chunk, Stream, Task, largest_file_kb};

@@ -39,11 +39,16 @@ pub struct Options {
     pub images: Vec<(String, u64)>,
     /// Processors that one sandbox may use; 0 sets no limit.
     pub cpus_per_sandbox: f64,
+    /// Compiled programs are kept in the data folder up to this size, bytes; 0 keeps none.
+    pub artefact_bytes: u64,
 }
 
 impl Options {
     /// Default of [`max_jobs_per_sandbox`](Self::max_jobs_per_sandbox).
     pub const MAX_JOBS_PER_SANDBOX: u32 = 100;
+
+    /// Default of [`artefact_bytes`](Self::artefact_bytes).
+    pub const ARTEFACT_BYTES: u64 = 256 << 20;
 
     /// The usual settings for a node.
     #[must_use]
@@ -56,6 +61,7 @@ impl Options {
             max_jobs_per_sandbox: Self::MAX_JOBS_PER_SANDBOX,
             images: Vec::new(),
             cpus_per_sandbox: 1.0,
+            artefact_bytes: Self::ARTEFACT_BYTES,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Sandboxes without isolation: the warden as a child process.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ pub(crate) struct Processes {
     program: PathBuf,
     folder: PathBuf,
     next: AtomicU64,
+    /// Drawn at the start.
+    tag: u64,
 }
 
 impl Processes {
@@ -53,7 +56,13 @@ impl Processes {
             program,
             folder,
             next: AtomicU64::new(1),
+            tag: RandomState::new().build_hasher().finish(),
         })
+    }
+
+    /// The machine's own tools have no id, and may be others by the next start.
+    pub(crate) fn image_id(&self) -> String {
+        format!("process-{:016x}", self.tag)
     }
 
     pub(crate) async fn make(&self) -> Result<Made, MakeError> {

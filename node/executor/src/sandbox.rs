@@ -3,14 +3,16 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use quorun_warden::protocol::{
-    self, Decoder, End, Event, FrameError, Ready, Report, Request, Run, StepKind,
+    self, Decoder, End, Event, FrameError, MAX_OUTPUT, Ready, Report, Request, Run, StepKind,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::input::Input;
 use crate::live::Live;
 use crate::task::Stream;
 
@@ -53,7 +55,9 @@ pub(crate) struct Link {
 pub(crate) struct Transcript {
     /// The compile step, and what it printed.
     pub(crate) compile: Option<Compiled>,
-    /// How the job ended.
+    /// Whether the warden holds what the box held, if that was asked for; if not, why.
+    pub(crate) held: Option<Result<(), String>>,
+    /// How the run ended.
     pub(crate) end: End,
 }
 
@@ -121,19 +125,21 @@ impl Link {
         self.event().now_or_never().is_none()
     }
 
-    /// Runs a job to its end, or until `patience` is over.
+    /// Runs a program to its end, or until `patience` is over.
     pub(crate) async fn run(
         &mut self,
         run: Run,
         live: &mut Live,
+        input: &mut Input,
         cancel: &CancellationToken,
         patience: Duration,
     ) -> Result<Transcript, Interrupted> {
         let mut talk = Talk::default();
-        self.talk(run, live, cancel, patience, &mut talk)
+        self.talk(run, live, input, cancel, patience, &mut talk)
             .await
             .map(|end| Transcript {
                 compile: talk.compiled.then_some(talk.compile),
+                held: talk.held,
                 end,
             })
             .map_err(|cause| Interrupted {
@@ -146,6 +152,7 @@ impl Link {
         &mut self,
         run: Run,
         live: &mut Live,
+        input: &mut Input,
         cancel: &CancellationToken,
         patience: Duration,
         talk: &mut Talk,
@@ -170,6 +177,9 @@ impl Link {
                     }
                 }
                 () = live.forward() => {}
+                request = input.next(), if waiting.is_empty() => {
+                    protocol::encode(&request, &mut waiting)?;
+                }
                 result = self.writer.write(&waiting[written..]), if written < waiting.len() => {
                     match result? {
                         0 => return Err(Broken::Ended),
@@ -182,8 +192,13 @@ impl Link {
                     }
                 }
                 event = next(&mut self.reader, &mut self.decoder, &mut self.buffer) => {
-                    if let Some(end) = talk.hear(event?, live)? {
-                        return Ok(end);
+                    match event? {
+                        Event::Fed { bytes } => input.fed(bytes),
+                        event => {
+                            if let Some(end) = talk.hear(event, live)? {
+                                return Ok(end);
+                            }
+                        }
                     }
                 }
                 () = tokio::time::sleep_until(deadline) => return Err(Broken::Silent(patience)),
@@ -191,7 +206,56 @@ impl Link {
         }
     }
 
-    /// Waits until the sandbox is clean after a job. An error or a `false` ends its use.
+    /// Gives the warden an archive that the next run takes its files from.
+    pub(crate) async fn load(&mut self, archive: &[u8]) -> Result<(), Broken> {
+        for part in archive.chunks(MAX_OUTPUT) {
+            let data = part.to_vec();
+            self.say(&Request::Load { data }).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what the warden holds, if it is at most `limit` bytes.
+    pub(crate) async fn fetch(&mut self, limit: u64) -> Result<Bytes, Broken> {
+        self.say(&Request::Fetch).await?;
+        let mut archive = BytesMut::new();
+        loop {
+            match self.event_within(END_PATIENCE).await? {
+                Event::Archive { data, last } => {
+                    archive.extend_from_slice(&data);
+                    if archive.len() as u64 > limit {
+                        return Err(Broken::Unexpected(format!(
+                            "an archive of more than {limit} bytes"
+                        )));
+                    }
+                    if last {
+                        return Ok(archive.freeze());
+                    }
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// Lets the warden hold nothing any more.
+    pub(crate) async fn forget(&mut self) -> Result<(), Broken> {
+        self.say(&Request::Forget).await
+    }
+
+    async fn say(&mut self, request: &Request) -> Result<(), Broken> {
+        let mut frame = Vec::new();
+        protocol::encode(request, &mut frame)?;
+        let write = async {
+            self.writer.write_all(&frame).await?;
+            self.writer.flush().await
+        };
+        match tokio::time::timeout(END_PATIENCE, write).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(Broken::Silent(END_PATIENCE)),
+        }
+    }
+
+    /// Waits until the sandbox is clean after a run. An error or a `false` ends its use.
     pub(crate) async fn clean(&mut self) -> Result<Result<(), Vec<String>>, Broken> {
         match self.event_within(END_PATIENCE).await? {
             Event::Clean { ok: true, .. } => Ok(Ok(())),
@@ -224,6 +288,9 @@ fn unexpected(event: &Event) -> Broken {
         Event::Started { .. } => "Started",
         Event::Output { .. } => "Output",
         Event::CompileDone(_) => "CompileDone",
+        Event::Held { .. } => "Held",
+        Event::Fed { .. } => "Fed",
+        Event::Archive { .. } => "Archive",
         Event::Done(_) => "Done",
         Event::Clean { .. } => "Clean",
     };
@@ -236,6 +303,7 @@ struct Talk {
     started: bool,
     compiled: bool,
     compile: Compiled,
+    held: Option<Result<(), String>>,
 }
 
 impl Talk {
@@ -270,8 +338,12 @@ impl Talk {
                 self.compile.report = report;
                 self.compiled = true;
             }
+            Event::Held { refused } => self.held = Some(refused.map_or(Ok(()), Err)),
             Event::Done(end) => return Ok(Some(end)),
-            event @ (Event::Ready(_) | Event::Clean { .. }) => return Err(unexpected(&event)),
+            event @ (Event::Ready(_)
+            | Event::Clean { .. }
+            | Event::Fed { .. }
+            | Event::Archive { .. }) => return Err(unexpected(&event)),
         }
         Ok(None)
     }
@@ -298,8 +370,9 @@ mod tests {
             stack_bytes: 1,
         };
         Run {
-            files: Vec::new(),
+            program: protocol::Program::Files(Vec::new()),
             compile: None,
+            hold: None,
             run: Step {
                 argv: vec!["x".into()],
                 env: Vec::new(),
@@ -354,7 +427,10 @@ mod tests {
         };
         let run = async {
             let patience = Duration::from_secs(60);
-            let result = link.run(job(), &mut live, &cancel, patience).await;
+            let mut input = Input::none();
+            let result = link
+                .run(job(), &mut live, &mut input, &cancel, patience)
+                .await;
             drop(link);
             result
         };
@@ -405,8 +481,9 @@ mod tests {
     async fn a_warden_that_hangs_is_given_up_on() {
         let (mut link, _to_node, _from_node) = link();
         let patience = Duration::from_secs(30);
+        let (mut input, cancel) = (Input::none(), CancellationToken::new());
         let result = link
-            .run(job(), &mut live(), &CancellationToken::new(), patience)
+            .run(job(), &mut live(), &mut input, &cancel, patience)
             .await;
         let cause = result.unwrap_err().cause;
         assert!(

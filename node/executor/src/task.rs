@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use quorun_ledger::job::{JobId, JobSpec};
 use quorun_ledger::language::Language;
-use quorun_warden::protocol::{self, File, Limits, Run, Step};
+use quorun_warden::protocol::{self, File, Limits, Program, Run, Step};
 
 /// One attempt at a job.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub fn largest_file_kb(memory_kb: u64) -> u64 {
     box_bytes(memory_kb) / 1024
 }
 
-/// The request that runs a task.
+/// The request that compiles and runs a task.
 pub(crate) fn request(task: &Task) -> Run {
     let Task { language, spec, .. } = task;
     let limits = spec.limits;
@@ -93,14 +93,16 @@ pub(crate) fn request(task: &Task) -> Run {
     let mut argv = Language::command(&language.run, &spec.entrypoint, &spec.files);
     argv.extend(spec.args.iter().cloned());
     Run {
-        files: spec
-            .files
-            .iter()
-            .map(|file| File {
-                name: file.name.clone(),
-                content: file.content.to_vec(),
-            })
-            .collect(),
+        program: Program::Files(
+            spec.files
+                .iter()
+                .map(|file| File {
+                    name: file.name.clone(),
+                    content: file.content.to_vec(),
+                })
+                .collect(),
+        ),
+        hold: None,
         compile: language.compile.as_ref().map(|command| Step {
             argv: Language::command(command, &spec.entrypoint, &spec.files),
             env: language_env().collect(),
@@ -168,6 +170,8 @@ mod tests {
                 labels: Vec::new(),
                 retention_ms: 0,
                 max_attempts: 3,
+                tests: Vec::new(),
+                stop_on_failure: false,
             },
         };
         let request = request(&task);

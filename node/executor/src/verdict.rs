@@ -14,7 +14,7 @@ pub(crate) fn result(
     stdout: Bytes,
     stderr: Bytes,
 ) -> JobResult {
-    let Transcript { compile, end } = transcript;
+    let Transcript { compile, end, .. } = transcript;
     let outcome = match (&end, &compile) {
         (End::Ran(report), _) => ran(task, report),
         (End::NotCompiled, Some(compile)) => not_compiled(task, &compile.report),
@@ -51,6 +51,7 @@ pub(crate) fn result(
             stdout_truncated,
             stderr_truncated,
             compile: compile.map(compile_output),
+            tests: Vec::new(),
         },
     }
 }
@@ -213,6 +214,7 @@ fn compile_output(compile: Compiled) -> Compile {
         cpu_us: report.cpu_us,
         wall_us: report.wall_us,
         memory_kb: report.memory_kb,
+        cached: false,
     }
 }
 
@@ -284,6 +286,8 @@ mod tests {
                 files: Vec::new(),
                 entrypoint: "main.c".into(),
                 stdin: Bytes::new(),
+                tests: Vec::new(),
+                stop_on_failure: false,
                 args: Vec::new(),
                 env: BTreeMap::new(),
                 limits,
@@ -306,6 +310,7 @@ mod tests {
     fn of_run(report: Report) -> Outcome {
         let transcript = Transcript {
             compile: None,
+            held: None,
             end: End::Ran(report),
         };
         result(&task(), transcript, Bytes::new(), Bytes::new()).outcome
@@ -318,6 +323,7 @@ mod tests {
                 stdout: b"out".to_vec(),
                 stderr: b"err".to_vec(),
             }),
+            held: None,
             end: End::NotCompiled,
         };
         result(&task(), transcript, Bytes::new(), Bytes::new())
@@ -473,11 +479,13 @@ mod tests {
                 report: memory(),
                 ..Compiled::default()
             }),
+            held: None,
             end: End::NotCompiled,
         };
         assert!(ran_out_of_memory(&compile));
         let run = Transcript {
             compile: None,
+            held: None,
             end: End::Ran(memory()),
         };
         assert!(ran_out_of_memory(&run));
@@ -487,6 +495,7 @@ mod tests {
     fn a_sandbox_that_fails_is_told_from_a_job_that_does() {
         let failed = |submission| Transcript {
             compile: None,
+            held: None,
             end: End::Failed {
                 message: "file \"a\": File exists".into(),
                 submission,

@@ -142,6 +142,17 @@ pub struct StepLimits {
     pub wall_ms: u64,
 }
 
+/// One of several inputs that a program is run with, each in a clean state of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestCase {
+    /// What the program reads.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub stdin: Bytes,
+    /// What it should print; whatever it prints will do where this is `None`. Never reaches a sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Bytes>,
+}
+
 /// What was submitted. Complete: defaults have been filled in by the node that accepted it, so that every attempt on
 /// every node runs under the same limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +166,12 @@ pub struct JobSpec {
     /// What the program reads.
     #[serde(default, skip_serializing_if = "Bytes::is_empty")]
     pub stdin: Bytes,
+    /// The test cases; where there are some, [`stdin`](Self::stdin) is not used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tests: Vec<TestCase>,
+    /// The first test case that is not accepted is the last that is run.
+    #[serde(default)]
+    pub stop_on_failure: bool,
     /// Arguments after the language's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
@@ -183,7 +200,12 @@ impl JobSpec {
             .sum();
         let args: usize = self.args.iter().map(String::len).sum();
         let env: usize = self.env.iter().map(|(k, v)| k.len() + v.len()).sum();
-        (files + args + env + self.stdin.len()) as u64
+        let tests: usize = self
+            .tests
+            .iter()
+            .map(|test| test.stdin.len() + test.expected.as_ref().map_or(0, Bytes::len))
+            .sum();
+        (files + args + env + self.stdin.len() + tests) as u64
     }
 }
 
@@ -321,6 +343,28 @@ pub struct Compile {
     /// Peak memory, KiB.
     #[serde(default)]
     pub memory_kb: u64,
+    /// The compiler was not run: the same source had been compiled before, and this is what it did then.
+    #[serde(default)]
+    pub cached: bool,
+}
+
+/// How a program did with one test case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestResult {
+    /// The figures.
+    pub outcome: Outcome,
+    /// The program's stdout, its beginning.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub stdout: Bytes,
+    /// The program's stderr, its beginning.
+    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
+    pub stderr: Bytes,
+    /// Part of stdout is not here.
+    #[serde(default)]
+    pub stdout_truncated: bool,
+    /// Part of stderr is not here.
+    #[serde(default)]
+    pub stderr_truncated: bool,
 }
 
 /// What a job printed.
@@ -341,6 +385,9 @@ pub struct Output {
     /// The compile step, for languages that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compile: Option<Compile>,
+    /// How the test cases went, in their order: all that were run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tests: Vec<TestResult>,
 }
 
 impl Output {
@@ -351,7 +398,12 @@ impl Output {
             .compile
             .as_ref()
             .map_or(0, |c| c.stdout.len() + c.stderr.len());
-        (self.stdout.len() + self.stderr.len() + compile) as u64
+        let tests: usize = self
+            .tests
+            .iter()
+            .map(|test| test.stdout.len() + test.stderr.len())
+            .sum();
+        (self.stdout.len() + self.stderr.len() + compile + tests) as u64
     }
 }
 

@@ -34,7 +34,7 @@ pub use event::Event;
 pub use hash::StateHash;
 pub use job::{
     Compile, Job, JobId, JobResult, JobSpec, JobState, Limits, Outcome, Output, SourceFile,
-    StepLimits, Verdict,
+    StepLimits, TestCase, TestResult, Verdict,
 };
 pub use language::Language;
 pub use node::{Node, NodeId};

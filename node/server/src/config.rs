@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use quorun_consensus::{ClusterId, Member};
-use quorun_executor::Kind;
+use quorun_executor::{Kind, Options};
 use quorun_ledger::{Language, Limits, NodeId};
 use serde::Deserialize;
 
@@ -82,6 +82,9 @@ pub struct Settings {
     /// Jobs after which a sandbox is replaced; 1 gives every job a fresh one [default: 100]
     #[arg(long, env = "QUORUN_MAX_JOBS_PER_SANDBOX", value_name = "N")]
     pub max_jobs_per_sandbox: Option<u32>,
+    /// Compiled programs are kept up to this size, MiB, so that the same source is compiled once; 0 keeps none [default: 256]
+    #[arg(long, env = "QUORUN_ARTEFACT_CACHE_MB", value_name = "MB")]
+    pub artefact_cache_mb: Option<u64>,
     /// Largest source, all files together, KiB; at most 1024 [default: 64]
     #[arg(long, env = "QUORUN_MAX_SOURCE_KB", value_name = "KB")]
     pub max_source_kb: Option<u64>,
@@ -156,6 +159,7 @@ impl Settings {
             election_ms,
             snapshot_after,
             max_jobs_per_sandbox,
+            artefact_cache_mb,
             max_source_kb,
             max_stdin_kb,
             max_cpu_ms,
@@ -341,6 +345,8 @@ pub struct Config {
     pub snapshot_after: u64,
     /// Jobs after which a sandbox is replaced.
     pub max_jobs_per_sandbox: u32,
+    /// Bytes of compiled programs that are kept.
+    pub artefact_bytes: u64,
     /// What a submission may ask for.
     pub ceilings: Ceilings,
     /// How long finished jobs are kept.
@@ -426,6 +432,9 @@ impl Config {
             election: Duration::from_millis(election),
             snapshot_after: settings.snapshot_after.unwrap_or(20_000).max(10),
             max_jobs_per_sandbox: settings.max_jobs_per_sandbox.unwrap_or(100).max(1),
+            artefact_bytes: settings
+                .artefact_cache_mb
+                .map_or(Options::ARTEFACT_BYTES, |mb| mb.saturating_mul(1 << 20)),
             ceilings: Ceilings {
                 source_bytes: kib(source_kb),
                 stdin_bytes: kib(stdin_kb),

@@ -194,6 +194,7 @@ fn start_executor(
     let slots = config.slots as usize;
     let mut options = Options::new(config.executor.into(), slots, labels, config.data.clone());
     options.max_jobs_per_sandbox = config.max_jobs_per_sandbox;
+    options.artefact_bytes = config.artefact_bytes;
     // Languages that share an image and a size share its sandboxes. The first in the file are the most wanted.
     for language in &config.languages {
         let sandbox = (language.image.clone(), language.limits.memory_kb);

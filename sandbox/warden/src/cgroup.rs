@@ -12,6 +12,16 @@ const ROOT: &str = "/sys/fs/cgroup";
 pub(crate) struct Cgroup {
     cpu: Option<Counter>,
     oom: Option<Counter>,
+    memory: Option<Memory>,
+}
+
+/// What the container's memory is used for, and how much it may be.
+#[derive(Debug)]
+struct Memory {
+    statistics: File,
+    limit: u64,
+    /// The keys whose sum cannot be taken back by the kernel: pages of processes, and files in memory.
+    keys: [&'static str; 2],
 }
 
 #[derive(Debug)]
@@ -60,7 +70,20 @@ impl Cgroup {
                     )
                 },
             ),
+            memory: Memory::open(&unified, "memory.max", ["anon", "shmem"]).or_else(|| {
+                Memory::open(
+                    &|name| legacy(&["memory"], name),
+                    "memory.limit_in_bytes",
+                    ["rss", "shmem"],
+                )
+            }),
         }
+    }
+
+    /// Whether what cannot be taken back takes up nearly all of the memory; `None` where that cannot be read.
+    pub(crate) fn is_nearly_full(&self) -> Option<bool> {
+        let memory = self.memory.as_ref()?;
+        Some(nearly_full(memory.used()?, memory.limit))
     }
 
     /// CPU time of everything that ever ran in the container, microseconds.
@@ -76,6 +99,41 @@ impl Cgroup {
     /// How many processes of the container were killed for its memory.
     pub(crate) fn oom_kills(&self) -> Option<u64> {
         self.oom.as_ref()?.read()
+    }
+}
+
+/// A sixteenth is left, or less.
+fn nearly_full(used: u64, limit: u64) -> bool {
+    used >= limit - limit / 16
+}
+
+impl Memory {
+    fn open(
+        paths: &dyn Fn(&str) -> Vec<PathBuf>,
+        limit: &str,
+        keys: [&'static str; 2],
+    ) -> Option<Self> {
+        let limit = paths(limit)
+            .iter()
+            .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok())?;
+        let statistics = paths("memory.stat")
+            .iter()
+            .find_map(|path| File::open(path).ok())?;
+        Some(Self {
+            statistics,
+            limit,
+            keys,
+        })
+    }
+
+    fn used(&self) -> Option<u64> {
+        let mut buffer = [0; 4096];
+        let length = self.statistics.read_at(&mut buffer, 0).ok()?;
+        let text = std::str::from_utf8(&buffer[..length]).ok()?;
+        self.keys
+            .iter()
+            .map(|key| parse(text, Format::Keyed(key)))
+            .sum()
     }
 }
 
@@ -137,6 +195,10 @@ mod tests {
         assert_eq!(parse(v1, Format::Keyed("oom_kill")), Some(3));
         let events = "low 0\nhigh 0\nmax 12\noom 2\noom_kill 2\noom_group_kill 0\n";
         assert_eq!(parse(events, Format::Keyed("oom_kill")), Some(2));
+        let stat = "cache 8192\nrss 4096\nrss_huge 0\nshmem 1024\n";
+        assert_eq!(parse(stat, Format::Keyed("rss")), Some(4096));
+        assert_eq!(parse(stat, Format::Keyed("shmem")), Some(1024));
+        assert!(nearly_full(61, 64) && !nearly_full(59, 64));
         assert_eq!(parse("", Format::Keyed("oom_kill")), None);
         assert_eq!(
             parse("oom_kill_disable 0\n", Format::Keyed("oom_kill")),

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use crate::spawn::User;
 
-const FOLDER: OFlags = OFlags::RDONLY
+pub(crate) const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
@@ -61,46 +61,57 @@ pub(crate) enum WriteError {
     Sandbox(String),
 }
 
+/// Opens the folder that a job's files are written below.
+pub(crate) fn open_root(root: &Path) -> Result<OwnedFd, WriteError> {
+    rustix::fs::openat(CWD, root, FOLDER, Mode::empty())
+        .map_err(|error| WriteError::Sandbox(format!("{}: {error}", root.display())))
+}
+
+/// What an error at writing a file means.
+pub(crate) fn write_error(name: &str, error: Errno) -> WriteError {
+    let message = format!("file {name:?}: {error}");
+    match error {
+        Errno::EXIST | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::NOSPC | Errno::FBIG => {
+            WriteError::Submission(message)
+        }
+        _ => WriteError::Sandbox(message),
+    }
+}
+
 /// Writes the files of a job below `root`.
 pub(crate) fn write(root: &Path, files: &[File]) -> Result<(), WriteError> {
-    let root_fd = rustix::fs::openat(CWD, root, FOLDER, Mode::empty())
-        .map_err(|error| WriteError::Sandbox(format!("{}: {error}", root.display())))?;
+    let root_fd = open_root(root)?;
     for file in files {
-        let parts = parts(&file.name)
+        let parts = parts(file.name.as_bytes())
             .map_err(|reason| WriteError::Submission(format!("file {:?}: {reason}", file.name)))?;
-        write_one(&root_fd, &parts, &file.content).map_err(|error| match error {
-            Errno::EXIST | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::NOSPC | Errno::FBIG => {
-                WriteError::Submission(format!("file {:?}: {error}", file.name))
-            }
-            _ => WriteError::Sandbox(format!("file {:?}: {error}", file.name)),
-        })?;
+        create(&root_fd, &parts)
+            .and_then(|fd| write_all(&fd, &file.content))
+            .map_err(|error| write_error(&file.name, error))?;
     }
     Ok(())
 }
 
 /// Splits a name into its parts, refusing all that could lead out of the box.
-fn parts(name: &str) -> Result<Vec<CString>, &'static str> {
+pub(crate) fn parts(name: &[u8]) -> Result<Vec<CString>, &'static str> {
     if name.is_empty() {
         return Err("the name is empty");
     }
-    if name.starts_with('/') {
+    if name.starts_with(b"/") {
         return Err("the name must be relative");
     }
-    name.split('/')
+    name.split(|byte| *byte == b'/')
         .map(|part| match part {
-            "" => Err("the name has an empty part"),
-            "." | ".." => Err("the name has a part `.` or `..`"),
+            b"" => Err("the name has an empty part"),
+            b"." | b".." => Err("the name has a part `.` or `..`"),
             _ => CString::new(part).map_err(|_| "the name has a NUL byte"),
         })
         .collect()
 }
 
-fn write_one(root: &OwnedFd, parts: &[CString], content: &[u8]) -> Result<(), Errno> {
-    let Some((name, folders)) = parts.split_last() else {
-        return Err(Errno::INVAL);
-    };
+/// Makes the folders of a path where they are missing, and opens the last; `None` when there are none.
+pub(crate) fn make_folders(root: &OwnedFd, parts: &[CString]) -> Result<Option<OwnedFd>, Errno> {
     let mut folder: Option<OwnedFd> = None;
-    for part in folders {
+    for part in parts {
         let parent = folder.as_ref().unwrap_or(root).as_fd();
         match rustix::fs::mkdirat(parent, part, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -109,16 +120,33 @@ fn write_one(root: &OwnedFd, parts: &[CString], content: &[u8]) -> Result<(), Er
         let child = rustix::fs::openat(parent, part, FOLDER, Mode::empty())?;
         folder = Some(child);
     }
+    Ok(folder)
+}
+
+/// Creates a file that is not there yet, and the folders before it.
+pub(crate) fn create(root: &OwnedFd, parts: &[CString]) -> Result<OwnedFd, Errno> {
+    let (name, folders) = parts.split_last().ok_or(Errno::INVAL)?;
+    let folder = make_folders(root, folders)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(
+    rustix::fs::openat(
         folder.as_ref().unwrap_or(root),
         name,
         flags,
         Mode::from_raw_mode(0o644),
-    )?;
+    )
+}
+
+/// Makes a link, and the folders before it.
+pub(crate) fn link(root: &OwnedFd, parts: &[CString], target: &CStr) -> Result<(), Errno> {
+    let (name, folders) = parts.split_last().ok_or(Errno::INVAL)?;
+    let folder = make_folders(root, folders)?;
+    rustix::fs::symlinkat(target, folder.as_ref().unwrap_or(root), name)
+}
+
+fn write_all(file: &OwnedFd, content: &[u8]) -> Result<(), Errno> {
     let mut rest = content;
     while !rest.is_empty() {
-        match rustix::io::write(&file, rest) {
+        match rustix::io::write(file, rest) {
             Ok(0) => return Err(Errno::NOSPC),
             Ok(written) => rest = &rest[written..],
             Err(Errno::INTR) => {}
@@ -159,7 +187,8 @@ pub(crate) fn wipe(root: &Path) -> io::Result<()> {
     }
 }
 
-fn entries(folder: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
+/// The names in a folder.
+pub(crate) fn entries(folder: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
@@ -306,9 +335,9 @@ mod tests {
             "./a",
             "a\0b",
         ] {
-            assert!(parts(name).is_err(), "{name:?}");
+            assert!(parts(name.as_bytes()).is_err(), "{name:?}");
         }
-        assert_eq!(parts("a/b.c/...").unwrap().len(), 3);
+        assert_eq!(parts(b"a/b.c/...").unwrap().len(), 3);
     }
 
     #[test]

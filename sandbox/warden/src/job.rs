@@ -122,7 +122,11 @@ impl Active {
     /// Ends the step for a reason; the first reason counts.
     pub(crate) fn stop(&mut self, limit: LimitHit, meters: &Meters) {
         if self.killing.is_none() {
-            self.limit = Some(limit);
+            // A program that has all but filled its memory spends its time on getting back, page by page, what the
+            // kernel takes from it: the kernel does not always kill in that state.
+            let starved = matches!(limit, LimitHit::Cpu | LimitHit::Wall)
+                && meters.cgroup.is_nearly_full() == Some(true);
+            self.limit = Some(if starved { LimitHit::Memory } else { limit });
             self.kill(meters);
         }
     }
@@ -281,6 +285,9 @@ pub(crate) struct Feed {
     fd: Option<OwnedFd>,
     waiting: Vec<u8>,
     written: usize,
+    /// Of what was pushed: not yet given to the program, and given but not told.
+    pushed: u64,
+    fed: u64,
     /// Ends when nothing is waiting any more.
     closing: bool,
 }
@@ -288,10 +295,9 @@ pub(crate) struct Feed {
 impl Feed {
     pub(crate) fn new(data: Vec<u8>, closing: bool) -> Self {
         Self {
-            fd: None,
             waiting: data,
-            written: 0,
             closing,
+            ..Self::default()
         }
     }
 
@@ -304,12 +310,23 @@ impl Feed {
 
     pub(crate) fn push(&mut self, data: &[u8]) {
         if self.closing {
+            self.fed += data.len() as u64;
             return;
         }
         self.waiting.drain(..self.written);
         self.written = 0;
         self.waiting.extend_from_slice(data);
+        self.pushed += data.len() as u64;
         self.write();
+    }
+
+    /// How many bytes of what was pushed have been given to the program, or never will be, since it was last asked.
+    pub(crate) fn take_fed(&mut self) -> u64 {
+        // What came with the run stands before what was pushed.
+        let waiting = (self.waiting.len() - self.written) as u64;
+        let given = self.pushed.saturating_sub(waiting);
+        self.pushed -= given;
+        std::mem::take(&mut self.fed) + given
     }
 
     pub(crate) fn close(&mut self) {
@@ -336,6 +353,8 @@ impl Feed {
                 Err(_) => {
                     *self = Self {
                         closing: true,
+                        pushed: self.pushed,
+                        fed: self.fed,
                         ..Self::default()
                     };
                     return;

@@ -5,8 +5,10 @@
 //! ordinary process can: the job runs as the same user, and its processes are found by descent. See
 //! [`quorun_warden::protocol`] for what it is told and what it answers.
 
+mod archive;
 mod cgroup;
 mod files;
+mod filter;
 mod job;
 mod options;
 mod processes;

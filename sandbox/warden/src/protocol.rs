@@ -4,20 +4,28 @@
 //! [`MAX_FRAME`]) and a postcard encoding of that length. A node always brings the warden that it was built with, so the
 //! two never differ in [`VERSION`] unless somebody mixed them up; the first frame says the version to notice just that.
 //!
-//! One job, seen from the node:
+//! One run, seen from the node:
 //!
 //! ```text
 //! ← Ready                       once, when the warden has started
+//! → Load …                      only for a run whose files the node has in an archive
 //! → Run
 //! ← Started(compile)            for languages with a compile step
 //! ← Output(compile) …
 //! ← CompileDone
+//! ← Held                        only if the run asked for it: an archive of the box, as the program will find it
 //! ← Started(run)                not after a failed compile step
 //! → Stdin … CloseStdin, Signal  at any time while it runs, or Kill
+//! ← Fed …                       how much of what came by Stdin the program has been given
 //! ← Output(run) …
 //! ← Done                        every process of the job is gone; its output is complete
 //! ← Clean                       every writable folder is empty again: the next Run may come
 //! ```
+//!
+//! A job with several test cases is several runs: the first one brings the source, compiles it and has the box held; each
+//! further one starts from what is held, in a box that was wiped in between and as another user. What the cases are
+//! expected to print never comes here. The node may [`Request::Fetch`] what is held, to keep it for a later job with the
+//! same source, which then begins with [`Request::Load`].
 
 use std::fmt;
 
@@ -25,7 +33,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The protocol's version; changes with every change of its types.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// No frame is longer than this, bytes. What does not fit is an error, never an allocation.
 pub const MAX_FRAME: usize = 64 << 20;
@@ -42,8 +50,19 @@ pub const OUTPUT_EXCESS: u64 = 10;
 /// What the node tells the warden.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Run a job. Only when no other is there: after [`Event::Ready`] or [`Event::Clean`].
+    /// Run a program. Only when no other is there: after [`Event::Ready`] or [`Event::Clean`].
     Run(Box<Run>),
+    /// A part of an archive that the next run takes its files from ([`Program::Held`]). Only between two runs; what was
+    /// held from a run is gone with the first part.
+    Load {
+        /// The bytes that follow those of the part before.
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// Send what is held, which is then held no more. Only between two runs; answered by [`Event::Archive`].
+    Fetch,
+    /// Hold nothing any more. Only between two runs.
+    Forget,
     /// More of the program's stdin.
     Stdin {
         /// The bytes.
@@ -61,13 +80,24 @@ pub enum Request {
     Kill,
 }
 
-/// A job.
+/// What the box holds before anything starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// These files.
+    Files(Vec<File>),
+    /// What the warden holds: of an earlier run, or loaded.
+    Held,
+}
+
+/// A run: one program, once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Written below the box before anything starts.
-    pub files: Vec<File>,
-    /// Runs first; its failure ends the job.
+    pub program: Program,
+    /// Runs first; its failure ends the run.
     pub compile: Option<Step>,
+    /// Hold what the box holds when the program starts, if it is at most this much, bytes.
+    pub hold: Option<u64>,
     /// The program.
     pub run: Step,
     /// What the program reads.
@@ -144,7 +174,25 @@ pub enum Event {
     },
     /// The compile step has ended.
     CompileDone(Report),
-    /// The job has ended and none of its processes is left.
+    /// The box is held, as [`Run::hold`] wanted; or not.
+    Held {
+        /// Why not, for people.
+        refused: Option<String>,
+    },
+    /// So many more bytes of what came by [`Request::Stdin`] have been given to the program, or never will be.
+    Fed {
+        /// How many.
+        bytes: u64,
+    },
+    /// A part of what was held, in answer to [`Request::Fetch`].
+    Archive {
+        /// The bytes, at most [`MAX_OUTPUT`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+        /// Nothing follows.
+        last: bool,
+    },
+    /// The run has ended and none of its processes is left.
     Done(End),
     /// Everything that the job wrote has been removed.
     Clean {
@@ -425,11 +473,12 @@ mod tests {
             stack_bytes: 1 << 26,
         };
         Request::Run(Box::new(Run {
-            files: vec![File {
+            program: Program::Files(vec![File {
                 name: "src/main.py".into(),
                 content: vec![0xff; 70_000],
-            }],
+            }]),
             compile: None,
+            hold: Some(1 << 20),
             run: Step {
                 argv: vec!["python3".into(), "main.py".into()],
                 env: vec![("A".into(), "b".into())],

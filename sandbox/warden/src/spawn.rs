@@ -15,6 +15,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid};
 
 use crate::files::ActingAs;
+use crate::filter::Filter;
 
 /// The user that a job runs as; its group has the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub(crate) struct Place<'a> {
     pub(crate) path: &'a str,
     pub(crate) user: Option<User>,
     pub(crate) contained: bool,
+    pub(crate) filter: &'a Filter,
 }
 
 /// A program that has been started, with the warden's ends of its stdin, stdout and stderr.
@@ -80,6 +82,7 @@ pub(crate) fn spawn(place: &Place<'_>, step: &Step) -> Result<Started, SpawnErro
         words: words.write.as_raw_fd(),
         user: place.user,
         contained: place.contained,
+        filter: place.filter,
         parent: rustix::process::getpid(),
         limits: rlimits(&step.limits, place.user.is_some()),
     };
@@ -147,10 +150,11 @@ enum Stage {
     Folder,
     Privileges,
     Descriptors,
+    Filter,
     Execute,
 }
 
-const STAGES: [Stage; 10] = [
+const STAGES: [Stage; 11] = [
     Stage::Session,
     Stage::Redirect,
     Stage::Parent,
@@ -160,6 +164,7 @@ const STAGES: [Stage; 10] = [
     Stage::Folder,
     Stage::Privileges,
     Stage::Descriptors,
+    Stage::Filter,
     Stage::Execute,
 ];
 
@@ -293,6 +298,7 @@ struct Plan<'a> {
     words: RawFd,
     user: Option<User>,
     contained: bool,
+    filter: &'a Filter,
     parent: Pid,
     limits: Rlimits,
 }
@@ -352,8 +358,8 @@ impl Plan<'_> {
         rustix::process::chdir(self.image.work.as_c_str()).map_err(at(Stage::Folder))?;
         rustix::thread::set_no_new_privs(true).map_err(at(Stage::Privileges))?;
         close_descriptors().map_err(at(Stage::Descriptors))?;
-        // The place of the seccomp filter: after everything that it may forbid, before the program.
-        Ok(())
+        // After everything that it may forbid, before the program.
+        self.filter.install().map_err(at(Stage::Filter))
     }
 
     /// Executes the first candidate that there is; returns only when there is none.

@@ -6,15 +6,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use quorun_warden::protocol::{
-    self, Decoder, End, Event, File, LimitHit, MAX_OUTPUT, Ready, Report, Request, Run, Step,
+    self, Decoder, End, Event, LimitHit, MAX_OUTPUT, Program, Ready, Report, Request, Run, Step,
     StepKind, Stream,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::stdio;
 
+use crate::archive::Archive;
 use crate::cgroup::Cgroup;
 use crate::files::{self, ActingAs, WriteError};
+use crate::filter::Filter;
 use crate::job::{Active, Before, Feed, Meters};
 use crate::options::Options;
 use crate::processes::{self, Reap};
@@ -34,6 +36,7 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Warden {
     options: Options,
     meters: Meters,
+    filter: Filter,
     /// What is wiped after a job.
     folders: Vec<PathBuf>,
     next_uid: Option<u32>,
@@ -41,16 +44,23 @@ pub(crate) struct Warden {
     decoder: Decoder,
     out: OutQueue,
     job: Option<Job>,
+    held: Option<Archive>,
+    /// How much of what is held has been sent, while it is.
+    sending: Option<u64>,
+    /// What is held is being loaded: the next part continues it.
+    loading: bool,
     /// The node has gone, or the warden was told to end.
     ending: bool,
     buffer: Box<[u8; MAX_OUTPUT]>,
 }
 
-/// A job between its Run and its Done.
+/// A run between its Run and its Done.
 #[derive(Debug)]
 struct Job {
     user: Option<User>,
     run: Step,
+    /// The box is to be held before the run step.
+    hold: Option<u64>,
     /// Waits for the run step.
     stdin: Feed,
     active: Option<Active>,
@@ -98,6 +108,7 @@ impl Warden {
                 contained: options.contained,
                 processors: processes::processors(),
             },
+            filter: Filter::new().map_err(io::Error::other)?,
             options,
             folders,
             next_uid,
@@ -105,6 +116,9 @@ impl Warden {
             decoder: Decoder::default(),
             out: OutQueue::default(),
             job: None,
+            held: None,
+            sending: None,
+            loading: false,
             ending: false,
             buffer: Box::new([0; MAX_OUTPUT]),
         };
@@ -127,8 +141,8 @@ impl Warden {
                     Source::NodeOut => {}
                     Source::Signals => self.take_signals()?,
                     Source::Stdin => {
-                        if let Some(active) = self.active() {
-                            active.stdin.write();
+                        if let Some(job) = &mut self.job {
+                            job.feed().write();
                         }
                     }
                     Source::Output(stream) => {
@@ -137,6 +151,8 @@ impl Warden {
                 }
             }
             self.advance()?;
+            self.tell_what_was_fed()?;
+            self.send_held()?;
             self.out.flush()?;
         }
         Ok(())
@@ -158,10 +174,6 @@ impl Warden {
         if let Some(job) = self.job.take() {
             self.clean(job.user);
         }
-    }
-
-    fn active(&mut self) -> Option<&mut Active> {
-        self.job.as_mut()?.active.as_mut()
     }
 
     /// Waits until there is something to do, and says what.
@@ -262,8 +274,22 @@ impl Warden {
     fn handle(&mut self, request: Request) -> io::Result<()> {
         match (request, &mut self.job) {
             (Request::Run(run), None) => self.start(*run),
-            (Request::Run(_), Some(_)) => Err(io::Error::other("told to run a job during another")),
-            // Said to a job that ended in the meantime.
+            (Request::Load { data }, None) => self.load(&data),
+            (Request::Fetch, None) => {
+                self.sending = Some(0);
+                Ok(())
+            }
+            (Request::Forget, None) => {
+                self.forget();
+                Ok(())
+            }
+            (
+                Request::Run(_) | Request::Load { .. } | Request::Fetch | Request::Forget,
+                Some(_),
+            ) => Err(io::Error::other(
+                "told during a run what belongs between two",
+            )),
+            // Said to a run that ended in the meantime.
             (_, None) => Ok(()),
             (Request::Stdin { data }, Some(job)) => {
                 job.feed().push(&data);
@@ -289,23 +315,49 @@ impl Warden {
         }
     }
 
+    fn load(&mut self, data: &[u8]) -> io::Result<()> {
+        match &mut self.held {
+            Some(held) if self.loading => held.append(data),
+            _ => {
+                self.forget();
+                self.loading = true;
+                self.held.insert(Archive::new()?).append(data)
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        self.held = None;
+        self.sending = None;
+        self.loading = false;
+    }
+
     fn start(&mut self, run: Run) -> io::Result<()> {
+        if self.sending.is_some() {
+            return Err(io::Error::other("told to run before what is held was sent"));
+        }
+        self.loading = false;
         let user = self.take_user();
         let Run {
-            files,
+            program,
             compile,
+            hold,
             run,
             stdin,
             close_stdin,
         } = run;
+        if matches!(program, Program::Files(_)) {
+            self.forget();
+        }
         self.job = Some(Job {
             user,
             run,
+            hold,
             stdin: Feed::new(stdin, close_stdin),
             active: None,
             cancelled: false,
         });
-        if let Err(error) = self.write_files(user, &files) {
+        if let Err(error) = self.fill_box(user, &program) {
             let (message, submission) = match error {
                 WriteError::Submission(message) => (message, true),
                 WriteError::Sandbox(message) => (message, false),
@@ -316,17 +368,71 @@ impl Warden {
             });
         }
         // Not needed any more, and a program's memory is measured from what the warden has at the fork.
-        drop(files);
+        drop(program);
         match compile {
             Some(step) => self.start_step(StepKind::Compile, &step),
             None => self.start_run(),
         }
     }
 
-    fn write_files(&self, user: Option<User>, files: &[File]) -> Result<(), WriteError> {
+    fn fill_box(&mut self, user: Option<User>, program: &Program) -> Result<(), WriteError> {
         let _acting = ActingAs::new(user)
             .map_err(|error| WriteError::Sandbox(format!("becoming the job's user: {error}")))?;
-        files::write(&self.options.work, files)
+        match (program, &mut self.held) {
+            (Program::Files(files), _) => files::write(&self.options.work, files),
+            (Program::Held, Some(held)) => held.restore(&self.options.work),
+            (Program::Held, None) => Err(WriteError::Sandbox(
+                "there is no archive to start from".into(),
+            )),
+        }
+    }
+
+    /// Holds what the box holds now, as a run asked for.
+    fn hold(&mut self, user: Option<User>, limit: u64) -> io::Result<()> {
+        let taken = match ActingAs::new(user) {
+            Ok(_acting) => {
+                Archive::of(&self.options.work, limit).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(format!("becoming the job's user: {error}")),
+        };
+        let (held, refused) = match taken {
+            Ok(archive) => (Some(archive), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        self.held = held;
+        self.send(&Event::Held { refused })
+    }
+
+    /// Sends what is held as fast as the node takes it.
+    fn send_held(&mut self) -> io::Result<()> {
+        while let Some(sent) = self.sending {
+            if self.out.len() > OUT_HIGH {
+                break;
+            }
+            let length = match &self.held {
+                Some(held) => held.read_at(&mut self.buffer[..], sent)?,
+                None => 0,
+            };
+            let next = sent + length as u64;
+            let last = self.held.as_ref().is_none_or(|held| next >= held.len());
+            let data = self.buffer[..length].to_vec();
+            self.send(&Event::Archive { data, last })?;
+            self.sending = Some(next);
+            if last {
+                self.forget();
+            }
+        }
+        Ok(())
+    }
+
+    /// The node sends no more to stdin than it has been told of: a program that does not read holds up its own input and
+    /// nothing else.
+    fn tell_what_was_fed(&mut self) -> io::Result<()> {
+        let fed = self.job.as_mut().map_or(0, |job| job.feed().take_fed());
+        if fed == 0 {
+            return Ok(());
+        }
+        self.send(&Event::Fed { bytes: fed })
     }
 
     fn take_user(&mut self) -> Option<User> {
@@ -342,8 +448,13 @@ impl Warden {
     }
 
     fn start_run(&mut self) -> io::Result<()> {
-        let Some(job) = &self.job else { return Ok(()) };
-        let step = job.run.clone();
+        let Some(job) = &mut self.job else {
+            return Ok(());
+        };
+        let (step, user, hold) = (job.run.clone(), job.user, job.hold.take());
+        if let Some(limit) = hold {
+            self.hold(user, limit)?;
+        }
         self.start_step(StepKind::Run, &step)
     }
 
@@ -357,6 +468,7 @@ impl Warden {
             path: &self.options.path,
             user: job.user,
             contained: self.options.contained,
+            filter: &self.filter,
         };
         let before = Before::now(&self.meters);
         match spawn::spawn(&place, step) {
@@ -509,8 +621,7 @@ impl Warden {
             }
         }
         if self.options.contained {
-            // Removing these, and the filter that keeps them from being made, belong together; until then a sandbox in
-            // which a job made one is not used again.
+            // The filter keeps them from being made; should one be there all the same, something is wrong with the filter.
             for kind in ["shm", "msg", "sem"] {
                 let objects = std::fs::read_to_string(format!("/proc/sysvipc/{kind}"));
                 if objects.is_ok_and(|text| text.lines().count() > 1) {

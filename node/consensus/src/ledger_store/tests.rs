@@ -31,6 +31,8 @@ fn submit(number: u64, size: usize) -> Command {
             }],
             entrypoint: "main.py".to_owned(),
             stdin: Bytes::new(),
+            tests: Vec::new(),
+            stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
             limits: Limits {

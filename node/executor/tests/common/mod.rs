@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorun_executor::{Chunk, Executor, Health, Kind, Labels, Options, Task};
-use quorun_ledger::job::{JobId, JobResult, JobSpec, Limits, SourceFile, StepLimits, Verdict};
+use quorun_ledger::job::{
+    JobId, JobResult, JobSpec, Limits, SourceFile, StepLimits, TestCase, Verdict,
+};
 use quorun_ledger::language::Language;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -92,6 +94,8 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
             }],
             entrypoint: "main".to_owned(),
             stdin: Bytes::new(),
+            tests: Vec::new(),
+            stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
             limits: limits(),
@@ -113,6 +117,29 @@ pub async fn run(executor: &Executor, task: Task) -> JobResult {
     .await
     .expect("the job came to an end")
     .expect("the executor is available")
+}
+
+/// Runs a task until its artefact is found: it is fetched after the job, off its path.
+pub async fn until_cached(executor: &Executor, task: Task) -> JobResult {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let result = run(executor, task.clone()).await;
+        if result.output.compile.as_ref().is_some_and(|c| c.cached) {
+            return result;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never cached");
+    }
+}
+
+/// Test cases of an input and what is expected of it.
+pub fn cases(cases: &[(&str, Option<&str>)]) -> Vec<TestCase> {
+    cases
+        .iter()
+        .map(|(stdin, expected)| TestCase {
+            stdin: Bytes::copy_from_slice(stdin.as_bytes()),
+            expected: expected.map(|text| Bytes::copy_from_slice(text.as_bytes())),
+        })
+        .collect()
 }
 
 /// Runs a task and collects what is sent while it runs.

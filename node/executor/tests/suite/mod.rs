@@ -447,6 +447,256 @@ macro_rules! suite {
         }
 
         #[test]
+        fn the_same_source_is_compiled_once() {
+            $with(|executor| async move {
+                // The program spoils its own box: the next one must not notice.
+                let source = "#include <stdio.h>\n#include <unistd.h>\n#warning first\n\
+                    int main(void) { puts(access(\"spoilt\", F_OK) ? \"fresh\" : \"spoilt\");\
+                    fclose(fopen(\"spoilt\", \"w\")); unlink(\"program\"); return 0; }\n";
+                let first = common::run(&executor, common::task(common::c(), source)).await;
+                common::assert_prints(&first, b"fresh\n");
+                let compiled = first.output.compile.unwrap();
+                assert!(!compiled.cached);
+                let again = common::until_cached(&executor, common::task(common::c(), source)).await;
+                common::assert_prints(&again, b"fresh\n");
+                let cached = again.output.compile.unwrap();
+                // What the compiler said is said again.
+                assert!(String::from_utf8_lossy(&cached.stderr).contains("first"));
+                assert_eq!(cached.exit_code, Some(0));
+                // What the compile step depends on makes a difference.
+                let other = source.replace("first", "second");
+                let result = common::run(&executor, common::task(common::c(), other)).await;
+                assert!(!result.output.compile.unwrap().cached);
+                let mut language = common::c();
+                language.env.insert("LANGUAGE".into(), "en".into());
+                let result = common::run(&executor, common::task(language, source)).await;
+                assert!(!result.output.compile.unwrap().cached);
+            });
+        }
+
+        #[test]
+        fn a_program_that_does_not_compile_is_not_cached() {
+            $with(|executor| async move {
+                for _ in 0..3 {
+                    let result = common::run(&executor, common::task(common::c(), "int main(")).await;
+                    assert_eq!(result.outcome.verdict, Verdict::CompileError);
+                    assert!(!result.output.compile.unwrap().cached);
+                }
+            });
+        }
+
+        #[test]
+        fn test_cases_are_compiled_once_and_each_is_run_in_a_clean_state() {
+            $with(|executor| async move {
+                // Each case finds the box as the compiler left it, and nothing of the one before.
+                let compile = "echo compiled >> log; mkdir d; echo kept > d/data; ln -s d/data link";
+                let language = common::language(
+                    "cases",
+                    Some(&["bash", "-c", compile]),
+                    &["bash", "{source}"],
+                );
+                let source = "read line; cat log link; ls -A . $TMPDIR | tr '\\n' ' '; echo; echo \"$line\";\
+                    (setsid sleep 600 &); echo spoilt > d/data; echo more >> log; echo x > $TMPDIR/x; exit $line";
+                let mut task = common::task(language, source);
+                task.spec.tests = common::cases(&[("0", None), ("3", None), ("0", Some("no")), ("0", None)]);
+                let result = common::run(&executor, task.clone()).await;
+                let tests = &result.output.tests;
+                assert_eq!(tests.len(), 4, "{result:?}");
+                let verdicts: Vec<_> = tests.iter().map(|test| test.outcome.verdict).collect();
+                let expected = [
+                    Verdict::Accepted,
+                    Verdict::RuntimeError,
+                    Verdict::WrongAnswer,
+                    Verdict::Accepted,
+                ];
+                assert_eq!(verdicts, expected, "{result:?}");
+                assert_eq!(tests[1].outcome.exit_code, Some(3));
+                assert_eq!(tests[0].stdout, tests[3].stdout);
+                let text = String::from_utf8_lossy(&tests[0].stdout);
+                assert!(text.starts_with("compiled\nkept\n"), "{text}");
+                assert_eq!(text.matches("compiled").count(), 1);
+                // The first that was not accepted stands for all, with the most that any took.
+                assert_eq!(result.outcome.verdict, Verdict::RuntimeError);
+                assert_eq!(result.outcome.exit_code, Some(3));
+                assert_eq!(result.outcome.message.as_deref(), Some("test 2 of 4"));
+                let most = tests.iter().map(|test| test.outcome.wall_us).max();
+                assert_eq!(Some(result.outcome.wall_us), most);
+                task.spec.stop_on_failure = true;
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.output.tests.len(), 2, "{result:?}");
+                assert_eq!(executor.sandboxes()["discarded"], 0);
+                let next = common::run(&executor, common::task(common::bash(), "ls -A . $TMPDIR | wc -l")).await;
+                assert_eq!(next.outcome.verdict, Verdict::Accepted);
+            });
+        }
+
+        #[test]
+        fn test_cases_need_no_compiler_and_what_is_expected_never_reaches_them() {
+            $with(|executor| async move {
+                let source = "import os, sys\n\
+                    n = int(input())\n\
+                    if n == 9:\n    print(open(sys.argv[0]).read().count('secret'), 'secret' in str(os.environ))\n\
+                    else:\n    print(n * n)\n";
+                let mut task = common::task(common::python(), source);
+                task.spec.tests = common::cases(&[
+                    ("2", Some("4\n")),
+                    ("3", Some("9  \n\n")),
+                    ("9", Some("secret")),
+                    ("4", Some("17")),
+                ]);
+                let result = common::run(&executor, task.clone()).await;
+                let verdicts: Vec<_> =
+                    result.output.tests.iter().map(|test| test.outcome.verdict).collect();
+                use Verdict::{Accepted, WrongAnswer};
+                assert_eq!(verdicts, [Accepted, Accepted, WrongAnswer, WrongAnswer], "{result:?}");
+                // Its own source says it twice, and nothing else does.
+                assert_eq!(result.output.tests[2].stdout, &b"2 False\n"[..]);
+                assert_eq!(result.outcome.verdict, WrongAnswer);
+                task.spec.tests.truncate(2);
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Accepted, "{result:?}");
+                assert_eq!(result.outcome.message, None);
+                assert_eq!(result.outcome.exit_code, Some(0));
+            });
+        }
+
+        #[test]
+        fn a_test_case_that_uses_its_sandbox_up_does_not_end_the_others() {
+            $with(|executor| async move {
+                let source = "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\n\
+                    int main(void) { int n; if (scanf(\"%d\", &n) != 1) return 1;\
+                    if (n) { size_t size = (size_t)n << 20; char *p = malloc(size); memset(p, 1, size); sleep(60); }\
+                    puts(\"ok\"); return 0; }\n";
+                let mut task = common::task(common::c(), source);
+                task.spec.limits.memory_kb = 64 << 10;
+                task.spec.tests =
+                    common::cases(&[("0", Some("ok")), ("300", Some("ok")), ("0", Some("ok"))]);
+                let result = common::run(&executor, task).await;
+                let verdicts: Vec<_> =
+                    result.output.tests.iter().map(|test| test.outcome.verdict).collect();
+                use Verdict::{Accepted, MemoryLimit};
+                assert_eq!(verdicts, [Accepted, MemoryLimit, Accepted], "{result:?}");
+                assert_eq!(result.outcome.verdict, MemoryLimit);
+            });
+        }
+
+        #[test]
+        fn a_compile_error_has_no_test_results() {
+            $with(|executor| async move {
+                let mut task = common::task(common::c(), "int main(");
+                task.spec.tests = common::cases(&[("", None), ("", None)]);
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::CompileError, "{result:?}");
+                assert!(result.output.tests.is_empty());
+                assert!(!result.output.compile.unwrap().stderr.is_empty());
+            });
+        }
+
+        #[test]
+        fn a_box_that_cannot_be_kept_for_the_other_cases_is_a_compile_error() {
+            $with(|executor| async move {
+                let language = common::language(
+                    "fifo",
+                    Some(&["mkfifo", "pipe"]),
+                    &["bash", "{source}"],
+                );
+                let mut task = common::task(language, "echo on");
+                // One run needs nothing kept.
+                common::assert_prints(&common::run(&executor, task.clone()).await, b"on\n");
+                task.spec.tests = common::cases(&[("", None), ("", None)]);
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::CompileError, "{result:?}");
+                assert!(result.outcome.message.unwrap().contains("pipe"));
+            });
+        }
+
+        #[test]
+        fn a_program_can_be_talked_to() {
+            $with(|executor| async move {
+                let (output, mut chunks) = mpsc::channel(4);
+                let (to_stdin, stdin) = mpsc::channel(4);
+                let (to_signals, signals) = mpsc::channel(4);
+                // Not print: the signal may come in the middle of one.
+                let source = "import os, signal, sys\n\
+                    def heard(number, frame):\n    os.write(1, b'signal %d\\n' % number)\n\
+                    signal.signal(signal.SIGUSR1, heard)\n\
+                    for line in sys.stdin:\n    print('got', line.strip(), flush=True)\n\
+                    print('end')\n";
+                let mut task = common::task(common::python(), source);
+                task.spec.stdin = Bytes::from_static(b"first\n");
+                let interaction = quorun_executor::Interaction { stdin, signals };
+                let job = executor.execute_interactive(task, output, interaction, CancellationToken::new());
+                let talk = async {
+                    let mut seen = String::new();
+                    // Each word is said only when the one before was answered.
+                    for (answer, stdin, signal) in [
+                        ("got first\n", Some("second\n"), None),
+                        ("got second\n", None, Some(10)),
+                        ("signal 10\n", Some("third\n"), None),
+                    ] {
+                        while !seen.ends_with(answer) {
+                            let chunk = chunks.recv().await.expect("an answer");
+                            seen.push_str(std::str::from_utf8(&chunk.data).unwrap());
+                        }
+                        if let Some(text) = stdin {
+                            to_stdin.send(Bytes::from(text)).await.unwrap();
+                        }
+                        if let Some(signal) = signal {
+                            to_signals.send(signal).await.unwrap();
+                        }
+                    }
+                    // The end of the channel is the end of stdin.
+                    drop(to_stdin);
+                    while chunks.recv().await.is_some() {}
+                };
+                let (result, ()) = tokio::time::timeout(common::PATIENCE, async {
+                    tokio::join!(job, talk)
+                })
+                .await
+                .unwrap();
+                common::assert_prints(
+                    &result.unwrap(),
+                    b"got first\ngot second\nsignal 10\ngot third\nend\n",
+                );
+            });
+        }
+
+        #[test]
+        fn whoever_talks_to_a_program_that_does_not_listen_waits() {
+            $with(|executor| async move {
+                let (output, mut chunks) = mpsc::channel(4);
+                let (to_stdin, stdin) = mpsc::channel(1);
+                let (to_signals, signals) = mpsc::channel(1);
+                let task = common::task(common::perl(), "$| = 1; print 'on'; sleep 600");
+                let interaction = quorun_executor::Interaction { stdin, signals };
+                let job = executor.execute_interactive(task, output, interaction, CancellationToken::new());
+                let talk = async {
+                    chunks.recv().await.expect("it runs");
+                    // More than is taken on its way: at the end somebody waits, and a signal passes by.
+                    let piece = Bytes::from(vec![b'x'; 64 << 10]);
+                    let mut sent = 0;
+                    while let Ok(Ok(())) = tokio::time::timeout(
+                        std::time::Duration::from_millis(500),
+                        to_stdin.send(piece.clone()),
+                    )
+                    .await
+                    {
+                        sent += piece.len();
+                        assert!(sent < 4 << 20, "nobody waits");
+                    }
+                    to_signals.send(15).await.unwrap();
+                    while chunks.recv().await.is_some() {}
+                };
+                let (result, ()) = tokio::time::timeout(common::PATIENCE, async {
+                    tokio::join!(job, talk)
+                })
+                .await
+                .unwrap();
+                assert_eq!(result.unwrap().outcome.signal, Some(15));
+            });
+        }
+
+        #[test]
         fn open_files_are_limited() {
             $with(|executor| async move {
                 let source = "while (open my $file, '<', '/dev/null') { push @files, $file } \

@@ -67,6 +67,8 @@ pub fn spec(language: &str) -> JobSpec {
         }],
         entrypoint: "main".to_owned(),
         stdin: Bytes::new(),
+        tests: Vec::new(),
+        stop_on_failure: false,
         args: Vec::new(),
         env: BTreeMap::new(),
         limits: Limits {

@@ -182,6 +182,8 @@ impl Rules<'_> {
             files,
             entrypoint,
             stdin,
+            tests: Vec::new(),
+            stop_on_failure: false,
             args: request.args,
             env: request.env,
             limits: self.limits(&request.limits, &language.limits)?,

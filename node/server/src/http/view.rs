@@ -77,6 +77,7 @@ pub fn details(details: &Details) -> Value {
         stdout_truncated,
         stderr_truncated,
         compile,
+        tests: _,
     } = output;
     put_text(&mut object, "stdout", stdout);
     put_text(&mut object, "stderr", stderr);
@@ -101,5 +102,6 @@ fn compile_step(compile: &Compile) -> Value {
     object.insert("cpu_ms".to_owned(), ms(compile.cpu_us).into());
     object.insert("wall_ms".to_owned(), ms(compile.wall_us).into());
     object.insert("memory_kb".to_owned(), compile.memory_kb.into());
+    object.insert("cached".to_owned(), compile.cached.into());
     Value::Object(object)
 }

@@ -1,0 +1,307 @@
+//! The runs of a job: one, or one for each test case, in one sandbox as long as that sandbox will do.
+//!
+//! A program is compiled once. Before it runs for the first time the warden takes an archive of its box, and each further
+//! case starts from that archive in a wiped box and as another user. A sandbox that a case has used up (its memory ran
+//! out) is replaced, and the archive moves on to the next one. What a case is expected to print stays here.
+
+use bytes::Bytes;
+use quorun_ledger::job::{Compile, JobResult, Outcome, Output, TestCase, TestResult, Verdict};
+use quorun_warden::protocol::{End, Program};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::artefacts::{self, Artefact, Key};
+use crate::input::Input;
+use crate::live::Live;
+use crate::sandbox::{Interrupted, Link, Transcript};
+use crate::task::{self, Task};
+use crate::{check, executor, verdict};
+
+/// What is kept of a test case's stdout, and again of its stderr, bytes. All of it is compared.
+const KEPT: usize = 16 << 10;
+
+/// The runs of a task, and how far they have come.
+#[derive(Debug)]
+pub(crate) struct Runs<'a> {
+    task: &'a Task,
+    /// Where the artefact is to be kept, if it is.
+    key: Option<Key>,
+    /// What the box held after the compile step, if that is known here.
+    archive: Option<Bytes>,
+    /// The present sandbox's warden holds it.
+    held: bool,
+    /// The artefact is among those of this node.
+    kept: bool,
+    /// The memory of the present sandbox ran out.
+    used_up: bool,
+    compile: Option<Compile>,
+    tests: Vec<TestResult>,
+}
+
+/// What comes after the runs in one sandbox.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// The job has its result.
+    Finished(Box<JobResult>),
+    /// The other cases need a fresh sandbox.
+    FreshSandbox,
+    /// The sandbox failed before the program ran; another one may do better.
+    SandboxFailed(String),
+}
+
+/// What is to be done with what a warden holds when its sandbox is clean again.
+#[derive(Debug)]
+pub(crate) enum Holding {
+    /// It holds nothing.
+    Nothing,
+    /// It is of no use any more.
+    Forget,
+    /// It is an artefact that is to be kept.
+    Fetch {
+        key: Key,
+        compile: Compile,
+        limit: u64,
+    },
+}
+
+impl<'a> Runs<'a> {
+    /// Those of a task, from its source or from an artefact. `key`: where its artefact is to be kept.
+    pub(crate) fn new(task: &'a Task, key: Option<Key>, artefact: Option<Artefact>) -> Self {
+        let kept = artefact.is_some();
+        let (compile, archive) = artefact
+            .map(|Artefact { compile, archive }| {
+                let compile = Compile {
+                    cached: true,
+                    ..compile
+                };
+                (compile, archive)
+            })
+            .unzip();
+        Self {
+            task,
+            key,
+            archive,
+            held: false,
+            kept,
+            used_up: false,
+            compile,
+            tests: Vec::new(),
+        }
+    }
+
+    fn has_tests(&self) -> bool {
+        !self.task.spec.tests.is_empty()
+    }
+
+    /// Runs what is left, in a sandbox that is clean.
+    pub(crate) async fn go_on(
+        &mut self,
+        link: &mut Link,
+        live: &mut Live,
+        input: &mut Input,
+        cancel: &CancellationToken,
+    ) -> Result<Next, Interrupted> {
+        let broken = |cause| Interrupted {
+            cause,
+            started: false,
+        };
+        self.held = false;
+        if let Some(archive) = &self.archive {
+            link.load(archive).await.map_err(broken)?;
+            self.held = true;
+        }
+        if !self.has_tests() {
+            let transcript = self.run(link, live, input, cancel).await?;
+            if let Some(reason) = verdict::sandbox_failed(&transcript) {
+                return Ok(Next::SandboxFailed(reason));
+            }
+            live.finish().await;
+            let (stdout, stderr) = live.take_output();
+            return Ok(Next::Finished(Box::new(
+                self.result(transcript, stdout, stderr),
+            )));
+        }
+        loop {
+            // Nobody watches a test case: its output may be secret.
+            let mut live = Live::new(mpsc::channel(1).0);
+            let transcript = self
+                .run(link, &mut live, &mut Input::none(), cancel)
+                .await?;
+            if let Some(reason) = verdict::sandbox_failed(&transcript) {
+                return Ok(Next::SandboxFailed(reason));
+            }
+            let ran = matches!(transcript.end, End::Ran(_));
+            let lost = match (&transcript.held, self.held) {
+                (Some(Err(reason)), false) => Some(reason.clone()),
+                _ => None,
+            };
+            let (stdout, stderr) = live.take_output();
+            let result = self.result(transcript, stdout, stderr);
+            if !ran {
+                return Ok(Next::Finished(Box::new(result)));
+            }
+            if let Some(result) = self.case_ended(result) {
+                return Ok(Next::Finished(Box::new(result)));
+            }
+            if let Some(reason) = lost {
+                return Ok(Next::Finished(Box::new(self.not_held(&reason))));
+            }
+            let clean = link.clean().await.map_err(broken)?;
+            if clean.is_err() || self.used_up {
+                // Worth a try: otherwise the next sandbox compiles again.
+                if self.archive.is_none() && self.held {
+                    self.archive = link.fetch(artefacts::largest(self.task)).await.ok();
+                }
+                self.held = false;
+                return Ok(Next::FreshSandbox);
+            }
+        }
+    }
+
+    /// One run: of the next case, or of the only one.
+    async fn run(
+        &mut self,
+        link: &mut Link,
+        live: &mut Live,
+        input: &mut Input,
+        cancel: &CancellationToken,
+    ) -> Result<Transcript, Interrupted> {
+        let mut run = task::request(self.task);
+        if self.held {
+            run.program = Program::Held;
+            run.compile = None;
+        } else {
+            let artefact = run.compile.is_some() && self.key.is_some();
+            let further = self.task.spec.tests.len() > self.tests.len() + 1;
+            run.hold = (artefact || further).then(|| artefacts::largest(self.task));
+        }
+        if let Some(case) = self.case() {
+            run.stdin = case.stdin.to_vec();
+        }
+        run.close_stdin = !input.is_open();
+        let patience = executor::patience(self.task);
+        let transcript = link.run(run, live, input, cancel, patience).await?;
+        self.held |= transcript.held == Some(Ok(()));
+        self.used_up = verdict::ran_out_of_memory(&transcript);
+        Ok(transcript)
+    }
+
+    /// The test case whose turn it is.
+    fn case(&self) -> Option<&'a TestCase> {
+        self.task.spec.tests.get(self.tests.len())
+    }
+
+    /// The result of one run.
+    fn result(&mut self, transcript: Transcript, stdout: Bytes, stderr: Bytes) -> JobResult {
+        let mut result = verdict::result(self.task, transcript, stdout, stderr);
+        // The first to compile; a later sandbox may have had to do it again.
+        if self.compile.is_none() {
+            self.compile = result.output.compile.take();
+        }
+        result.output.compile = self.compile.clone();
+        result
+    }
+
+    /// A case has ended; the job's result, if it was the last.
+    pub(crate) fn case_ended(&mut self, result: JobResult) -> Option<JobResult> {
+        let Some(case) = self.case() else {
+            return Some(result);
+        };
+        let JobResult {
+            mut outcome,
+            output,
+        } = result;
+        let right = case
+            .expected
+            .as_ref()
+            .is_none_or(|expected| check::same_lines(&output.stdout, expected));
+        if outcome.verdict == Verdict::Accepted && !right {
+            outcome.verdict = Verdict::WrongAnswer;
+        }
+        let failed = outcome.verdict != Verdict::Accepted;
+        // What Quorun itself ended is not a case that went wrong.
+        let over = matches!(outcome.verdict, Verdict::Cancelled | Verdict::InternalError);
+        self.tests.push(TestResult {
+            outcome,
+            stdout_truncated: output.stdout_truncated || output.stdout.len() > KEPT,
+            stderr_truncated: output.stderr_truncated || output.stderr.len() > KEPT,
+            stdout: beginning(&output.stdout),
+            stderr: beginning(&output.stderr),
+        });
+        let last = over || (failed && self.task.spec.stop_on_failure) || self.case().is_none();
+        last.then(|| self.summary())
+    }
+
+    /// The result of a job with test cases: how the first one went that was not accepted, and the most that any took.
+    fn summary(&mut self) -> JobResult {
+        let tests = std::mem::take(&mut self.tests);
+        let number = tests.len();
+        let first = tests
+            .iter()
+            .position(|test| test.outcome.verdict != Verdict::Accepted);
+        let most =
+            |of: fn(&Outcome) -> u64| tests.iter().map(|t| of(&t.outcome)).max().unwrap_or(0);
+        let shown = &tests[first.unwrap_or(number - 1)].outcome;
+        let outcome = Outcome {
+            cpu_us: most(|outcome| outcome.cpu_us),
+            wall_us: most(|outcome| outcome.wall_us),
+            memory_kb: most(|outcome| outcome.memory_kb),
+            message: first.map(|index| {
+                let which = format!("test {} of {}", index + 1, self.task.spec.tests.len());
+                match &shown.message {
+                    Some(message) => format!("{which}: {message}"),
+                    None => which,
+                }
+            }),
+            ..shown.clone()
+        };
+        JobResult {
+            outcome,
+            output: Output {
+                compile: self.compile.clone(),
+                tests,
+                ..Output::default()
+            },
+        }
+    }
+
+    /// The other cases cannot be run, because the box after the compile step cannot be had again.
+    fn not_held(&mut self, reason: &str) -> JobResult {
+        let message = format!(
+            "what the program starts with cannot be kept for the other test cases: {reason}"
+        );
+        JobResult {
+            outcome: Outcome::without_run(Verdict::CompileError, message),
+            output: Output {
+                compile: self.compile.clone(),
+                tests: std::mem::take(&mut self.tests),
+                ..Output::default()
+            },
+        }
+    }
+
+    /// The present sandbox is not to be used again: the kernel killed something in it for its memory.
+    pub(crate) fn used_up(&self) -> bool {
+        self.used_up
+    }
+
+    /// What the present sandbox's warden holds at the end, and what it is good for.
+    pub(crate) fn holding(&self) -> Holding {
+        if !self.held {
+            return Holding::Nothing;
+        }
+        match (self.key, &self.compile) {
+            (Some(key), Some(compile)) if !self.kept => Holding::Fetch {
+                key,
+                compile: compile.clone(),
+                limit: artefacts::largest(self.task),
+            },
+            _ => Holding::Forget,
+        }
+    }
+}
+
+fn beginning(output: &Bytes) -> Bytes {
+    // A copy: a slice would keep all of it in memory.
+    Bytes::copy_from_slice(&output[..output.len().min(KEPT)])
+}
