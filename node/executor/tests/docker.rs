@@ -11,27 +11,6 @@ use std::sync::{Arc, Mutex};
 
 use quorun_executor::{Executor, Health, Kind, Labels, Options};
 
-/// Whether there is an engine with the image; the tests are to fail without one if QUORUN_REQUIRE_ENGINE is 1.
-fn engine() -> bool {
-    let answer = Command::new("docker")
-        .args(["image", "inspect", common::IMAGE])
-        .output();
-    let reason = match answer {
-        Ok(output) if output.status.success() => return true,
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        Err(error) => format!("docker: {error}"),
-    };
-    assert!(
-        std::env::var("QUORUN_REQUIRE_ENGINE").as_deref() != Ok("1"),
-        "QUORUN_REQUIRE_ENGINE is 1, but {reason}"
-    );
-    eprintln!(
-        "SKIPPED: it needs a container engine with {}: {reason}",
-        common::IMAGE
-    );
-    false
-}
-
 fn with<F>(test: impl FnOnce(Executor) -> F + Send + 'static)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -45,7 +24,7 @@ fn with_options<F>(
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    if !engine() {
+    if !common::engine() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
@@ -339,14 +318,14 @@ fn an_image_of_nothing_but_one_static_program_will_do() {
             }
         },
     );
-    if engine() {
+    if common::engine() {
         docker(&["rmi", &image]);
     }
 }
 
 #[test]
 fn three_nodes_may_start_at_once() {
-    if !engine() {
+    if !common::engine() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -374,7 +353,7 @@ fn three_nodes_may_start_at_once() {
 /// own.
 #[test]
 fn an_engine_that_is_away_and_comes_back() {
-    if !engine() {
+    if !common::engine() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -184,6 +184,27 @@ pub fn options(kind: Kind, data_dir: PathBuf) -> Options {
     }
 }
 
+/// Whether there is an engine with the image; the tests are to fail without one if QUORUN_REQUIRE_ENGINE is 1.
+pub fn engine() -> bool {
+    let answer = std::process::Command::new("docker")
+        .args(["image", "inspect", IMAGE])
+        .output();
+    let reason = match answer {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => format!("docker: {error}"),
+    };
+    assert!(
+        std::env::var("QUORUN_REQUIRE_ENGINE").as_deref() != Ok("1"),
+        "QUORUN_REQUIRE_ENGINE is 1, but {reason}"
+    );
+    eprintln!(
+        "SKIPPED: it needs a container engine with {}: {reason}",
+        IMAGE
+    );
+    false
+}
+
 /// Starts an executor, waits until it is ready, lets the test use it, and shuts it down whatever the test did.
 pub fn with_executor<F>(options: Options, test: impl FnOnce(Executor) -> F + Send + 'static)
 where
