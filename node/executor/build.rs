@@ -62,7 +62,8 @@ fn build(workspace: &Path, out: &Path) -> Result<PathBuf, String> {
         .arg("--target-dir")
         .arg(&target_dir);
     // What the outer cargo and its user set for the outer build must not reach this one: flags (also in their encoded
-    // form), wrappers such as clippy's, a target folder, profiles. What says where cargo keeps and finds things must.
+    // form), wrappers such as clippy's, a target folder, profiles. What says where cargo keeps and finds things must, and
+    // what links.
     for (name, _) in env::vars_os() {
         let Some(name) = name.to_str() else { continue };
         let keep = matches!(name, "CARGO_HOME" | "CARGO_MAKEFLAGS")
@@ -73,7 +74,9 @@ fn build(workspace: &Path, out: &Path) -> Result<PathBuf, String> {
                 "CARGO_SOURCE_",
             ]
             .iter()
-            .any(|prefix| name.starts_with(prefix));
+            .any(|prefix| name.starts_with(prefix))
+            // for a target of another machine
+            || (name.starts_with("CARGO_TARGET_") && name.ends_with("_LINKER"));
         let outer = name.starts_with("CARGO")
             || name.starts_with("CLIPPY")
             || matches!(

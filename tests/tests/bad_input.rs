@@ -286,6 +286,9 @@ async fn limits_over_the_maximum_are_422_with_the_maximum() {
         ("memory_kb", 2 * 1024 * 1024),
         ("processes", 512),
         ("output_kb", 4096),
+        ("open_files", 4096),
+        ("file_kb", 1024 * 1024),
+        ("stack_kb", 1024 * 1024),
     ] {
         let job =
             |value: u64| json!({ "language": "bash", "source": "echo", "limits": { name: value } });
@@ -299,8 +302,61 @@ async fn limits_over_the_maximum_are_422_with_the_maximum() {
         assert!(detail.contains(&most.to_string()), "{detail}");
         let least = post(client, &job(0)).await.problem(422, "invalid-request");
         assert_eq!(least["field"], format!("limits.{name}"));
+        assert_eq!(least["value"], 0);
+    }
+    // Nothing could start with these.
+    for (name, value, least) in [
+        ("memory_kb", 1024_u64, 16 * 1024_u64),
+        ("open_files", 3, 32),
+        ("stack_kb", 8, 128),
+    ] {
+        let job = json!({ "language": "bash", "source": "echo", "limits": { name: value } });
+        let problem = post(client, &job).await.problem(422, "invalid-request");
+        assert_eq!(problem["field"], format!("limits.{name}"));
+        assert_eq!(problem["limit"], least, "{problem}");
     }
     unharmed(client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maxima_from_the_configuration_hold_for_requests_and_languages() {
+    let plan = Plan::new(Executor::Process)
+        .nodes(1)
+        .arg("--max-cpu-ms=1500")
+        .arg("--max-memory-mb=128")
+        .arg("--max-processes=20")
+        .arg("--max-open-files=100")
+        .arg("--max-file-kb=50")
+        .env("QUORUN_MAX_WALL_MS", "4000")
+        .env("QUORUN_MAX_OUTPUT_KB", "10")
+        .env("QUORUN_MAX_STACK_KB", "2048");
+    let cluster = Cluster::start(plan).await;
+    let client = cluster.any();
+    let most = json!({
+        "cpu_ms": 1500, "wall_ms": 4000, "memory_kb": 128 * 1024, "processes": 20, "output_kb": 10,
+        "open_files": 100, "file_kb": 50, "stack_kb": 2048,
+    });
+    for (name, most) in most.as_object().expect("an object") {
+        let value = most.as_u64().expect("a number") + 1;
+        let job = json!({ "language": "bash", "source": "echo", "limits": { name: value } });
+        let problem = post(client, &job).await.problem(422, "invalid-request");
+        assert_eq!(problem["field"], format!("limits.{name}"));
+        assert_eq!(problem["value"], value);
+        assert_eq!(&problem["limit"], most);
+    }
+    // All of these are less than what the languages have for themselves.
+    let languages = client.get("/v1/languages").await.expect(200);
+    for language in languages["languages"].as_array().expect("a list") {
+        assert_eq!(language["limits"], most, "{language}");
+    }
+    let source = "ulimit -n; ulimit -f; ulimit -s";
+    let run = async |limits: Value| {
+        let job = json!({ "language": "bash", "source": source, "limits": limits });
+        client.run(&job).await["stdout"].clone()
+    };
+    assert_eq!(run(json!({})).await, "100\n50\n2048\n");
+    let less = json!({ "open_files": 32, "file_kb": 1, "stack_kb": 128 });
+    assert_eq!(run(less).await, "32\n1\n128\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -414,7 +470,7 @@ async fn a_configuration_that_is_wrong_is_one_line_and_exit_code_2() {
         change(&mut settings);
         settings
     };
-    let cases: [(Settings, &str); 6] = [
+    let cases: [(Settings, &str); 7] = [
         (with(&|s| s.id = 7), "--id 7 is not in --peers"),
         (
             with(&|s| s.peers = "1=a:1,1=b:2".into()),
@@ -425,6 +481,10 @@ async fn a_configuration_that_is_wrong_is_one_line_and_exit_code_2() {
         (
             with(&|s| s.args = vec!["--election-ms=50".into()]),
             "--election-ms 50",
+        ),
+        (
+            with(&|s| s.args = vec!["--max-stack-kb=1".into()]),
+            "--max-stack-kb 1 is out of range",
         ),
         (
             with(&|s| s.args = vec!["--languages=/nowhere.toml".into()]),

@@ -306,6 +306,7 @@ fn task(image: &str, python: &str) -> Task {
         memory_kb: MEMORY_KB,
         processes: 64,
         output_kb: 400,
+        ..Limits::default()
     };
     Task {
         job: JobId::new(uuid::Uuid::now_v7()),

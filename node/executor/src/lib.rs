@@ -27,4 +27,4 @@ mod warden;
 pub use executor::{Error, Executor, Health, Unavailable, start};
 pub use input::Interaction;
 pub use options::{Kind, Labels, Options};
-pub use task::{Chunk, Stream, Task};
+pub use task::{Chunk, Stream, Task, largest_file_kb};

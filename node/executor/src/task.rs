@@ -38,14 +38,12 @@ pub struct Chunk {
     pub data: Bytes,
 }
 
-/// Stack of a program's main thread, KiB, unless its memory is less.
-const STACK_KB: u64 = 64 << 10;
-
-/// Open files of one process.
-const OPEN_FILES: u64 = 1024;
-
 /// Compilers start more processes and threads than most programs may.
 const COMPILE_PROCESSES: u32 = 512;
+
+/// What a compiler may have at least, however little its program may: open files, and stack in KiB.
+const COMPILE_OPEN_FILES: u32 = 1024;
+const COMPILE_STACK_KB: u64 = 64 << 10;
 
 /// What the box can hold of a sandbox with this memory. It counts into that memory: together with the folder for
 /// temporary files it stays below it, so that full folders alone cannot exhaust it.
@@ -58,24 +56,37 @@ pub(crate) fn tmp_bytes(memory_kb: u64) -> u64 {
     memory_kb * 1024 / 4
 }
 
+/// The largest file that a job with this memory can write, KiB, unless its limits say less.
+#[must_use]
+pub fn largest_file_kb(memory_kb: u64) -> u64 {
+    box_bytes(memory_kb) / 1024
+}
+
 /// The request that compiles and runs a task.
 pub(crate) fn request(task: &Task) -> Run {
     let Task { language, spec, .. } = task;
     let limits = spec.limits;
+    let room = box_bytes(limits.memory_kb);
+    let stack_bytes = |kb: u64| kb.min(limits.memory_kb) * 1024;
     let run = Limits {
         cpu_us: limits.cpu_ms.saturating_mul(1000),
         wall_us: limits.wall_ms.saturating_mul(1000),
         memory_kb: limits.memory_kb,
         processes: limits.processes,
         output_bytes: limits.output_kb.saturating_mul(1024),
-        file_bytes: box_bytes(limits.memory_kb),
-        open_files: OPEN_FILES,
-        stack_bytes: STACK_KB.min(limits.memory_kb) * 1024,
+        file_bytes: limits
+            .file_kb
+            .map_or(room, |file_kb| file_kb.saturating_mul(1024).min(room)),
+        open_files: limits.open_files.into(),
+        stack_bytes: stack_bytes(limits.stack_kb),
     };
     let compile = Limits {
         cpu_us: language.compile_limits.cpu_ms.saturating_mul(1000),
         wall_us: language.compile_limits.wall_ms.saturating_mul(1000),
         processes: limits.processes.max(COMPILE_PROCESSES),
+        file_bytes: room,
+        open_files: limits.open_files.max(COMPILE_OPEN_FILES).into(),
+        stack_bytes: stack_bytes(limits.stack_kb.max(COMPILE_STACK_KB)),
         ..run
     };
     let language_env = || language.env.iter().map(|(k, v)| (k.clone(), v.clone()));
@@ -115,5 +126,100 @@ impl From<protocol::Stream> for Stream {
             protocol::Stream::Stdout => Self::Stdout,
             protocol::Stream::Stderr => Self::Stderr,
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use quorun_ledger::job::{self, StepLimits};
+
+    use super::*;
+
+    /// A task in C.
+    pub(crate) fn task(limits: job::Limits) -> Task {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        Task {
+            job: JobId::from_slice(&[0; 16]).unwrap(),
+            attempt: 1,
+            language: Language {
+                name: "c".into(),
+                aliases: Vec::new(),
+                title: "C".into(),
+                image: "image:1".into(),
+                source: "main.c".into(),
+                compile: Some(words(&["cc", "{source}"])),
+                run: words(&["./a.out"]),
+                env: BTreeMap::new(),
+                extensions: Vec::new(),
+                limits,
+                compile_limits: StepLimits {
+                    cpu_ms: 10_000,
+                    wall_ms: 15_000,
+                },
+                example: String::new(),
+            },
+            spec: JobSpec {
+                language: "c".into(),
+                files: Vec::new(),
+                entrypoint: "main.c".into(),
+                stdin: Bytes::new(),
+                args: Vec::new(),
+                env: BTreeMap::new(),
+                limits,
+                labels: Vec::new(),
+                retention_ms: 0,
+                max_attempts: 3,
+                isolation_key: None,
+                tests: Vec::new(),
+                stop_on_failure: false,
+            },
+        }
+    }
+
+    fn limits_of(limits: job::Limits) -> (Limits, Limits) {
+        let request = request(&task(limits));
+        (request.compile.unwrap().limits, request.run.limits)
+    }
+
+    #[test]
+    fn limits_reach_the_program_and_small_ones_spare_its_compiler() {
+        let (compile, run) = limits_of(job::Limits {
+            processes: 1,
+            open_files: 20,
+            file_kb: Some(3),
+            stack_kb: 100,
+            ..job::Limits::default()
+        });
+        assert_eq!(
+            (
+                run.processes,
+                run.open_files,
+                run.file_bytes,
+                run.stack_bytes
+            ),
+            (1, 20, 3 << 10, 100 << 10)
+        );
+        assert_eq!((compile.processes, compile.open_files), (512, 1024));
+        assert_eq!(compile.file_bytes, 128 << 20);
+        assert_eq!(compile.stack_bytes, 64 << 20);
+        assert_eq!(compile.cpu_us, 10_000_000);
+    }
+
+    #[test]
+    fn a_file_is_never_larger_than_its_folder_nor_a_stack_than_the_memory() {
+        let small = job::Limits {
+            memory_kb: 32 << 10,
+            ..job::Limits::default()
+        };
+        let (_, run) = limits_of(small);
+        assert_eq!((run.file_bytes, run.stack_bytes), (16 << 20, 32 << 20));
+        let (_, run) = limits_of(job::Limits {
+            file_kb: Some(u64::MAX),
+            stack_kb: u64::MAX,
+            ..small
+        });
+        assert_eq!((run.file_bytes, run.stack_bytes), (16 << 20, 32 << 20));
     }
 }

@@ -66,6 +66,9 @@ pub struct SourceFile {
 }
 
 /// What a step of a job may use.
+///
+/// Fields that came later are left out where they hold their default, as decision 0003 has it: a record from before reads
+/// and encodes as it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// CPU time of the run step over all its processes, milliseconds.
@@ -78,6 +81,56 @@ pub struct Limits {
     pub processes: u32,
     /// What is kept of stdout, and again of stderr, KiB.
     pub output_kb: u64,
+    /// Open files of one process of the run step.
+    #[serde(
+        default = "Limits::usual_open_files",
+        skip_serializing_if = "Limits::is_usual_open_files"
+    )]
+    pub open_files: u32,
+    /// Largest file that the run step may write, KiB. `None`: whatever the sandbox's folders hold, which follows from its
+    /// memory; nor can more be had than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_kb: Option<u64>,
+    /// Stack of the main thread of each process of the run step, KiB; never more than the memory.
+    #[serde(
+        default = "Limits::usual_stack_kb",
+        skip_serializing_if = "Limits::is_usual_stack_kb"
+    )]
+    pub stack_kb: u64,
+}
+
+impl Limits {
+    const fn usual_open_files() -> u32 {
+        1024
+    }
+
+    const fn is_usual_open_files(value: &u32) -> bool {
+        *value == Self::usual_open_files()
+    }
+
+    const fn usual_stack_kb() -> u64 {
+        64 << 10
+    }
+
+    const fn is_usual_stack_kb(value: &u64) -> bool {
+        *value == Self::usual_stack_kb()
+    }
+}
+
+/// What a language has that does not say otherwise.
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cpu_ms: 2_000,
+            wall_ms: 5_000,
+            memory_kb: 256 << 10,
+            processes: 64,
+            output_kb: 400,
+            open_files: Self::usual_open_files(),
+            file_kb: None,
+            stack_kb: Self::usual_stack_kb(),
+        }
+    }
 }
 
 /// The times that bound one step.
@@ -426,5 +479,59 @@ impl Job {
     pub fn expires_ms(&self) -> Option<u64> {
         self.finished_ms
             .map(|finished| finished.saturating_add(self.retention_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    /// The limits as they were before open files, file size and stack were among them.
+    #[derive(Serialize)]
+    struct FormerLimits {
+        cpu_ms: u64,
+        wall_ms: u64,
+        memory_kb: u64,
+        processes: u32,
+        output_kb: u64,
+    }
+
+    const FORMER: FormerLimits = FormerLimits {
+        cpu_ms: 1,
+        wall_ms: 2,
+        memory_kb: 3,
+        processes: 4,
+        output_kb: 5,
+    };
+
+    #[test]
+    fn limits_of_an_older_record_are_read_and_written_as_they_were() {
+        let bytes = codec::encode(&FORMER);
+        let read: Limits = codec::decode(&bytes).unwrap();
+        let expected = Limits {
+            cpu_ms: 1,
+            wall_ms: 2,
+            memory_kb: 3,
+            processes: 4,
+            output_kb: 5,
+            open_files: 1024,
+            file_kb: None,
+            stack_kb: 65_536,
+        };
+        assert_eq!(read, expected);
+        assert_eq!(codec::encode(&read), bytes);
+    }
+
+    #[test]
+    fn limits_that_are_not_the_usual_ones_are_kept() {
+        let limits = Limits {
+            open_files: 20,
+            file_kb: Some(7),
+            stack_kb: 100,
+            ..Limits::default()
+        };
+        let read: Limits = codec::decode(&codec::encode(&limits)).unwrap();
+        assert_eq!(read, limits);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use quorun_consensus::{ClusterId, Member};
 use quorun_executor::{Kind, Options};
-use quorun_ledger::{Language, NodeId};
+use quorun_ledger::{Language, Limits, NodeId};
 use serde::Deserialize;
 
 use crate::languages;
@@ -94,6 +94,30 @@ pub struct Settings {
     /// Largest stdin, KiB [default: 1024]
     #[arg(long, env = "QUORUN_MAX_STDIN_KB", value_name = "KB")]
     pub max_stdin_kb: Option<u64>,
+    /// Most CPU time that a job may have, milliseconds [default: 20000]
+    #[arg(long, env = "QUORUN_MAX_CPU_MS", value_name = "MS")]
+    pub max_cpu_ms: Option<u64>,
+    /// Most wall-clock time that a job may have, milliseconds [default: 60000]
+    #[arg(long, env = "QUORUN_MAX_WALL_MS", value_name = "MS")]
+    pub max_wall_ms: Option<u64>,
+    /// Most memory that a job may have, MiB [default: 2048]
+    #[arg(long, env = "QUORUN_MAX_MEMORY_MB", value_name = "MB")]
+    pub max_memory_mb: Option<u64>,
+    /// Most processes and threads that a job may have at one time [default: 512]
+    #[arg(long, env = "QUORUN_MAX_PROCESSES", value_name = "N")]
+    pub max_processes: Option<u32>,
+    /// Most output that a job may have kept, of each stream, KiB [default: 4096]
+    #[arg(long, env = "QUORUN_MAX_OUTPUT_KB", value_name = "KB")]
+    pub max_output_kb: Option<u64>,
+    /// Most files that a process of a job may have open [default: 4096]
+    #[arg(long, env = "QUORUN_MAX_OPEN_FILES", value_name = "N")]
+    pub max_open_files: Option<u32>,
+    /// Largest file that a job may write, KiB [default: 1048576]
+    #[arg(long, env = "QUORUN_MAX_FILE_KB", value_name = "KB")]
+    pub max_file_kb: Option<u64>,
+    /// Largest stack that a job may have, KiB [default: 1048576]
+    #[arg(long, env = "QUORUN_MAX_STACK_KB", value_name = "KB")]
+    pub max_stack_kb: Option<u64>,
     /// Jobs that may wait before new ones are turned away [default: 100000]
     #[arg(long, env = "QUORUN_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<u64>,
@@ -142,6 +166,14 @@ impl Settings {
             runtime,
             max_source_kb,
             max_stdin_kb,
+            max_cpu_ms,
+            max_wall_ms,
+            max_memory_mb,
+            max_processes,
+            max_output_kb,
+            max_open_files,
+            max_file_kb,
+            max_stack_kb,
             max_queue,
             retention_s,
             retention_mb,
@@ -171,18 +203,115 @@ pub struct Ceilings {
     pub source_bytes: usize,
     /// Stdin, bytes.
     pub stdin_bytes: usize,
-    /// CPU time, milliseconds.
-    pub cpu_ms: u64,
-    /// Wall-clock time, milliseconds.
-    pub wall_ms: u64,
-    /// Memory, KiB; and the least a sandbox can live with.
-    pub memory_kb: (u64, u64),
-    /// Processes and threads.
-    pub processes: u32,
-    /// Output kept of each stream, KiB.
-    pub output_kb: u64,
+    /// The limits of the run step; [`LEAST`] is the other end.
+    pub limits: Limits,
     /// Jobs that may wait.
     pub queue: u64,
+}
+
+/// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
+/// interpreter; with fewer open files or less stack, some of the standard image's interpreters do not even start.
+pub const LEAST: Limits = Limits {
+    cpu_ms: 1,
+    wall_ms: 1,
+    memory_kb: 16 << 10,
+    processes: 1,
+    output_kb: 1,
+    open_files: 32,
+    file_kb: Some(1),
+    stack_kb: 128,
+};
+
+/// How high the ceilings can be set. Processes: what a whole sandbox may have, and a little less. Output: four texts of
+/// this size (two streams, two steps) are one entry of the log and must fit into a message between peers. The others only
+/// keep a slip of the pen from being taken for a number.
+const HIGHEST: Limits = Limits {
+    cpu_ms: 24 * 60 * 60 * 1000,
+    wall_ms: 24 * 60 * 60 * 1000,
+    memory_kb: 1 << 30,
+    processes: 1000,
+    output_kb: 4 << 10,
+    open_files: 1 << 20,
+    file_kb: Some(1 << 30),
+    stack_kb: 1 << 30,
+};
+
+/// The ceilings of the run step's limits.
+fn most(settings: &Settings) -> anyhow::Result<Limits> {
+    fn within<T: Copy + PartialOrd + std::fmt::Display>(
+        option: &str,
+        value: Option<T>,
+        default: T,
+        least: T,
+        highest: T,
+    ) -> anyhow::Result<T> {
+        let value = value.unwrap_or(default);
+        ensure!(
+            least <= value && value <= highest,
+            "{option} {value} is out of range; {least} to {highest}"
+        );
+        Ok(value)
+    }
+    let (least, highest) = (LEAST, HIGHEST);
+    Ok(Limits {
+        cpu_ms: within(
+            "--max-cpu-ms",
+            settings.max_cpu_ms,
+            20_000,
+            least.cpu_ms,
+            highest.cpu_ms,
+        )?,
+        wall_ms: within(
+            "--max-wall-ms",
+            settings.max_wall_ms,
+            60_000,
+            least.wall_ms,
+            highest.wall_ms,
+        )?,
+        memory_kb: 1024
+            * within(
+                "--max-memory-mb",
+                settings.max_memory_mb,
+                2048,
+                least.memory_kb / 1024,
+                highest.memory_kb / 1024,
+            )?,
+        processes: within(
+            "--max-processes",
+            settings.max_processes,
+            512,
+            least.processes,
+            highest.processes,
+        )?,
+        output_kb: within(
+            "--max-output-kb",
+            settings.max_output_kb,
+            4 << 10,
+            least.output_kb,
+            highest.output_kb,
+        )?,
+        open_files: within(
+            "--max-open-files",
+            settings.max_open_files,
+            4096,
+            least.open_files,
+            highest.open_files,
+        )?,
+        file_kb: Some(within(
+            "--max-file-kb",
+            settings.max_file_kb,
+            1 << 20,
+            least.file_kb.unwrap_or(1),
+            highest.file_kb.unwrap_or(u64::MAX),
+        )?),
+        stack_kb: within(
+            "--max-stack-kb",
+            settings.max_stack_kb,
+            1 << 20,
+            least.stack_kb,
+            highest.stack_kb,
+        )?,
+    })
 }
 
 /// A node's configuration, complete and checked.
@@ -238,6 +367,7 @@ impl Config {
     /// # Errors
     /// One clear line about the first setting that is missing or wrong.
     pub fn new(settings: Settings) -> anyhow::Result<Self> {
+        let most = most(&settings)?;
         let id = settings
             .id
             .context("--id is missing: this node's number in --peers, for example --id 1")?;
@@ -309,7 +439,7 @@ impl Config {
             data: settings.data.unwrap_or_else(|| PathBuf::from("data")),
             executor,
             slots,
-            languages: languages::load(settings.languages.as_deref())?,
+            languages: languages::load(settings.languages.as_deref(), &most)?,
             node_timeout: Duration::from_millis(node_timeout),
             heartbeat: Duration::from_millis(heartbeat),
             election: Duration::from_millis(election),
@@ -322,11 +452,7 @@ impl Config {
             ceilings: Ceilings {
                 source_bytes: kib(source_kb),
                 stdin_bytes: kib(stdin_kb),
-                cpu_ms: 20_000,
-                wall_ms: 60_000,
-                memory_kb: (16 * 1024, 2 * 1024 * 1024),
-                processes: 512,
-                output_kb: 4 * 1024,
+                limits: most,
                 queue: settings.max_queue.unwrap_or(100_000),
             },
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
@@ -486,6 +612,34 @@ mod tests {
         let config = Config::new(named).unwrap();
         assert_eq!(config.peer, "0.0.0.0:7000".parse().unwrap());
         assert_eq!(config.advertise_http, "node1:8080");
+    }
+
+    #[test]
+    fn ceilings_have_their_own_bounds() {
+        let with = |change: &dyn Fn(&mut Settings)| {
+            let mut settings = settings(1, "1=a:1");
+            change(&mut settings);
+            settings
+        };
+        let config = Config::new(settings(1, "1=a:1")).unwrap();
+        let usual = config.ceilings.limits;
+        assert_eq!((usual.cpu_ms, usual.memory_kb), (20_000, 2 << 20));
+        assert_eq!((usual.open_files, usual.stack_kb), (4096, 1 << 20));
+        let config = Config::new(with(&|s| s.max_file_kb = Some(5))).unwrap();
+        assert_eq!(config.ceilings.limits.file_kb, Some(5));
+        for (settings, words) in [
+            (with(&|s| s.max_cpu_ms = Some(0)), "--max-cpu-ms 0"),
+            (with(&|s| s.max_wall_ms = Some(0)), "--max-wall-ms 0"),
+            (with(&|s| s.max_memory_mb = Some(15)), "16 to 1048576"),
+            (with(&|s| s.max_processes = Some(2000)), "1 to 1000"),
+            (with(&|s| s.max_output_kb = Some(5000)), "1 to 4096"),
+            (with(&|s| s.max_open_files = Some(3)), "--max-open-files 3"),
+            (with(&|s| s.max_file_kb = Some(0)), "--max-file-kb 0"),
+            (with(&|s| s.max_stack_kb = Some(64)), "--max-stack-kb 64"),
+        ] {
+            let error = error(settings);
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

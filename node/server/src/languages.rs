@@ -7,6 +7,8 @@ use anyhow::{Context, ensure};
 use quorun_ledger::{Language, Limits, StepLimits};
 use serde::Deserialize;
 
+use crate::config::LEAST;
+
 /// The languages of the standard image.
 const BUILT_IN: &str = include_str!("../../../sandbox/image/languages.toml");
 
@@ -55,6 +57,25 @@ struct PartialLimits {
     memory_kb: Option<u64>,
     processes: Option<u32>,
     output_kb: Option<u64>,
+    open_files: Option<u32>,
+    file_kb: Option<u64>,
+    stack_kb: Option<u64>,
+}
+
+impl PartialLimits {
+    /// These, and where they say nothing, those of `under`.
+    fn over(self, under: &Limits) -> Limits {
+        Limits {
+            cpu_ms: self.cpu_ms.unwrap_or(under.cpu_ms),
+            wall_ms: self.wall_ms.unwrap_or(under.wall_ms),
+            memory_kb: self.memory_kb.unwrap_or(under.memory_kb),
+            processes: self.processes.unwrap_or(under.processes),
+            output_kb: self.output_kb.unwrap_or(under.output_kb),
+            open_files: self.open_files.unwrap_or(under.open_files),
+            file_kb: self.file_kb.or(under.file_kb),
+            stack_kb: self.stack_kb.unwrap_or(under.stack_kb),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -64,24 +85,107 @@ struct PartialStepLimits {
     wall_ms: Option<u64>,
 }
 
-/// Reads the languages of a file, or the built-in ones.
+/// Reads the languages of a file, or the built-in ones. Limits of theirs that are over `most` are lowered to it, with a
+/// warning: one option then bounds every job, and lowering it needs no other file.
 ///
 /// # Errors
 /// When the file cannot be read, or what it says is not a set of languages; the language is named.
-pub fn load(file: Option<&Path>) -> anyhow::Result<Vec<Language>> {
-    match file {
+pub fn load(file: Option<&Path>, most: &Limits) -> anyhow::Result<Vec<Language>> {
+    let mut languages = match file {
         None => parse(BUILT_IN).context("the built-in languages"),
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("read the languages from {}", path.display()))?;
             parse(&text).with_context(|| format!("the languages in {}", path.display()))
         }
+    }?;
+    for language in &mut languages {
+        for (limit, wanted, most) in lower(&mut language.limits, most) {
+            tracing::warn!(
+                language = language.name,
+                "limits.{limit} of the language is {wanted}, over this node's maximum; it has {most} instead"
+            );
+        }
     }
+    Ok(languages)
+}
+
+/// Holds limits down to `most`. Returns what was lowered: its name, what it was, what it is.
+fn lower(limits: &mut Limits, most: &Limits) -> Vec<(&'static str, u64, u64)> {
+    let mut lowered = Vec::new();
+    let mut note = |name, wanted: u64, most: u64| {
+        let over = wanted > most;
+        if over {
+            lowered.push((name, wanted, most));
+        }
+        over
+    };
+    if note("cpu_ms", limits.cpu_ms, most.cpu_ms) {
+        limits.cpu_ms = most.cpu_ms;
+    }
+    if note("wall_ms", limits.wall_ms, most.wall_ms) {
+        limits.wall_ms = most.wall_ms;
+    }
+    if note("memory_kb", limits.memory_kb, most.memory_kb) {
+        limits.memory_kb = most.memory_kb;
+    }
+    if note("processes", limits.processes.into(), most.processes.into()) {
+        limits.processes = most.processes;
+    }
+    if note("output_kb", limits.output_kb, most.output_kb) {
+        limits.output_kb = most.output_kb;
+    }
+    if note(
+        "open_files",
+        limits.open_files.into(),
+        most.open_files.into(),
+    ) {
+        limits.open_files = most.open_files;
+    }
+    if let (Some(wanted), Some(most)) = (limits.file_kb, most.file_kb)
+        && note("file_kb", wanted, most)
+    {
+        limits.file_kb = Some(most);
+    }
+    if note("stack_kb", limits.stack_kb, most.stack_kb) {
+        limits.stack_kb = most.stack_kb;
+    }
+    lowered
+}
+
+/// That a language's programs can start at all.
+fn enough(name: &str, limits: &Limits) -> anyhow::Result<()> {
+    let file_kb = limits.file_kb.or(LEAST.file_kb);
+    for (limit, value, least) in [
+        ("cpu_ms", limits.cpu_ms, LEAST.cpu_ms),
+        ("wall_ms", limits.wall_ms, LEAST.wall_ms),
+        ("memory_kb", limits.memory_kb, LEAST.memory_kb),
+        ("processes", limits.processes.into(), LEAST.processes.into()),
+        ("output_kb", limits.output_kb, LEAST.output_kb),
+        (
+            "open_files",
+            limits.open_files.into(),
+            LEAST.open_files.into(),
+        ),
+        (
+            "file_kb",
+            file_kb.unwrap_or_default(),
+            LEAST.file_kb.unwrap_or_default(),
+        ),
+        ("stack_kb", limits.stack_kb, LEAST.stack_kb),
+    ] {
+        ensure!(
+            value >= least,
+            "language \"{name}\": limits.{limit} is {value}; at least {least} is needed"
+        );
+    }
+    Ok(())
 }
 
 fn parse(text: &str) -> anyhow::Result<Vec<Language>> {
     let file: File = toml::from_str(text)?;
     ensure!(!file.language.is_empty(), "there is no [[language]]");
+    let all = file.limits.over(&Limits::default());
     let mut seen = BTreeSet::new();
     let mut languages = Vec::with_capacity(file.language.len());
     for entry in file.language {
@@ -106,8 +210,17 @@ fn parse(text: &str) -> anyhow::Result<Vec<Language>> {
             !entry.source.is_empty() && !entry.source.contains('/'),
             "language \"{name}\": source should be a file name"
         );
-        let (own, all) = (entry.limits, file.limits);
+        let limits = entry.limits.over(&all);
+        enough(&name, &limits)?;
         let (own_step, all_step) = (entry.compile_limits, file.compile_limits);
+        let compile_limits = StepLimits {
+            cpu_ms: own_step.cpu_ms.or(all_step.cpu_ms).unwrap_or(10_000),
+            wall_ms: own_step.wall_ms.or(all_step.wall_ms).unwrap_or(20_000),
+        };
+        ensure!(
+            compile_limits.cpu_ms > 0 && compile_limits.wall_ms > 0,
+            "language \"{name}\": compile_limits has a 0"
+        );
         languages.push(Language {
             title: entry.title.unwrap_or_else(|| name.clone()),
             name,
@@ -118,17 +231,8 @@ fn parse(text: &str) -> anyhow::Result<Vec<Language>> {
             run: entry.run,
             env: entry.env,
             extensions: entry.extensions,
-            limits: Limits {
-                cpu_ms: own.cpu_ms.or(all.cpu_ms).unwrap_or(2_000),
-                wall_ms: own.wall_ms.or(all.wall_ms).unwrap_or(5_000),
-                memory_kb: own.memory_kb.or(all.memory_kb).unwrap_or(262_144),
-                processes: own.processes.or(all.processes).unwrap_or(64),
-                output_kb: own.output_kb.or(all.output_kb).unwrap_or(400),
-            },
-            compile_limits: StepLimits {
-                cpu_ms: own_step.cpu_ms.or(all_step.cpu_ms).unwrap_or(10_000),
-                wall_ms: own_step.wall_ms.or(all_step.wall_ms).unwrap_or(20_000),
-            },
+            limits,
+            compile_limits,
             example: entry.example,
         });
     }
@@ -154,9 +258,78 @@ pub fn find<'a>(languages: &'a [Language], name: &str) -> Option<&'a Language> {
 mod tests {
     use super::*;
 
+    /// Ceilings that nothing reaches.
+    const HIGH: Limits = Limits {
+        cpu_ms: u64::MAX,
+        wall_ms: u64::MAX,
+        memory_kb: u64::MAX,
+        processes: u32::MAX,
+        output_kb: u64::MAX,
+        open_files: u32::MAX,
+        file_kb: Some(u64::MAX),
+        stack_kb: u64::MAX,
+    };
+
+    #[test]
+    fn limits_are_the_language_s_then_the_file_s_then_the_usual_ones() {
+        let text = "image='x'\n[limits]\nopen_files=100\nstack_kb=128\n\
+                    [[language]]\nname='a'\nsource='a'\nrun=['a']\nlimits={stack_kb=256,file_kb=9}\n";
+        let limits = parse(text).unwrap().remove(0).limits;
+        let expected = Limits {
+            open_files: 100,
+            stack_kb: 256,
+            file_kb: Some(9),
+            ..Limits::default()
+        };
+        assert_eq!(limits, expected);
+    }
+
+    #[test]
+    fn what_is_over_a_ceiling_is_lowered_to_it() {
+        let most = Limits {
+            cpu_ms: 1000,
+            memory_kb: 64 << 10,
+            processes: 10,
+            stack_kb: 512,
+            file_kb: Some(5),
+            ..HIGH
+        };
+        let limits = |languages: &[Language], name| find(languages, name).map(|l| l.limits);
+        let languages = load(None, &most).unwrap();
+        let java = limits(&languages, "java").unwrap();
+        assert_eq!((java.cpu_ms, java.wall_ms), (1000, 5000));
+        assert_eq!((java.memory_kb, java.processes), (64 << 10, 10));
+        // Where there is none, the accepting node bounds it, when it knows the job's memory.
+        assert_eq!((java.stack_kb, java.file_kb), (512, None));
+        let mut own = Limits {
+            file_kb: Some(6),
+            ..Limits::default()
+        };
+        assert!(lower(&mut own, &most).contains(&("file_kb", 6, 5)));
+        assert_eq!(own.file_kb, Some(5));
+        assert_eq!(lower(&mut own, &most), []);
+    }
+
+    #[test]
+    fn limits_that_nothing_could_start_with_are_refused() {
+        for (limit, words) in [
+            ("cpu_ms=0", "limits.cpu_ms is 0; at least 1"),
+            ("memory_kb=1000", "limits.memory_kb is 1000; at least 16384"),
+            ("open_files=3", "limits.open_files is 3; at least 32"),
+            ("file_kb=0", "limits.file_kb is 0; at least 1"),
+            ("stack_kb=8", "limits.stack_kb is 8; at least 128"),
+        ] {
+            let text = format!(
+                "image='x'\n[[language]]\nname='a'\nsource='a'\nrun=['a']\nlimits={{{limit}}}\n"
+            );
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("\"a\""), "{error}");
+        }
+    }
+
     #[test]
     fn the_built_in_ones_are_the_promised_ones() {
-        let languages = load(None).unwrap();
+        let languages = load(None, &HIGH).unwrap();
         for name in [
             "python",
             "javascript",

@@ -334,6 +334,11 @@ impl Feed {
         self.write();
     }
 
+    /// What has not been given to the program, perhaps with some that has.
+    pub(crate) fn waiting(&self) -> &[u8] {
+        &self.waiting
+    }
+
     /// The descriptor, if there is something to write to it.
     pub(crate) fn wants(&self) -> Option<&OwnedFd> {
         self.fd

@@ -10,6 +10,7 @@ mod cgroup;
 mod files;
 mod filter;
 mod job;
+mod memory;
 mod options;
 mod processes;
 mod spawn;
@@ -18,6 +19,7 @@ mod warden;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    memory::return_large_blocks();
     let options = match options::Options::from_command_line(std::env::args_os().skip(1)) {
         Ok(options) => options,
         Err(message) => {

@@ -151,7 +151,7 @@ pub(crate) fn processors() -> u32 {
 }
 
 /// A number that the system knows about itself, at least 1.
-fn setting(name: libc::c_int) -> u64 {
+pub(crate) fn setting(name: libc::c_int) -> u64 {
     // SAFETY: sysconf takes any number and has no effect.
     let value = unsafe { libc::sysconf(name) };
     u64::try_from(value).unwrap_or(1).max(1)

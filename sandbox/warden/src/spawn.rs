@@ -16,6 +16,7 @@ use rustix::process::{DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid}
 
 use crate::files::ActingAs;
 use crate::filter::Filter;
+use crate::memory::Withheld;
 
 /// The user that a job runs as; its group has the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ impl User {
 /// Where a program runs, besides what its step says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
+    /// What waits for the program and must not be inherited by it.
+    pub(crate) waiting: &'a [u8],
     pub(crate) work: &'a Path,
     pub(crate) tmp: &'a Path,
     pub(crate) path: &'a str,
@@ -86,6 +89,7 @@ pub(crate) fn spawn(place: &Place<'_>, step: &Step) -> Result<Started, SpawnErro
         parent: rustix::process::getpid(),
         limits: rlimits(&step.limits, place.user.is_some()),
     };
+    let withheld = Withheld::new(place.waiting);
     // SAFETY: this process has one thread, so the child may go on from here; it makes system calls only, allocates
     // nothing, and ends in exec or _exit.
     let pid = match unsafe { libc::fork() } {
@@ -94,6 +98,7 @@ pub(crate) fn spawn(place: &Place<'_>, step: &Step) -> Result<Started, SpawnErro
         pid => Pid::from_raw(pid)
             .ok_or_else(|| SpawnError::Sandbox("fork: not a process id".to_owned()))?,
     };
+    drop(withheld);
     drop(words.write);
     // Exec closes the other end; until then a failure is told as its stage and its errno.
     let mut message = Vec::with_capacity(FAILURE_LENGTH);

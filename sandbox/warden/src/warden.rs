@@ -102,6 +102,11 @@ impl Warden {
             }
         }
         let next_uid = options.uids.as_ref().map(any_of).transpose()?;
+        // Not by way of the stack, which every program would inherit.
+        let buffer = vec![0; MAX_OUTPUT].into_boxed_slice();
+        let buffer = buffer
+            .try_into()
+            .map_err(|_| io::Error::other("a buffer of another size"))?;
         let mut warden = Self {
             meters: Meters {
                 cgroup,
@@ -120,7 +125,7 @@ impl Warden {
             sending: None,
             loading: false,
             ending: false,
-            buffer: Box::new([0; MAX_OUTPUT]),
+            buffer,
         };
         warden.send(&Event::Ready(Ready {
             version: protocol::VERSION,
@@ -463,6 +468,7 @@ impl Warden {
             return Ok(());
         };
         let place = Place {
+            waiting: job.stdin.waiting(),
             work: &self.options.work,
             tmp: &self.options.tmp,
             path: &self.options.path,

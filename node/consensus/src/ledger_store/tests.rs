@@ -41,6 +41,7 @@ fn submit(number: u64, size: usize) -> Command {
                 memory_kb: 1,
                 processes: 1,
                 output_kb: 1,
+                ..Limits::default()
             },
             labels: Vec::new(),
             isolation_key: None,

@@ -58,6 +58,7 @@ pub fn submit(number: u64, size: usize) -> Command {
                 memory_kb: 65_536,
                 processes: 8,
                 output_kb: 64,
+                ..Limits::default()
             },
             labels: Vec::new(),
             isolation_key: None,

@@ -61,6 +61,7 @@ pub fn limits() -> Limits {
         memory_kb: 256 << 10,
         processes: 64,
         output_kb: 400,
+        ..Limits::default()
     }
 }
 

@@ -695,5 +695,101 @@ macro_rules! suite {
                 assert_eq!(result.unwrap().outcome.signal, Some(15));
             });
         }
+
+        #[test]
+        fn open_files_are_limited() {
+            $with(|executor| async move {
+                let source = "while (open my $file, '<', '/dev/null') { push @files, $file } \
+                              print fileno $files[-1], \" $!\"";
+                let mut task = common::task(common::perl(), source);
+                task.spec.limits.open_files = 40;
+                let result = common::run(&executor, task).await;
+                common::assert_prints(&result, b"39 Too many open files");
+            });
+        }
+
+        #[test]
+        fn the_size_of_a_file_is_limited() {
+            $with(|executor| async move {
+                let run = async |source: &str| {
+                    let mut task = common::task(common::perl(), source.to_owned());
+                    task.spec.limits.file_kb = Some(100);
+                    common::run(&executor, task).await
+                };
+                let fits = "open F, '>', 'f'; syswrite F, 'x' x 102_400; print -s 'f';";
+                common::assert_prints(&run(fits).await, b"102400");
+                // One byte more, also where it is a hole that makes the file so large, or another folder.
+                for more in [
+                    "syswrite F, 'y'",
+                    "truncate F, 1 << 40",
+                    "open G, '>', \"$ENV{TMPDIR}/g\"; seek G, 102_400, 0; syswrite G, 'z'",
+                ] {
+                    let result = run(&format!("{fits} {more}; exit 7")).await;
+                    assert_eq!(result.outcome.verdict, Verdict::RuntimeError, "{more}: {result:?}");
+                    assert_eq!(result.outcome.signal, Some(25), "{more}: {result:?}");
+                    assert!(result.outcome.message.unwrap().contains("SIGXFSZ"));
+                    let ignored = format!("$SIG{{XFSZ}} = 'IGNORE'; {fits} {more} or print \" $!\"");
+                    common::assert_prints(&run(&ignored).await, b"102400 File too large");
+                }
+                // What the program may not, its compiler may.
+                let mut task = common::task(common::c(), "int main(void) { return 0; }");
+                task.spec.limits.file_kb = Some(1);
+                common::assert_prints(&common::run(&executor, task).await, b"");
+            });
+        }
+
+        #[test]
+        fn a_stack_that_overflows_is_a_runtime_error_and_a_larger_one_does_not() {
+            $with(|executor| async move {
+                let source = "#include <stdio.h>\n#include <string.h>\n\
+                    static int down(int depth) {\n\
+                      char frame[1024]; memset(frame, depth, sizeof frame);\n\
+                      return depth == 0 ? 0 : down(depth - 1) + (frame[depth % 1024] == (char)depth);\n\
+                    }\n\
+                    int main(void) { printf(\"%d\\n\", down(8192)); return 0; }\n";
+                let run = async |stack_kb| {
+                    let mut task = common::task(common::c(), source);
+                    task.spec.limits.stack_kb = stack_kb;
+                    common::run(&executor, task).await
+                };
+                let small = run(4 << 10).await;
+                assert_eq!(small.outcome.verdict, Verdict::RuntimeError, "{small:?}");
+                assert_eq!((small.outcome.exit_code, small.outcome.signal), (None, Some(11)));
+                assert!(small.outcome.message.unwrap().contains("SIGSEGV"));
+                common::assert_prints(&run(16 << 10).await, b"8192\n");
+            });
+        }
+
+        #[test]
+        fn as_many_processes_and_threads_as_allowed_and_not_one_more() {
+            $with(|executor| async move {
+                // Long enough for whoever counts them from outside to see them all together; those of too many wait for
+                // their end.
+                let processes = "my $most = shift; pipe R, W; \
+                    for (2..$most) { my $p = fork; if (!defined $p) { print 'refused'; exit 9 } \
+                      if (!$p) { close W; <R>; exit } } \
+                    select undef, undef, undef, $most > 10 ? 60 : 0.3; print 'all'";
+                let threads = "import sys, threading, time\n\
+                    most = int(sys.argv[1])\ndone = threading.Event()\n\
+                    try:\n  for n in range(1, most): threading.Thread(target=done.wait).start()\n\
+                    except RuntimeError: print('refused', end='', flush=True); done.set(); sys.exit(9)\n\
+                    time.sleep(60 if most > 10 else 0.3)\nprint('all', end='')\ndone.set()\n";
+                for (language, source) in [(common::perl(), processes), (common::python(), threads)] {
+                    let run = async |number: u32| {
+                        let mut task = common::task(language.clone(), source);
+                        task.spec.limits.processes = 10;
+                        task.spec.args = vec![number.to_string()];
+                        common::run(&executor, task).await
+                    };
+                    common::assert_prints(&run(10).await, b"all");
+                    let result = run(11).await;
+                    assert_eq!(result.outcome.verdict, Verdict::RuntimeError, "{result:?}");
+                    let refused = result.output.stdout == &b"refused"[..]
+                        && result.outcome.exit_code == Some(9);
+                    let stopped = result.outcome.message.as_ref().is_some_and(|m| m.contains("10 processes"));
+                    assert!(refused || stopped, "{result:?}");
+                }
+            });
+        }
     };
 }

@@ -77,6 +77,7 @@ pub fn spec(language: &str) -> JobSpec {
             memory_kb: 262_144,
             processes: 64,
             output_kb: 400,
+            ..Limits::default()
         },
         labels: Vec::new(),
         isolation_key: None,

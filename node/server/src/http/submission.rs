@@ -11,7 +11,7 @@ use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, SourceFile};
 use serde::Deserialize;
 
 use super::problem::Problem;
-use crate::config::Ceilings;
+use crate::config::{Ceilings, LEAST};
 use crate::languages;
 
 /// How often a job is tried before it ends with `internal_error`.
@@ -92,6 +92,9 @@ pub struct LimitsRequest {
     memory_kb: Option<u64>,
     processes: Option<u64>,
     output_kb: Option<u64>,
+    open_files: Option<u64>,
+    file_kb: Option<u64>,
+    stack_kb: Option<u64>,
 }
 
 /// What submissions are checked against.
@@ -268,40 +271,72 @@ impl Rules<'_> {
         Ok(files)
     }
 
-    fn limits(&self, asked: &LimitsRequest, default: &Limits) -> Result<Limits, Problem> {
-        let max = self.ceilings;
-        Ok(Limits {
-            cpu_ms: limit("limits.cpu_ms", asked.cpu_ms, default.cpu_ms, 1, max.cpu_ms)?,
+    fn limits(&self, asked: &LimitsRequest, own: &Limits) -> Result<Limits, Problem> {
+        let most = &self.ceilings.limits;
+        let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let mut limits = Limits {
+            cpu_ms: limit(
+                "cpu_ms",
+                asked.cpu_ms,
+                own.cpu_ms,
+                LEAST.cpu_ms,
+                most.cpu_ms,
+            )?,
             wall_ms: limit(
-                "limits.wall_ms",
+                "wall_ms",
                 asked.wall_ms,
-                default.wall_ms,
-                1,
-                max.wall_ms,
+                own.wall_ms,
+                LEAST.wall_ms,
+                most.wall_ms,
             )?,
             memory_kb: limit(
-                "limits.memory_kb",
+                "memory_kb",
                 asked.memory_kb,
-                default.memory_kb,
-                max.memory_kb.0,
-                max.memory_kb.1,
+                own.memory_kb,
+                LEAST.memory_kb,
+                most.memory_kb,
             )?,
-            processes: u32::try_from(limit(
-                "limits.processes",
+            processes: number(limit(
+                "processes",
                 asked.processes,
-                default.processes.into(),
-                1,
-                max.processes.into(),
-            )?)
-            .unwrap_or(u32::MAX),
+                own.processes.into(),
+                LEAST.processes.into(),
+                most.processes.into(),
+            )?),
             output_kb: limit(
-                "limits.output_kb",
+                "output_kb",
                 asked.output_kb,
-                default.output_kb,
-                1,
-                max.output_kb,
+                own.output_kb,
+                LEAST.output_kb,
+                most.output_kb,
             )?,
-        })
+            open_files: number(limit(
+                "open_files",
+                asked.open_files,
+                own.open_files.into(),
+                LEAST.open_files.into(),
+                most.open_files.into(),
+            )?),
+            file_kb: None,
+            stack_kb: limit(
+                "stack_kb",
+                asked.stack_kb,
+                own.stack_kb,
+                LEAST.stack_kb,
+                most.stack_kb,
+            )?,
+        };
+        let room = quorun_executor::largest_file_kb(limits.memory_kb);
+        let most = most.file_kb.unwrap_or(room);
+        limits.file_kb = match asked.file_kb {
+            Some(_) => {
+                let least = LEAST.file_kb.unwrap_or_default();
+                Some(limit("file_kb", asked.file_kb, most, least, most)?)
+            }
+            // Without a limit of its own a job may fill its folder, whose size follows from the memory that it got.
+            None => own.file_kb.or_else(|| (room > most).then_some(most)),
+        };
+        Ok(limits)
     }
 }
 
@@ -316,26 +351,18 @@ pub fn empty_source() -> Problem {
     .with("field", "source")
 }
 
-/// The value that was asked for, if it is allowed; the language's own otherwise, which is not bounded by the ceiling
-/// because the operator has set both.
-fn limit(
-    field: &str,
-    asked: Option<u64>,
-    default: u64,
-    min: u64,
-    max: u64,
-) -> Result<u64, Problem> {
+/// The value that was asked for, if it is allowed; the language's own if none was.
+fn limit(name: &str, asked: Option<u64>, own: u64, least: u64, most: u64) -> Result<u64, Problem> {
+    let field = format!("limits.{name}");
     match asked {
-        None => Ok(default),
-        Some(value) if value < min => Err(Problem::invalid(
-            field,
-            format!("{field} is {value}; at least {min} is needed"),
+        None => Ok(own),
+        Some(value) if value < least => Err(Problem::invalid(
+            &field,
+            format!("{field} is {value}; at least {least} is needed"),
         )
         .with("value", value)
-        .with("limit", min)),
-        Some(value) if value > max.max(default) => {
-            Err(Problem::over_limit(field, value, max.max(default)))
-        }
+        .with("limit", least)),
+        Some(value) if value > most => Err(Problem::over_limit(&field, value, most)),
         Some(value) => Ok(value),
     }
 }
