@@ -163,7 +163,6 @@ fn it_is_not_killed_by_its_number() {
 for number in [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGSTOP, signal.SIGSEGV,
                signal.SIGRTMIN]:
     attempt(f"signal {int(number)}", lambda: os.kill(1, number))
-attempt("group", lambda: os.killpg(1, signal.SIGKILL))
 "#,
     ));
 }
