@@ -4,6 +4,7 @@ use quorun_ledger::job::Verdict;
 
 use crate::fixture::{After, Job, assert_message, assert_verdict, small, text};
 
+/// Long enough for every program here to get going.
 const WALL_MS: u64 = 700;
 
 #[test]
@@ -48,10 +49,8 @@ fn waiting_for_input_that_never_comes() {
     });
 }
 
-#[test]
-fn ignoring_and_blocking_every_signal() {
-    small(|sandbox| {
-        let attack = r#"
+/// Lets nothing disturb it that it can help.
+const DEAF: &str = r#"
 import os, signal, time
 for number in range(1, 65):
     try:
@@ -62,13 +61,36 @@ signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
 for _ in range(8):
     if os.fork() == 0:
         os.setsid()
+        break
 os.kill(os.getpid(), signal.SIGTERM)
+print("deaf", flush=True)
 while True:
     time.sleep(1000)
 "#;
-        let job = Job::python(attack).wall_ms(WALL_MS);
+
+#[test]
+fn ignoring_and_blocking_every_signal() {
+    small(|sandbox| {
+        let job = Job::python(DEAF).wall_ms(WALL_MS);
         let result = sandbox.attack(After::Kept, &job);
         assert_verdict(&result, Verdict::TimeLimit);
+    });
+}
+
+#[test]
+fn cancelling_what_ignores_and_blocks_every_signal() {
+    small(|sandbox| {
+        let result = sandbox.attack(After::Kept, &Job::python(DEAF).cancelled());
+        assert_verdict(&result, Verdict::Cancelled);
+    });
+}
+
+#[test]
+fn cancelling_a_fork_bomb() {
+    small(|sandbox| {
+        let bomb = "#include <unistd.h>\nint main(void) { write(1, \"x\", 1); for (;;) fork(); }";
+        let result = sandbox.attack(After::Kept, &Job::c(bomb).cancelled());
+        assert_verdict(&result, Verdict::Cancelled);
     });
 }
 

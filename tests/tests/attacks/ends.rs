@@ -194,3 +194,31 @@ fn output_of_nothing_but_nul_up_to_the_cap() {
         assert_eq!(result.output.stdout, vec![0; 64 << 10]);
     });
 }
+
+#[test]
+fn arguments_and_variables_that_no_program_can_be_given() {
+    small(|sandbox| {
+        let job = || Job::dash("echo ran");
+        for job in [
+            job().arg("a\0b"),
+            job().env("NAME", "a\0b"),
+            job().env("NA\0ME", "value"),
+            // More than a kernel takes.
+            job().arg("x".repeat(200 << 10)),
+        ] {
+            let result = sandbox.attack(After::Kept, &job);
+            assert_verdict(&result, Verdict::RuntimeError);
+            assert_eq!(text(&result), "");
+        }
+        // These are odd and no more.
+        let job = job()
+            .arg("")
+            .arg("--help")
+            .env("", "value")
+            .env("A=B", "value")
+            .env("LD_PRELOAD", "/box/none.so")
+            .env("IFS", "e")
+            .env("ENV", "/proc/1/environ");
+        assert_eq!(sandbox.attack_prints(After::Kept, &job), "ran\n");
+    });
+}

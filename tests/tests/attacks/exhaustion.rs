@@ -318,3 +318,173 @@ print(os.fstat(file).st_size)
         assert_eq!(result.outcome.signal, Some(25), "{}", show(&result));
     });
 }
+
+#[test]
+fn memory_that_is_asked_for_again_and_again() {
+    // The kernel kills one process after the other; that it killed any is the verdict, however the first one ends.
+    small(|sandbox| {
+        let bomb = r#"
+            #include <stdlib.h>
+            #include <string.h>
+            #include <sys/wait.h>
+            #include <unistd.h>
+            int main(void) {
+                for (int i = 0; i < 20; i++) {
+                    if (fork() == 0)
+                        for (;;) memset(malloc(1 << 20), 1, 1 << 20);
+                    wait(NULL);
+                }
+                return 0;
+            }"#;
+        let result = sandbox.attack(After::Discarded, &Job::c(bomb));
+        assert_ran_out_of_memory(&result);
+    });
+}
+
+#[test]
+fn memory_of_a_job_that_is_as_dear_to_the_kernel_as_its_warden() {
+    // The warden has the input that nobody reads, the job has next to nothing in its own name: the kernel takes the warden,
+    // and with it the sandbox.
+    small(|sandbox| {
+        let bomb = r#"
+            #define _GNU_SOURCE
+            #include <fcntl.h>
+            #include <sys/mman.h>
+            #include <unistd.h>
+            static char piece[1 << 12];
+            int main(void) {
+                write(open("/proc/self/oom_score_adj", O_WRONLY), "0", 1);
+                for (;;) {
+                    int file = memfd_create("bomb", 0);
+                    for (int i = 0; i < 8192; i++) write(file, piece, sizeof(piece));
+                }
+            }"#;
+        let job = Job::c(bomb).stdin(vec![b'x'; 4 << 20]);
+        let result = sandbox.attack(After::Discarded, &job);
+        assert_ran_out_of_memory(&result);
+    });
+}
+
+/// Makes many pairs of connected sockets and fills their buffers, up to twice the sandbox's memory; prints how much they hold,
+/// KiB.
+fn sockets(pair: &str, memory_kb: u64) -> Job {
+    Job::python(format!(
+        r#"
+import errno, os, socket, sys
+most = int(sys.argv[1]) << 10
+held, total = [], 0
+piece = b"x" * 32768
+{pair}
+while total < most and len(held) < 480:
+    try:
+        ends = pair()
+    except OSError:
+        break
+    for end in ends:
+        end.setblocking(False)
+        try:
+            for _ in range(300):
+                total += end.send(piece)
+        except OSError:
+            pass
+    held.append(ends)
+print(total >> 10)
+"#
+    ))
+    .arg(2 * memory_kb)
+}
+
+/// What is on its way between two sockets is memory of the kernel's, and no less the job's than its own.
+#[track_caller]
+fn assert_bounded_in_sockets(pair: &str) {
+    small(|sandbox| {
+        let job = sockets(pair, sandbox.memory_kb());
+        let result = sandbox.attack(After::Either, &job);
+        if result.outcome.verdict == Verdict::MemoryLimit {
+            return;
+        }
+        assert_verdict(&result, Verdict::Accepted);
+        let held: u64 = text(&result).trim().parse().expect("a number");
+        assert!(
+            held < sandbox.memory_kb(),
+            "{held} KiB in sockets of a sandbox with {} KiB",
+            sandbox.memory_kb()
+        );
+    });
+}
+
+#[test]
+fn memory_in_the_buffers_of_local_sockets() {
+    assert_bounded_in_sockets("pair = socket.socketpair");
+}
+
+#[test]
+fn memory_in_the_buffers_of_connections_over_the_loopback() {
+    assert_bounded_in_sockets(
+        r#"
+try:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1000)
+except OSError:
+    pass
+def pair():
+    one = socket.socket()
+    one.connect(listener.getsockname())
+    return one, listener.accept()[0]
+"#,
+    );
+}
+
+#[test]
+fn memory_in_the_buffers_of_datagrams_over_the_loopback() {
+    assert_bounded_in_sockets(
+        r#"
+def pair():
+    one, other = socket.socket(type=socket.SOCK_DGRAM), socket.socket(type=socket.SOCK_DGRAM)
+    one.bind(("127.0.0.1", 0))
+    other.bind(("127.0.0.1", 0))
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    other.connect(one.getsockname())
+    # Datagrams beyond the receiver's buffer are dropped, not kept.
+    class Sender:
+        def setblocking(self, _): other.setblocking(False)
+        def send(self, piece):
+            if self.left == 0: raise BlockingIOError
+            self.left -= 1
+            return other.send(piece)
+    sender = Sender()
+    sender.keep, sender.left = (one, other), 10
+    return (sender,)
+"#,
+    );
+}
+
+#[test]
+fn memory_in_pipes() {
+    small(|sandbox| {
+        let attack = r#"
+import fcntl, os
+total = 0
+for _ in range(480):
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    try:
+        fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 1 << 20)
+    except OSError:
+        pass
+    try:
+        while True:
+            total += os.write(into, b"x" * 4096)
+    except BlockingIOError:
+        pass
+print(total >> 10)
+"#;
+        let result = sandbox.attack(After::Either, &Job::python(attack));
+        if result.outcome.verdict != Verdict::MemoryLimit {
+            assert_verdict(&result, Verdict::Accepted);
+            let held: u64 = text(&result).trim().parse().expect("a number");
+            assert!(held < sandbox.memory_kb(), "{held}");
+        }
+    });
+}

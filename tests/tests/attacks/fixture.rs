@@ -89,6 +89,7 @@ pub(crate) struct Job {
     times: StepLimits,
     compile_times: StepLimits,
     output_kb: u64,
+    cancelled: bool,
 }
 
 impl Job {
@@ -106,6 +107,7 @@ impl Job {
             times: patient,
             compile_times: patient,
             output_kb: OUTPUT_KB,
+            cancelled: false,
         }
         .file(toolchain.source, source)
     }
@@ -153,6 +155,10 @@ impl Job {
         self
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "numbers and texts alike, without a sign before them"
+    )]
     pub(crate) fn arg(mut self, arg: impl ToString) -> Self {
         self.args.push(arg.to_string());
         self
@@ -178,8 +184,19 @@ impl Job {
         self
     }
 
+    /// Cancelled as soon as it prints something.
+    pub(crate) fn cancelled(mut self) -> Self {
+        self.cancelled = true;
+        self
+    }
+
     pub(crate) fn compile_cpu_ms(mut self, cpu_ms: u64) -> Self {
         self.compile_times.cpu_ms = cpu_ms;
+        self
+    }
+
+    pub(crate) fn compile_wall_ms(mut self, wall_ms: u64) -> Self {
+        self.compile_times.wall_ms = wall_ms;
         self
     }
 
@@ -335,15 +352,22 @@ impl Sandbox {
     #[track_caller]
     pub(crate) fn run(&self, job: &Job) -> JobResult {
         let task = job.task(self.memory_kb);
-        let (output, _) = mpsc::channel(1);
+        let (output, mut chunks) = mpsc::channel(1);
         let result = self.runtime.block_on(async {
-            let run = self
-                .executor
-                .execute(task, output, CancellationToken::new());
-            tokio::time::timeout(job.patience(), run)
-                .await
-                .expect("the job ends")
-                .expect("the executor is available")
+            let cancel = CancellationToken::new();
+            let run = self.executor.execute(task, output, cancel.clone());
+            let watch = async {
+                while chunks.recv().await.is_some() {
+                    if job.cancelled {
+                        cancel.cancel();
+                    }
+                }
+            };
+            let (result, ()) =
+                tokio::time::timeout(job.patience(), async { tokio::join!(run, watch) })
+                    .await
+                    .expect("the job ends");
+            result.expect("the executor is available")
         });
         self.settle();
         assert_ne!(
@@ -479,10 +503,10 @@ pub(crate) fn large(test: impl FnOnce(&Sandbox)) {
 }
 
 fn with(memory_kb: u64, test: impl FnOnce(&Sandbox)) {
-    if let Some(turn) = Turn::take(memory_kb) {
-        if let Some(sandbox) = &turn.sandbox {
-            test(sandbox);
-        }
+    if let Some(turn) = Turn::take(memory_kb)
+        && let Some(sandbox) = &turn.sandbox
+    {
+        test(sandbox);
     }
 }
 

@@ -415,7 +415,7 @@ fn netlink_sockets() {
 fn sockets_of_rare_families() {
     let calls: Vec<(String, String)> = (3..50)
         // The internet's, which leads nowhere here, and those of the tests above.
-        .filter(|family| ![10, 16, 17].contains(family))
+        .filter(|family| ![10, 16, 17, 38, 40].contains(family))
         .flat_map(|family| {
             ["SOCK_STREAM", "SOCK_DGRAM", "SOCK_SEQPACKET"].map(|kind| {
                 (

@@ -117,6 +117,31 @@ fn a_file_that_may_not_be_changed() {
 }
 
 #[test]
+fn marks_on_the_folders_themselves() {
+    small(|sandbox| {
+        let attack = r#"
+import os
+def attempt(call):
+    try:
+        call()
+        return True
+    except OSError:
+        return False
+marks = []
+for folder in "/box", "/tmp", "/dev/mqueue", "/":
+    for call in (lambda: os.setxattr(folder, "user.left", b"left"), lambda: os.chmod(folder, 0o777),
+                 lambda: os.chown(folder, os.getuid(), -1), lambda: os.utime(folder, (1, 1)),
+                 lambda: os.setxattr(folder, "system.posix_acl_default", bytes(28)),
+                 lambda: os.rename(folder, folder + "2"), lambda: os.rmdir(folder)):
+        marks.append(attempt(call))
+print("left" if any(marks) else "refused")
+"#;
+        let printed = sandbox.attack_prints(After::Kept, &Job::python(attack));
+        assert_eq!(printed, "refused\n");
+    });
+}
+
+#[test]
 fn a_source_under_the_name_of_the_next_ones() {
     small(|sandbox| {
         // Folders, so that a file of the name could not be made.
@@ -162,6 +187,7 @@ fn a_server_on_the_loopback() {
     small(|sandbox| {
         let attack = r#"
 import os, socket, time
+end = "refused"
 for family, address in (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"):
     try:
         listener = socket.socket(family)
@@ -169,15 +195,20 @@ for family, address in (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"):
         listener.listen()
     except OSError:
         continue
+    end = "left"
     if os.fork() == 0:
         os.setsid()
         time.sleep(1000)
-print("left")
+print(end)
 "#;
         leave(sandbox, After::Kept, &Job::python(attack));
         let search = r#"
 import socket
-print("nothing" if socket.socket().connect_ex(("127.0.0.1", 4711)) else "found")
+try:
+    socket.create_connection(("127.0.0.1", 4711))
+    print("found")
+except OSError:
+    print("nothing")
 "#;
         assert_finds_nothing(sandbox, &Job::python(search));
     });

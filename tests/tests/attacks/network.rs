@@ -33,6 +33,24 @@ print([line.split(":")[0].strip() for line in open("/proc/net/dev") if ":" in li
     });
 }
 
+/// That each line ends with one of these: as from a network in which there is nobody, or as from a machine on which there is
+/// no network to ask.
+#[track_caller]
+fn assert_nobody(printed: &str) {
+    let ends = [
+        "ECONNREFUSED",
+        "ENETUNREACH",
+        "EADDRNOTAVAIL",
+        "EAFNOSUPPORT",
+        "EPERM",
+        "EACCES",
+    ];
+    assert!(!printed.is_empty());
+    for line in printed.lines() {
+        assert!(ends.iter().any(|end| line.ends_with(end)), "{printed}");
+    }
+}
+
 #[test]
 fn there_is_no_way_to_anywhere() {
     small(|sandbox| {
@@ -53,12 +71,7 @@ for family, address in [(socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:d
             .split_once("192.0.2.1")
             .expect("the first of the ways");
         assert!(head == "1\nset()\n" || head == "1\n", "{printed}");
-        for line in format!("192.0.2.1{ways}").lines() {
-            let refused = ["ENETUNREACH", "EAFNOSUPPORT", "EADDRNOTAVAIL"]
-                .iter()
-                .any(|errno| line.ends_with(errno));
-            assert!(refused, "{printed}");
-        }
+        assert_nobody(&format!("192.0.2.1{ways}"));
     });
 }
 
@@ -69,18 +82,21 @@ fn the_interfaces_cannot_be_changed() {
 import fcntl, struct
 SIOCSIFADDR, SIOCSIFFLAGS, SIOCADDRT = 0x8916, 0x8914, 0x890B
 request = struct.pack("16sH22x", b"lo", socket.AF_INET)
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+for family in socket.AF_INET, socket.AF_UNIX:
+    def change(number, what):
+        with socket.socket(family, socket.SOCK_DGRAM) as control:
+            fcntl.ioctl(control, number, what)
     for number in SIOCSIFADDR, SIOCSIFFLAGS:
-        attempt("interface", lambda: fcntl.ioctl(control, number, request))
-    attempt("route", lambda: fcntl.ioctl(control, SIOCADDRT, bytes(120)))
+        attempt("interface", lambda: change(number, request))
+    attempt("route", lambda: change(SIOCADDRT, bytes(120)))
 attempt("raw", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
 attempt("tunnel", lambda: os.open("/dev/net/tun", os.O_RDWR))
 "#;
         let printed = sandbox.attack_prints(After::Kept, &python(attack));
-        assert_eq!(
-            printed,
-            "interface EPERM\ninterface EPERM\nroute EPERM\nraw EPERM\ntunnel ENOENT\n"
-        );
+        for line in printed.lines() {
+            let refused = [" EPERM", " EACCES", " EAFNOSUPPORT", " ENOTTY", " ENOENT"];
+            assert!(refused.iter().any(|end| line.ends_with(end)), "{printed}");
+        }
     });
 }
 
@@ -90,16 +106,17 @@ fn nobody_listens_on_the_loopback() {
         let attack = r#"
 ends = set()
 for port in range(1, 65536):
-    with socket.socket() as way:
-        ends.add(way.connect_ex(("127.0.0.1", port)))
-print([errno.errorcode.get(end, end) for end in sorted(ends)])
+    try:
+        with socket.socket() as way:
+            # A port may be the one that the socket itself was just given.
+            if way.connect_ex(("127.0.0.1", port)) or way.getsockname() != way.getpeername():
+                way.connect(("127.0.0.1", port))
+                ends.add("somebody at " + str(port))
+    except OSError as error:
+        ends.add(errno.errorcode[error.errno])
+print("\n".join(sorted(ends)))
 "#;
-        let printed = sandbox.attack_prints(After::Kept, &python(attack));
-        // A port may be the one that the socket itself was just given.
-        assert!(
-            ["['ECONNREFUSED']\n", "[0, 'ECONNREFUSED']\n"].contains(&printed.as_str()),
-            "{printed}"
-        );
+        assert_nobody(&sandbox.attack_prints(After::Kept, &python(attack)));
     });
 }
 
@@ -113,10 +130,12 @@ fn the_hosts_own_ports_are_not_reached() {
         let attack = r#"
 tcp, udp = map(int, sys.argv[1:])
 attempt("tcp", lambda: socket.create_connection(("127.0.0.1", tcp)))
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-    way.connect(("127.0.0.1", udp))
-    way.send(b"x")
-    attempt("udp", lambda: way.recv(1))
+def datagram():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect(("127.0.0.1", udp))
+        way.send(b"x")
+        way.recv(1)
+attempt("udp", datagram)
 "#;
         let port =
             |address: std::io::Result<std::net::SocketAddr>| address.expect("an address").port();
@@ -124,7 +143,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
             .arg(port(tcp.local_addr()))
             .arg(port(udp.local_addr()));
         let printed = sandbox.attack_prints(After::Kept, &job);
-        assert_eq!(printed, "tcp ECONNREFUSED\nudp ECONNREFUSED\n");
+        assert_nobody(&printed);
+        assert_eq!(printed.lines().count(), 2);
         let nobody = tcp.accept().expect_err("nobody has come");
         assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
         let nothing = udp.recv(&mut [0; 8]).expect_err("nothing has come");
