@@ -108,10 +108,12 @@ ends = set()
 for port in range(1, 65536):
     try:
         with socket.socket() as way:
+            end = way.connect_ex(("127.0.0.1", port))
+            if end:
+                ends.add(errno.errorcode[end])
             # A port may be the one that the socket itself was just given.
-            if way.connect_ex(("127.0.0.1", port)) or way.getsockname() != way.getpeername():
-                way.connect(("127.0.0.1", port))
-                ends.add("somebody at " + str(port))
+            elif way.getsockname() != way.getpeername():
+                ends.add(f"somebody at {port}")
     except OSError as error:
         ends.add(errno.errorcode[error.errno])
 print("\n".join(sorted(ends)))
