@@ -4,7 +4,9 @@
 
 use quorun_ledger::job::{JobResult, Verdict};
 
-use crate::fixture::{After, Job, assert_verdict, compiler_text, large, show, text};
+use crate::fixture::{
+    After, Job, assert_message, assert_verdict, compiler_text, large, show, small, text,
+};
 
 /// That the compile step failed, and that nothing of what was to be included is in its messages or anywhere else.
 #[track_caller]
@@ -219,5 +221,64 @@ fn a_folder_in_the_place_of_the_compiled_program() {
         let job = Job::c(source).file("main/main", "in the way");
         let result = sandbox.attack(After::Kept, &job);
         assert_verdict(&result, Verdict::CompileError);
+    });
+}
+
+#[test]
+fn a_daemon_of_the_compile_step_does_not_reach_the_run_step() {
+    small(|sandbox| {
+        let build = "
+            for i in 1 2 3 4; do (trap '' HUP TERM; setsid sleep 1000 &) & done
+            wait
+            setsid bash -c 'while :; do echo > spoiled; done' &
+            echo built > built";
+        let run = "for process in /proc/[0-9]*; do
+                [ $process = /proc/1 ] || [ $process = /proc/$$ ] || echo $process
+            done
+            cat built";
+        let job = Job::scripts(build, run);
+        assert_eq!(sandbox.attack_prints(After::Kept, &job), "built\n");
+    });
+}
+
+#[test]
+fn the_compile_step_is_bounded_like_the_run_step() {
+    large(|sandbox| {
+        let fork_bomb = "perl -e 'fork() while 1'";
+        let loud = "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done";
+        let deaf = "trap '' HUP INT TERM; while :; do :; done";
+        for (build, message) in [
+            (fork_bomb, "of CPU time"),
+            (loud, "printed far more than is kept"),
+            (deaf, "of CPU time"),
+        ] {
+            let job = Job::scripts(build, "echo ran").compile_cpu_ms(1000);
+            let result = sandbox.attack(After::Kept, &job);
+            assert_verdict(&result, Verdict::CompileError);
+            assert_message(&result, message);
+            assert_eq!(text(&result), "");
+        }
+        let hungry = "perl -e 'push(@all, \"x\" x (1 << 20) . $_) for 1..1000'";
+        let result = sandbox.attack(After::Discarded, &Job::scripts(hungry, "echo ran"));
+        assert_verdict(&result, Verdict::CompileError);
+        assert_message(&result, "KiB of memory");
+    });
+}
+
+#[test]
+fn a_compile_step_that_leaves_something_else_to_run() {
+    small(|sandbox| {
+        // The run step runs with the job's rights whatever it finds.
+        for build in [
+            "ln -sf /etc/shadow run.sh",
+            "ln -sf /proc/1/environ run.sh",
+            "rm run.sh; ln -s run.sh run.sh",
+            "rm run.sh; mkfifo run.sh; chmod 0 run.sh",
+            "rm -rf /box/* /box/.*",
+        ] {
+            let result = sandbox.attack(After::Kept, &Job::scripts(build, "echo ran"));
+            assert_verdict(&result, Verdict::RuntimeError);
+            assert_eq!(text(&result), "", "{build}");
+        }
     });
 }

@@ -488,3 +488,30 @@ print(total >> 10)
         }
     });
 }
+
+#[test]
+fn terminals_until_the_machine_has_no_more() {
+    // They are counted for the machine as a whole: who takes all takes them from the jobs in all other sandboxes.
+    small(|sandbox| {
+        let attack = r#"
+import errno, os
+ready, go = os.pipe(), os.pipe()
+held = []
+for _ in range(8):
+    if os.fork() == 0:
+        end = 0
+        try:
+            while True:
+                held.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+        except OSError as error:
+            end = error.errno
+        os.write(ready[1], bytes([end]))
+        os.read(go[0], 1)
+        os._exit(0)
+ends = b"".join(os.read(ready[0], 1) for _ in range(8))
+print("some are left" if errno.ENOSPC not in ends else "all taken")
+"#;
+        let printed = sandbox.attack_prints(After::Kept, &Job::python(attack));
+        assert_eq!(printed, "some are left\n");
+    });
+}

@@ -62,6 +62,13 @@ const RUST: Toolchain = compiled(
     &["rustc", "--edition", "2021", "-o", "main", "{source}"],
 );
 
+/// A compile step that is as free as a run step: what a compiler might be talked into.
+const SCRIPTS: Toolchain = Toolchain {
+    source: "build.sh",
+    compile: Some(&["bash", "{source}"]),
+    run: &["dash", "run.sh"],
+};
+
 const fn interpreter(source: &'static str, run: &'static [&'static str]) -> Toolchain {
     Toolchain {
         source,
@@ -139,6 +146,11 @@ impl Job {
 
     pub(crate) fn rust(source: impl Into<Bytes>) -> Self {
         Self::new(RUST, source)
+    }
+
+    /// Two shell scripts, for the compile step and for the run step.
+    pub(crate) fn scripts(build: impl Into<Bytes>, run: impl Into<Bytes>) -> Self {
+        Self::new(SCRIPTS, build).file("run.sh", run)
     }
 
     /// One more file, after those that there are.

@@ -461,6 +461,25 @@ fn posix_queues() {
 }
 
 #[test]
+fn huge_pages() {
+    // They come from a store of the machine's own and count into nobody's memory. Most machines have an empty one.
+    assert_refused(
+        &["EPERM", "EACCES", "ENOSYS", "EINVAL", "ENOMEM"],
+        &[
+            (
+                "anonymous",
+                "mmap(NULL, 2 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0)",
+            ),
+            (
+                "of a file without a name",
+                "({ int file = memfd_create(\"huge\", MFD_HUGETLB); file < 0 ? -1 :
+                    (long)mmap(NULL, 2 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0); })",
+            ),
+        ],
+    );
+}
+
+#[test]
 fn handles_of_files() {
     assert_refused(
         DENIED,
