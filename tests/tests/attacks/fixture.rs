@@ -221,6 +221,7 @@ impl Job {
             memory_kb,
             processes: PROCESSES,
             output_kb: self.output_kb,
+            ..Limits::default()
         };
         let language = Language {
             name: "attack".to_owned(),
@@ -245,6 +246,9 @@ impl Job {
             env: self.env.clone(),
             limits,
             labels: Vec::new(),
+            tests: Vec::new(),
+            stop_on_failure: false,
+            isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
         };
