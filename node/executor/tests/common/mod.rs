@@ -198,10 +198,7 @@ pub fn engine() -> bool {
         std::env::var("QUORUN_REQUIRE_ENGINE").as_deref() != Ok("1"),
         "QUORUN_REQUIRE_ENGINE is 1, but {reason}"
     );
-    eprintln!(
-        "SKIPPED: it needs a container engine with {}: {reason}",
-        IMAGE
-    );
+    eprintln!("SKIPPED: it needs a container engine with {IMAGE}: {reason}");
     false
 }
 
