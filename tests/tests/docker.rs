@@ -30,6 +30,17 @@ fn node_of(container: &ContainerSummary) -> Option<String> {
     container.labels.as_ref()?.get("quorun.node").cloned()
 }
 
+/// The running containers of one process of a node.
+async fn sandboxes_of(engine: &Engine, cluster: &str, node: u64, incarnation: u64) -> Vec<String> {
+    let mut found = engine.sandboxes(cluster).await;
+    found.retain(|container| {
+        let labels = container.labels.clone().unwrap_or_default();
+        labels.get("quorun.node") == Some(&node.to_string())
+            && labels.get("quorun.incarnation") == Some(&incarnation.to_string())
+    });
+    found.into_iter().filter_map(|found| found.id).collect()
+}
+
 /// Ends the nodes as an operator would; they leave nothing behind.
 async fn leaves_nothing(engine: &Engine, mut cluster: Cluster) {
     let id = cluster.id().await;
@@ -324,21 +335,14 @@ async fn limits_hold_in_a_container() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_node_leaves_is_removed_by_its_next_incarnation() {
     let test = "what_a_killed_node_leaves_is_removed_by_its_next_incarnation";
-    let Some((engine, mut cluster)) = cluster(test, docker()).await else {
+    // Alone, so that nobody else removes it.
+    let Some((engine, mut cluster)) = cluster(test, docker().nodes(1)).await else {
         return;
     };
     let id = cluster.id().await;
-    let of_two = async |incarnation: &str| {
-        let mut found = engine.sandboxes(&id).await;
-        found.retain(|container| {
-            let labels = container.labels.clone().unwrap_or_default();
-            node_of(container).as_deref() == Some("2")
-                && labels.get("quorun.incarnation").map(String::as_str) == Some(incarnation)
-        });
-        found.into_iter().filter_map(|c| c.id).collect::<Vec<_>>()
-    };
-    eventually("node 2 has sandboxes", async || {
-        if of_two("1").await.is_empty() {
+    let of = async |incarnation| sandboxes_of(&engine, &id, 1, incarnation).await;
+    eventually("it has sandboxes", async || {
+        if of(1).await.is_empty() {
             Err("none")
         } else {
             Ok(())
@@ -346,16 +350,16 @@ async fn what_a_killed_node_leaves_is_removed_by_its_next_incarnation() {
     })
     .await;
     // A sandbox ends with its node's end of its stdin. One whose warden hangs does not, and is an orphan.
-    let orphan = engine.orphan(&id, 2, 1).await;
+    let orphan = engine.orphan(&id, 1, 1).await;
     let foreign = engine.orphan(&id, 9, 1).await;
-    cluster.node(2).kill();
+    cluster.node(1).kill();
     assert!(
-        of_two("1").await.contains(&orphan),
+        of(1).await.contains(&orphan),
         "nobody is there to remove it"
     );
-    cluster.node(2).restart().await;
+    cluster.node(1).restart().await;
     eventually("the orphans are gone", async || {
-        let left = of_two("1").await;
+        let left = of(1).await;
         if left.is_empty() {
             Ok(())
         } else {
@@ -364,7 +368,7 @@ async fn what_a_killed_node_leaves_is_removed_by_its_next_incarnation() {
     })
     .await;
     eventually("there are new sandboxes", async || {
-        if of_two("2").await.is_empty() {
+        if of(2).await.is_empty() {
             Err("none")
         } else {
             Ok(())
@@ -373,8 +377,117 @@ async fn what_a_killed_node_leaves_is_removed_by_its_next_incarnation() {
     .await;
     assert!(engine.inspect(&foreign).await.is_some(), "not its own");
     engine.remove(&foreign).await;
-    let done = cluster.client(2).run(&patient("bash", "echo back")).await;
+    let done = cluster.client(1).run(&patient("bash", "echo back")).await;
     assert_eq!(done["stdout"], "back\n", "{done}");
+    leaves_nothing(&engine, cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_node_leaves_is_removed_by_its_peers() {
+    let test = "what_a_lost_node_leaves_is_removed_by_its_peers";
+    let Some((engine, mut cluster)) = cluster(test, docker()).await else {
+        return;
+    };
+    let id = cluster.id().await;
+    let victim = 2;
+    cluster.all_work().await;
+    let orphan = engine.orphan(&id, victim, 1).await;
+    // Neither what a newer process of that node has, nor what is one's own.
+    let newer = engine.orphan(&id, victim, 2).await;
+    let own = engine.orphan(&id, 1, 1).await;
+    cluster.node(victim).kill();
+    eventually("its sandboxes are gone while it is dead", async || {
+        let left = sandboxes_of(&engine, &id, victim, 1).await;
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(format!(
+                "{left:?}, of which {orphan} does not end by itself"
+            ))
+        }
+    })
+    .await;
+    for kept in [&newer, &own] {
+        assert!(engine.inspect(kept).await.is_some(), "{kept}");
+    }
+    assert!(!sandboxes_of(&engine, &id, 1, 1).await.is_empty());
+    engine.remove(&newer).await;
+    engine.remove(&own).await;
+    let done = cluster.client(1).run(&patient("bash", "echo on")).await;
+    assert_eq!(done["stdout"], "on\n", "{done}");
+    cluster.node(victim).restart().await;
+    leaves_nothing(&engine, cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_only_slow_goes_on_with_new_sandboxes() {
+    let test = "a_node_that_was_only_slow_goes_on_with_new_sandboxes";
+    let Some((engine, mut cluster)) = cluster(test, docker()).await else {
+        return;
+    };
+    let id = cluster.id().await;
+    let leader = cluster.leader().await;
+    let slow = if leader == 3 { 2 } else { 3 };
+    cluster.all_work().await;
+    cluster.node(slow).pause();
+    eventually("it is taken for lost, and its sandboxes go", async || {
+        let left = sandboxes_of(&engine, &id, slow, 1).await;
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{left:?}"))
+        }
+    })
+    .await;
+    cluster.node(slow).resume();
+    let client = cluster.client(slow);
+    eventually("it runs jobs again", async || {
+        let done = client.run(&patient("bash", "echo on")).await;
+        assert_eq!(done["stdout"], "on\n", "{done}");
+        if done["node"] == slow {
+            Ok(())
+        } else {
+            Err(done.to_string())
+        }
+    })
+    .await;
+    assert!(!sandboxes_of(&engine, &id, slow, 1).await.is_empty());
+    leaves_nothing(&engine, cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_with_keys_share_no_sandbox_and_the_cluster_says_why_sandboxes_went() {
+    let test = "jobs_with_keys_share_no_sandbox_and_the_cluster_says_why_sandboxes_went";
+    let plan = docker().nodes(1).slots(1).arg("--max-jobs-per-sandbox=2");
+    let Some((engine, cluster)) = cluster(test, plan).await else {
+        return;
+    };
+    let client = cluster.any();
+    let mut owners = BTreeMap::new();
+    for round in 0..4 {
+        for owner in [None, Some("one"), Some("two")] {
+            let mut job = patient("bash", "cksum < /proc/self/mountinfo");
+            job["isolation_key"] = owner.into();
+            let done = client.run(&job).await;
+            assert_eq!(done["verdict"], "accepted", "{done}");
+            let known = owners.entry(done["stdout"].to_string()).or_insert(owner);
+            assert_eq!(*known, owner, "round {round}: two owners in one sandbox");
+        }
+    }
+    eventually("it says why", async || {
+        let status = client.cluster().await;
+        let sandboxes = &status["nodes"][0]["sandboxes"];
+        let by = sandboxes["discarded_by"].as_object();
+        let total: Option<u64> = by.map(|by| by.values().filter_map(Value::as_u64).sum());
+        let gone = sandboxes["discarded_by"]["worn"].as_u64() >= Some(1)
+            || sandboxes["discarded_by"]["evicted"].as_u64() >= Some(1);
+        if gone && total == sandboxes["discarded"].as_u64() {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    })
+    .await;
     leaves_nothing(&engine, cluster).await;
 }
 

@@ -165,6 +165,7 @@ where
     log.guard_purges(Arc::new(ledger.clone()));
 
     let (notify, notices) = mpsc::unbounded_channel();
+    let (fatal_tx, fatal) = watch::channel(None);
     let peers = Arc::new(Peers::new(options.cluster, options.id, runtime));
     let raft = Raft::build(
         options.id,
@@ -173,7 +174,7 @@ where
             peers: peers.clone(),
         },
         log.clone(),
-        StateMachine::new(ledger.clone(), log.durable(), notify),
+        StateMachine::new(ledger.clone(), log.durable(), notify).telling(fatal_tx.clone()),
     )
     .await;
     let raft = match raft {
@@ -186,7 +187,6 @@ where
     };
 
     let (status_tx, status) = watch::channel(Status::default());
-    let (fatal_tx, fatal) = watch::channel(None);
     tokio::spawn(watch_log(log.failure(), fatal_tx.clone()));
     tokio::spawn(status::run(
         raft.clone(),

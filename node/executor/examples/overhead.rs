@@ -1,4 +1,4 @@
-//! What a sandbox costs: a Python program that prints one line, run in four ways in turn.
+//! What a sandbox costs: a Python program that prints one line, run in several ways in turn, then as fast as it goes.
 //!
 //! ```text
 //! cargo run --release -p quorun-executor --example overhead [-- ROUNDS [IMAGE]]
@@ -7,8 +7,10 @@
 //! - `bare`: the image's own python, started from here as a plain process (by chroot into a container's root; takes root,
 //!   else the machine's python3)
 //! - `execute`: through `Executor::execute` on a warm sandbox; `inside` is the part of it from fork to exit in the sandbox
-//! - `process`: the machine's own `/usr/bin/python3` through the process executor
-//! - `docker run`: a fresh container for each, a tenth of the rounds
+//! - `fresh`: the same with `max_jobs_per_sandbox = 1`: a new container for every job, made ahead of need
+//! - `process`: the machine's own `/usr/bin/python3` through the process executor, and bare
+//! - `isolate`, if `QUORUN_ISOLATE` names the program: the machine's python3 in isolate, the run alone and the whole cycle
+//! - `docker run`: a container for each, a tenth of the rounds
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -24,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 const PROGRAM: &str = "print('hello')";
+const HOST_PYTHON: &str = "/usr/bin/python3";
 const MEMORY_KB: u64 = 256 << 10;
 
 #[tokio::main]
@@ -33,79 +36,166 @@ async fn main() {
     let image = arguments
         .next()
         .unwrap_or_else(|| "quorun/sandbox:0.1.0".to_owned());
+    let isolate = std::env::var("QUORUN_ISOLATE").ok();
     let folder = std::env::temp_dir().join(format!("quorun-overhead-{}", std::process::id()));
-    let docker = started(Kind::Docker, &image, &folder).await;
-    let process = started(Kind::Process, &image, &folder).await;
+    let docker = started(Kind::Docker, &image, &folder.join("docker"), None).await;
+    let process = started(Kind::Process, &image, &folder.join("process"), None).await;
     let (idle, root) = root_of(&image);
+    let root = root.as_deref();
     if root.is_none() {
         println!("bare is the machine's own python3, not the image's");
     }
 
-    let mut figures: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
-    let mut note = |name, time| figures.entry(name).or_default().push(time);
+    let mut figures = Figures::default();
     for round in 0..rounds {
-        note("1 bare", bare(root.as_deref()));
+        figures.note("1 bare", bare(root));
         let (outer, inner) = execute(&docker, &image, "python3").await;
-        note("2 execute, docker", outer);
-        note("3   inside it", inner);
-        note("4   the rest", outer.saturating_sub(inner));
-        let (outer, inner) = execute(&process, &image, "/usr/bin/python3").await;
-        note("6   the rest", outer.saturating_sub(inner));
-        note("5 execute, process", outer);
+        figures.note("2 execute, docker", outer);
+        figures.note("3   inside it", inner);
+        figures.note("4   the rest", outer.saturating_sub(inner));
+        figures.note("5 bare, the machine's", bare(None));
+        let (outer, _) = execute(&process, &image, HOST_PYTHON).await;
+        figures.note("6 execute, process", outer);
+        if let Some(isolate) = &isolate {
+            let (run, cycle) = isolated(isolate);
+            figures.note("7 isolate, run alone", run);
+            figures.note("8 isolate, whole cycle", cycle);
+        }
         if round % 10 == 0 {
-            note("7 docker run", docker_run(&image));
+            figures.note("9 docker run", docker_run(&image));
         }
     }
-    println!(
-        "{:20} {:>8} {:>8} {:>8} {:>6}",
-        "ms", "p50", "p90", "p99", "n"
-    );
-    for (name, times) in &mut figures {
-        times.sort();
-        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-        println!(
-            "{name:20} {:8.2} {:8.2} {:8.2} {:6}",
-            at(0.5),
-            at(0.9),
-            at(0.99),
-            times.len()
-        );
-    }
-    // Sustained: as many at a time as there are slots.
+    figures.print();
+    process.shutdown().await;
+
+    // Sustained: so many at a time, in alternation.
     for clients in [2, 4] {
-        let begin = Instant::now();
-        let each = rounds / clients;
-        let jobs = (0..clients).map(|_| async {
-            for _ in 0..each {
-                execute(&docker, &image, "python3").await;
-            }
-        });
-        futures::future::join_all(jobs).await;
-        let ours = (each * clients) as f64 / begin.elapsed().as_secs_f64();
-        let begin = Instant::now();
-        std::thread::scope(|scope| {
-            for _ in 0..clients {
-                scope.spawn(|| {
-                    (0..each).for_each(|_| {
-                        let _ = bare(root.as_deref());
-                    });
-                });
-            }
-        });
-        let theirs = (each * clients) as f64 / begin.elapsed().as_secs_f64();
-        println!(
-            "{clients} at a time: execute {ours:.1}/s, bare {theirs:.1}/s, ratio {:.2}",
-            ours / theirs
+        for _ in 0..3 {
+            let each = rounds / clients;
+            let ours = sustained(&docker, &image, clients, each).await;
+            let theirs = rate(clients, each, || {
+                bare(root);
+            });
+            let fresh = rate(clients, each / 20 + 1, || {
+                docker_run(&image);
+            });
+            println!(
+                "{clients} at a time: execute {ours:.1}/s, bare {theirs:.1}/s (ratio {:.2}), docker run {fresh:.1}/s (ratio {:.1})",
+                ours / theirs,
+                ours / fresh
+            );
+        }
+    }
+    docker.shutdown().await;
+
+    let once = started(Kind::Docker, &image, &folder.join("once"), Some(1)).await;
+    let mut figures = Figures::default();
+    for _ in 0..rounds / 10 {
+        // Made ahead of need: a client that comes now and then finds one.
+        warm(&once, 2).await;
+        figures.note(
+            "fresh, one now and then",
+            execute(&once, &image, "python3").await.0,
         );
     }
+    figures.print();
+    for clients in [1, 2] {
+        for _ in 0..3 {
+            let each = rounds / 20 + 1;
+            let ours = sustained(&once, &image, clients, each).await;
+            let theirs = rate(clients, each, || {
+                docker_run(&image);
+            });
+            println!(
+                "{clients} at a time, a fresh sandbox each: {ours:.1}/s, docker run {theirs:.1}/s (ratio {:.2})",
+                ours / theirs
+            );
+        }
+    }
+    once.shutdown().await;
     let removed = Command::new("docker").args(["rm", "-f", &idle]).output();
     assert!(removed.unwrap().status.success());
-    docker.shutdown().await;
-    process.shutdown().await;
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-async fn started(kind: Kind, image: &str, folder: &std::path::Path) -> Executor {
+/// Times by what was timed.
+#[derive(Default)]
+struct Figures(BTreeMap<&'static str, Vec<Duration>>);
+
+impl Figures {
+    fn note(&mut self, name: &'static str, time: Duration) {
+        self.0.entry(name).or_default().push(time);
+    }
+
+    fn print(&mut self) {
+        println!(
+            "{:24} {:>8} {:>8} {:>8} {:>8} {:>6}",
+            "ms", "min", "p50", "p90", "p99", "n"
+        );
+        for (name, times) in &mut self.0 {
+            times.sort();
+            let at =
+                |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+            println!(
+                "{name:24} {:8.2} {:8.2} {:8.2} {:8.2} {:6}",
+                at(0.0),
+                at(0.5),
+                at(0.9),
+                at(0.99),
+                times.len()
+            );
+        }
+    }
+}
+
+/// Jobs per second through an executor, closed loop.
+async fn sustained(executor: &Executor, image: &str, clients: usize, each: usize) -> f64 {
+    let begin = Instant::now();
+    let jobs = (0..clients).map(|_| async {
+        for _ in 0..each {
+            execute(executor, image, "python3").await;
+        }
+    });
+    futures::future::join_all(jobs).await;
+    (each * clients) as f64 / begin.elapsed().as_secs_f64()
+}
+
+/// How often per second something can be done by as many threads.
+fn rate(clients: usize, each: usize, work: impl Fn() + Sync) -> f64 {
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| (0..each).for_each(|_| work()));
+        }
+    });
+    (each * clients) as f64 / begin.elapsed().as_secs_f64()
+}
+
+/// The machine's python3 in isolate: the run alone, and with a box made before and removed after it.
+fn isolated(isolate: &str) -> (Duration, Duration) {
+    let call = |arguments: &[&str]| {
+        let output = Command::new(isolate).args(arguments).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    let begin = Instant::now();
+    call(&["--init"]);
+    let inner = Instant::now();
+    call(&["--run", "--", HOST_PYTHON, "-c", PROGRAM]);
+    let run = inner.elapsed();
+    call(&["--cleanup"]);
+    (run, begin.elapsed())
+}
+
+async fn started(
+    kind: Kind,
+    image: &str,
+    folder: &std::path::Path,
+    max_jobs: Option<u32>,
+) -> Executor {
     let labels = Labels {
         cluster: format!("overhead-{}", std::process::id()),
         node: 1,
@@ -113,6 +203,7 @@ async fn started(kind: Kind, image: &str, folder: &std::path::Path) -> Executor 
     };
     let options = Options {
         images: vec![(image.to_owned(), MEMORY_KB)],
+        max_jobs_per_sandbox: max_jobs.unwrap_or(u32::MAX),
         ..Options::new(kind, 4, labels, folder.to_path_buf())
     };
     let (executor, upkeep) = quorun_executor::start(options).unwrap();
@@ -122,10 +213,15 @@ async fn started(kind: Kind, image: &str, folder: &std::path::Path) -> Executor 
         .wait_for(|health| *health == Health::Ready)
         .await
         .unwrap();
-    while executor.sandboxes()["warm"] < 4 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    warm(&executor, 1).await;
     executor
+}
+
+/// Waits until so many sandboxes are warm.
+async fn warm(executor: &Executor, wanted: u64) {
+    while executor.sandboxes()["warm"] < wanted {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn execute(executor: &Executor, image: &str, python: &str) -> (Duration, Duration) {
@@ -149,7 +245,7 @@ fn bare(root: Option<&str>) -> Duration {
             command.args([root, "python3"]);
             command
         }
-        None => Command::new("python3"),
+        None => Command::new(HOST_PYTHON),
     };
     let output = command.args(["-c", PROGRAM]).output().unwrap();
     assert_eq!(output.stdout, b"hello\n");
@@ -246,6 +342,7 @@ fn task(image: &str, python: &str) -> Task {
             env: BTreeMap::new(),
             limits,
             labels: Vec::new(),
+            isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
         },

@@ -3,12 +3,12 @@
 //! Everything here is kept off a job's path: a container takes half a second to start, a frame to a running one a third of
 //! a millisecond.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::io::Read;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bollard::container::LogOutput;
@@ -55,6 +55,14 @@ const WARDEN_MEMORY_KB: u64 = 4 << 10;
 /// Processes and threads in one sandbox, whatever its jobs may have: what a kernel without a per-user limit holds to.
 const PIDS: i64 = 1024;
 
+/// A folder of a sandbox holds one file for so many KiB of its memory, and some in any case. What the kernel keeps of a
+/// file takes about one KiB of that memory, however empty the file is.
+const KB_PER_INODE: u64 = 16;
+const LEAST_INODES: u64 = 1024;
+
+/// Since this version of its API the engine takes runtimes that it does not list, by the name of their program.
+const UNLISTED_RUNTIMES: (usize, usize) = (1, 42);
+
 /// Weight against the node's own processes (1024) when processors are short.
 const CPU_SHARES: i64 = 128;
 
@@ -67,6 +75,9 @@ const LABEL_INCARNATION: &str = "quorun.incarnation";
 pub(crate) struct Docker {
     labels: Labels,
     cpus: f64,
+    runtime: Option<String>,
+    /// The engine that is connected is known to have the runtime.
+    has_runtime: AtomicBool,
     /// The connection; taken away when the engine stops answering, so that the next one negotiates its version anew.
     client: Mutex<Option<bollard::Docker>>,
     /// The volume with the warden has been filled.
@@ -74,6 +85,8 @@ pub(crate) struct Docker {
     /// What the engine last said that each image is. Forgotten with the connection: an engine that was away may have
     /// got another image under the same name.
     images: Mutex<HashMap<String, String>>,
+    /// Containers, by name or id, that nobody uses and that the engine did not say are gone.
+    leftover: Mutex<BTreeSet<String>>,
     /// Part of every container's name: no two starts of a node have it in common.
     tag: u64,
     next: AtomicU64,
@@ -81,7 +94,7 @@ pub(crate) struct Docker {
 
 impl Docker {
     /// Checks the settings; the engine need not be there yet.
-    pub(crate) fn new(labels: &Labels, cpus: f64) -> Result<Self, String> {
+    pub(crate) fn new(labels: &Labels, cpus: f64, runtime: Option<String>) -> Result<Self, String> {
         // A wrong DOCKER_HOST will not get right by waiting; a socket that is not there will.
         if let Err(error @ EngineError::UnsupportedURISchemeError { .. }) =
             bollard::Docker::connect_with_defaults()
@@ -91,43 +104,80 @@ impl Docker {
         Ok(Self {
             labels: labels.clone(),
             cpus,
+            runtime,
+            has_runtime: AtomicBool::new(false),
             client: Mutex::new(None),
             volume: tokio::sync::Mutex::new(false),
             images: Mutex::default(),
+            leftover: Mutex::default(),
             tag: RandomState::new().build_hasher().finish(),
             next: AtomicU64::new(1),
         })
     }
 
-    /// Asks the engine whether it is there.
+    /// Asks the engine whether it is there, and, when that is not known yet, whether it has the runtime.
     pub(crate) async fn check(&self) -> Result<(), String> {
         let result = tokio::time::timeout(PING_PATIENCE, async {
-            match self.current() {
-                Some(client) => client.ping().await.map(drop),
-                None => self.connect().await.map(drop),
-            }
+            let client = match self.current() {
+                Some(client) => client.ping().await.map(|_| client)?,
+                None => self.connect().await?,
+            };
+            self.check_runtime(&client).await
         })
         .await;
         let reason = match result {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(fit)) => return fit,
             Ok(Err(error)) => describe(&error),
             Err(_) => format!("no answer within {PING_PATIENCE:?}"),
         };
         *self.lock() = None;
+        self.has_runtime.store(false, Ordering::Relaxed);
         self.known_images().clear();
         Err(format!("the container engine cannot be reached: {reason}"))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<bollard::Docker>> {
-        self.client
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Whether sandboxes can have the runtime that they are to have; the reason if not.
+    async fn check_runtime(
+        &self,
+        client: &bollard::Docker,
+    ) -> Result<Result<(), String>, EngineError> {
+        let Some(wanted) = &self.runtime else {
+            return Ok(Ok(()));
+        };
+        if self.has_runtime.load(Ordering::Relaxed) {
+            return Ok(Ok(()));
+        }
+        let mut known: Vec<String> = client
+            .info()
+            .await?
+            .runtimes
+            .unwrap_or_default()
+            .into_keys()
+            .collect();
+        let version = client.client_version();
+        let unlisted = wanted.contains('.')
+            && (version.major_version, version.minor_version) >= UNLISTED_RUNTIMES;
+        if known.contains(wanted) || unlisted {
+            self.has_runtime.store(true, Ordering::Relaxed);
+            return Ok(Ok(()));
+        }
+        known.sort_unstable();
+        Ok(Err(format!(
+            "the container engine has no runtime \"{wanted}\" (--runtime); it has {}",
+            known.join(", ")
+        )))
     }
 
-    fn known_images(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
-        self.images
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<bollard::Docker>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_images(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leftover(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.leftover.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The engine's id of an image, which changes with its content; `None` if it cannot be found out.
@@ -145,16 +195,22 @@ impl Docker {
     }
 
     /// Learns from a container what its image is now: the name may have been given to another one.
-    async fn learn_image(&self, client: &bollard::Docker, image: &str, container: &str) {
+    async fn learn_image(
+        &self,
+        client: &bollard::Docker,
+        image: &str,
+        container: &str,
+    ) -> Option<String> {
         let inspected = client
             .inspect_container(container, None::<InspectContainerOptions>)
             .await;
         let id = inspected.ok().and_then(|container| container.image);
         let mut images = self.known_images();
-        match id {
-            Some(id) => images.insert(image.to_owned(), id),
+        match &id {
+            Some(id) => images.insert(image.to_owned(), id.clone()),
             None => images.remove(image),
         };
+        id
     }
 
     fn current(&self) -> Option<bollard::Docker> {
@@ -209,19 +265,29 @@ impl Docker {
             self.labels.node, self.tag as u32
         );
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let id = client
+        let created = client
             .create_container(Some(options), self.container(key))
-            .await?
-            .id;
-        self.learn_image(client, &key.image, &id).await;
+            .await;
+        let id = match created {
+            Ok(created) => created.id,
+            Err(error) => {
+                // An engine that did not get to answer may have made it.
+                if !matches!(error, EngineError::DockerResponseServerError { .. }) {
+                    self.leftover().insert(name);
+                }
+                return Err(error.into());
+            }
+        };
+        let image_id = self.learn_image(client, &key.image, &id).await;
         match self.open(client, &id).await {
             Ok(link) => Ok(Made {
                 id,
+                image_id,
                 link,
                 child: None,
             }),
             Err(error) => {
-                remove_container(client, &id).await;
+                self.remove_surely(client, &id).await;
                 Err(error)
             }
         }
@@ -286,7 +352,9 @@ impl Docker {
         let memory = i64::try_from((key.memory_kb + WARDEN_MEMORY_KB).saturating_mul(1024))
             .unwrap_or(i64::MAX);
         // Programs that a job compiled are executed from the box.
-        let tmpfs = |bytes: u64| format!("rw,exec,nosuid,nodev,mode=1777,size={bytes}");
+        let inodes = (key.memory_kb / KB_PER_INODE).max(LEAST_INODES);
+        let tmpfs =
+            |bytes: u64| format!("rw,exec,nosuid,nodev,mode=1777,size={bytes},nr_inodes={inodes}");
         let host = HostConfig {
             network_mode: Some("none".into()),
             ipc_mode: Some("none".into()),
@@ -311,6 +379,7 @@ impl Docker {
                 config: None,
             }),
             init: Some(false),
+            runtime: self.runtime.clone(),
             restart_policy: Some(RestartPolicy {
                 name: Some(RestartPolicyNameEnum::NO),
                 maximum_retry_count: None,
@@ -374,7 +443,7 @@ impl Docker {
             Ok(())
         }
         .await;
-        remove_container(client, &helper).await;
+        self.remove_surely(client, &helper).await;
         *filled = result.is_ok();
         result
     }
@@ -422,8 +491,37 @@ impl Docker {
         let Made { id, link, .. } = made;
         drop(link);
         match self.client().await {
-            Ok(client) => remove_container(&client, &id).await,
-            Err(error) => tracing::debug!(sandbox = id, "not removed: {}", describe(&error)),
+            Ok(client) => self.remove_surely(&client, &id).await,
+            Err(error) => {
+                tracing::debug!(sandbox = id, "not removed yet: {}", describe(&error));
+                self.leftover().insert(id);
+            }
+        }
+    }
+
+    /// Removes a container now or, if the engine fails, when it is well again.
+    async fn remove_surely(&self, client: &bollard::Docker, id: &str) {
+        if !remove_container(client, id).await {
+            self.leftover().insert(id.to_owned());
+        }
+    }
+
+    /// Whether there are containers to [`sweep`](Self::sweep).
+    pub(crate) fn has_leftovers(&self) -> bool {
+        !self.leftover().is_empty()
+    }
+
+    /// Removes what could not be removed when it should have been.
+    pub(crate) async fn sweep(&self) {
+        let leftover = std::mem::take(&mut *self.leftover());
+        let client = self.client().await;
+        for id in leftover {
+            match &client {
+                Ok(client) => self.remove_surely(client, &id).await,
+                Err(_) => {
+                    self.leftover().insert(id);
+                }
+            }
         }
     }
 
@@ -442,22 +540,32 @@ impl Docker {
 
     pub(crate) async fn remove_orphans(&self) {
         let own = self.labels.incarnation;
-        self.remove_where(|incarnation| incarnation < own).await;
+        self.remove_where(self.labels.node, |incarnation| incarnation < own)
+            .await;
+    }
+
+    /// Removes what another node has left on this engine, in this incarnation and those before.
+    pub(crate) async fn remove_orphans_of(&self, node: u64, last: u64) {
+        if node != self.labels.node {
+            self.remove_where(node, |incarnation| incarnation <= last)
+                .await;
+        }
     }
 
     pub(crate) async fn remove_all(&self) {
         let own = self.labels.incarnation;
-        self.remove_where(|incarnation| incarnation == own).await;
+        self.remove_where(self.labels.node, |incarnation| incarnation == own)
+            .await;
     }
 
-    /// Removes the containers of this cluster and node whose incarnation is one of these.
-    async fn remove_where(&self, wanted: impl Fn(u64) -> bool) {
+    /// Removes the containers of a node of this cluster whose incarnation is one of these.
+    async fn remove_where(&self, node: u64, wanted: impl Fn(u64) -> bool) {
         let Ok(client) = self.client().await else {
             return;
         };
         let labels = vec![
             format!("{LABEL_CLUSTER}={}", self.labels.cluster),
-            format!("{LABEL_NODE}={}", self.labels.node),
+            format!("{LABEL_NODE}={node}"),
         ];
         let options = ListContainersOptionsBuilder::default()
             .all(true)
@@ -466,7 +574,11 @@ impl Docker {
         let containers = match client.list_containers(Some(options)).await {
             Ok(containers) => containers,
             Err(error) => {
-                tracing::warn!("listing the containers of this node: {}", describe(&error));
+                tracing::warn!(
+                    node,
+                    "listing the containers of a node: {}",
+                    describe(&error)
+                );
                 return;
             }
         };
@@ -477,7 +589,7 @@ impl Docker {
                 .and_then(|labels| labels.get(LABEL_INCARNATION)?.parse().ok())
                 .unwrap_or(0);
             if let (Some(id), true) = (container.id, wanted(incarnation)) {
-                tracing::info!(sandbox = id, incarnation, "removing a container");
+                tracing::info!(sandbox = id, node, incarnation, "removing a container");
                 remove_container(&client, &id).await;
             }
         }
@@ -549,8 +661,8 @@ async fn holds_warden(client: &bollard::Docker, helper: &str) -> bool {
 }
 
 /// Removes a container and returns when it is gone, whoever removes it: one whose warden has ended is removed by the engine
-/// itself, maybe at this moment.
-async fn remove_container(client: &bollard::Docker, id: &str) {
+/// itself, maybe at this moment. Says whether it is gone.
+async fn remove_container(client: &bollard::Docker, id: &str) -> bool {
     // With the nameless volumes that an image may declare; the warden's, which has a name, stays.
     let options = RemoveContainerOptionsBuilder::default()
         .force(true)
@@ -562,7 +674,7 @@ async fn remove_container(client: &bollard::Docker, id: &str) {
             Ok(())
             | Err(EngineError::DockerResponseServerError {
                 status_code: 404, ..
-            }) => return,
+            }) => return true,
             Err(EngineError::DockerResponseServerError {
                 status_code: 409, ..
             }) if waited < REMOVE_PATIENCE => {
@@ -571,7 +683,7 @@ async fn remove_container(client: &bollard::Docker, id: &str) {
             }
             Err(error) => {
                 tracing::warn!(container = id, "not removed: {}", describe(&error));
-                return;
+                return false;
             }
         }
     }

@@ -15,6 +15,8 @@ pub(crate) struct Key {
 #[derive(Debug)]
 pub(crate) struct Made {
     pub(crate) id: String,
+    /// What stands for the content of its image; see [`Engine::image_id`].
+    pub(crate) image_id: Option<String>,
     pub(crate) link: Link,
     /// What must live as long as the sandbox.
     pub(crate) child: Option<tokio::process::Child>,
@@ -39,8 +41,10 @@ pub(crate) enum MakeError {
 /// The kinds of engine.
 #[derive(Debug)]
 pub(crate) enum Engine {
-    Docker(Docker),
+    Docker(Box<Docker>),
     Process(Processes),
+    #[cfg(test)]
+    Fake(crate::fake::Fake),
 }
 
 impl Engine {
@@ -48,6 +52,11 @@ impl Engine {
     pub(crate) fn key(&self, image: &str, memory_kb: u64) -> Key {
         match self {
             Self::Docker(_) => Key {
+                image: image.to_owned(),
+                memory_kb,
+            },
+            #[cfg(test)]
+            Self::Fake(_) => Key {
                 image: image.to_owned(),
                 memory_kb,
             },
@@ -64,6 +73,8 @@ impl Engine {
         match self {
             Self::Docker(docker) => docker.make(key).await,
             Self::Process(processes) => processes.make().await,
+            #[cfg(test)]
+            Self::Fake(fake) => fake.make(key).await,
         }
     }
 
@@ -72,6 +83,8 @@ impl Engine {
         match self {
             Self::Docker(docker) => docker.remove(made).await,
             Self::Process(processes) => processes.remove(made).await,
+            #[cfg(test)]
+            Self::Fake(fake) => fake.remove(made).await,
         }
     }
 
@@ -82,6 +95,8 @@ impl Engine {
         match self {
             Self::Docker(docker) => docker.image_id(image).await,
             Self::Process(processes) => Some(processes.image_id()),
+            #[cfg(test)]
+            Self::Fake(_) => None,
         }
     }
 
@@ -89,7 +104,7 @@ impl Engine {
     pub(crate) async fn was_out_of_memory(&self, id: &str) -> bool {
         match self {
             Self::Docker(docker) => docker.was_out_of_memory(id).await,
-            Self::Process(_) => false,
+            _ => false,
         }
     }
 
@@ -97,16 +112,37 @@ impl Engine {
     pub(crate) async fn check(&self) -> Result<(), String> {
         match self {
             Self::Docker(docker) => docker.check().await,
-            Self::Process(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 
     /// Removes what older incarnations of this node left.
     pub(crate) async fn remove_orphans(&self) {
+        // The process executor has done it when it was started.
+        if let Self::Docker(docker) = self {
+            docker.remove_orphans().await;
+        }
+    }
+
+    /// Removes what another node left, in this incarnation and those before, where it can be reached from here.
+    pub(crate) async fn remove_orphans_of(&self, node: u64, incarnation: u64) {
+        if let Self::Docker(docker) = self {
+            docker.remove_orphans_of(node, incarnation).await;
+        }
+    }
+
+    /// Whether sandboxes are still there that should have been removed.
+    pub(crate) fn has_leftovers(&self) -> bool {
         match self {
-            Self::Docker(docker) => docker.remove_orphans().await,
-            // Done when it was started.
-            Self::Process(_) => {}
+            Self::Docker(docker) => docker.has_leftovers(),
+            _ => false,
+        }
+    }
+
+    /// Tries once more to remove those.
+    pub(crate) async fn sweep(&self) {
+        if let Self::Docker(docker) = self {
+            docker.sweep().await;
         }
     }
 
@@ -115,6 +151,8 @@ impl Engine {
         match self {
             Self::Docker(docker) => docker.remove_all().await,
             Self::Process(processes) => processes.remove_all().await,
+            #[cfg(test)]
+            Self::Fake(fake) => fake.remove_all(),
         }
     }
 }

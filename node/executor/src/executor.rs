@@ -14,7 +14,7 @@ use crate::engine::{Engine, Key, MakeError};
 use crate::input::{Input, Interaction};
 use crate::live::Live;
 use crate::options::{Kind, Options};
-use crate::pool::{Lease, Plan, Pool};
+use crate::pool::{Discard, Lease, Owner, Plan, Pool};
 use crate::process::Processes;
 use crate::runs::{Holding, Next, Runs};
 use crate::sandbox::{Broken, Interrupted};
@@ -98,9 +98,19 @@ pub fn start(
         ));
     }
     let engine = match options.kind {
-        Kind::Docker => Engine::Docker(
-            Docker::new(&options.labels, options.cpus_per_sandbox).map_err(Error::Settings)?,
-        ),
+        Kind::Docker => {
+            let docker = Docker::new(
+                &options.labels,
+                options.cpus_per_sandbox,
+                options.runtime.clone(),
+            );
+            Engine::Docker(Box::new(docker.map_err(Error::Settings)?))
+        }
+        Kind::Process if options.runtime.is_some() => {
+            return Err(Error::Settings(
+                "the process executor has no runtimes".into(),
+            ));
+        }
         Kind::Process => {
             tracing::warn!(
                 "the process executor does NOT isolate: programs run with all rights of this user, on this machine; use it \
@@ -131,24 +141,25 @@ pub fn start(
     Ok((executor, run))
 }
 
-/// How many sandboxes of which kind: one of each image that is named, the first for every slot; and as many more as all
-/// slots can need of another kind.
+/// How many sandboxes, and which kinds are always kept warm: those of the images that are named. Beside them there is room
+/// for as many as all slots can need of another kind.
 fn plan(engine: &Engine, options: &Options) -> Plan {
-    let mut warm: Vec<(Key, usize)> = Vec::new();
+    let mut kinds: Vec<Key> = Vec::new();
     for (image, memory_kb) in &options.images {
         let key = engine.key(image, *memory_kb);
-        if !warm.iter().any(|(known, _)| *known == key) {
-            let wanted = if warm.is_empty() { options.slots } else { 1 };
-            warm.push((key, wanted));
+        if !kinds.contains(&key) {
+            kinds.push(key);
         }
     }
-    if let (Engine::Process(_), true) = (engine, warm.is_empty()) {
-        warm.push((engine.key("", 0), options.slots));
+    if let (Engine::Process(_), true) = (engine, kinds.is_empty()) {
+        kinds.push(engine.key("", 0));
     }
     Plan {
-        capacity: options.slots + options.slots.max(warm.len()),
+        capacity: options.slots + options.slots.max(kinds.len()),
+        slots: options.slots,
         max_jobs: options.max_jobs_per_sandbox.max(1),
-        warm,
+        makers: options.makers.max(1),
+        kinds,
     }
 }
 
@@ -201,7 +212,7 @@ impl Executor {
                 }
             }
             if *self.health.borrow() == Health::Ready {
-                self.pool.tend();
+                self.pool.tend(Instant::now());
             }
         }
     }
@@ -353,7 +364,7 @@ impl Executor {
                     self.look_after(lease, &runs);
                     return Tried::Result(result);
                 }
-                Ok(Next::FreshSandbox) => lease.discard("a test case has used it up"),
+                Ok(Next::FreshSandbox) => lease.discard(runs.discard()),
                 Ok(Next::SandboxFailed(reason)) => {
                     self.pool
                         .spawn(clean(lease, Holding::Forget, self.artefacts.clone()));
@@ -387,6 +398,7 @@ impl Executor {
     async fn acquire(&self, task: &Task, cancel: &CancellationToken) -> Result<Lease, Tried> {
         let image = &task.language.image;
         let key = self.pool.engine().key(image, task.spec.limits.memory_kb);
+        let owner = Owner::of(task.spec.isolation_key.as_deref());
         let lease = tokio::select! {
             biased;
             () = cancel.cancelled() => {
@@ -395,7 +407,7 @@ impl Executor {
                     output: Output::default(),
                 }));
             }
-            lease = self.pool.acquire(&key) => lease,
+            lease = self.pool.acquire(&key, &owner) => lease,
         };
         lease.map_err(|error| match error {
             MakeError::Unreachable(_) => {
@@ -415,7 +427,7 @@ impl Executor {
     /// The job has its result: its sandbox is looked after while that is on its way.
     fn look_after(&self, lease: Lease, runs: &Runs<'_>) {
         if runs.used_up() {
-            lease.discard("it ran out of memory");
+            lease.discard(Discard::OutOfMemory);
         } else {
             let artefacts = self.artefacts.clone();
             self.pool.spawn(clean(lease, runs.holding(), artefacts));
@@ -431,7 +443,11 @@ impl Executor {
     ) -> Result<JobResult, Tried> {
         let Interrupted { cause, started } = interrupted;
         let out_of_memory = started && self.pool.engine().was_out_of_memory(lease.id()).await;
-        lease.discard(&cause.to_string());
+        lease.discard(if out_of_memory {
+            Discard::OutOfMemory
+        } else {
+            Discard::from(&cause)
+        });
         if out_of_memory {
             return Ok(verdict::out_of_memory(task));
         }
@@ -452,7 +468,17 @@ impl Executor {
         self.health.subscribe()
     }
 
-    /// How many sandboxes there are: `warm`, `busy`, `starting`, and `discarded` since the start.
+    /// Removes what another node of the cluster has left on this node's engine, in this incarnation and those before.
+    /// That node must be known to be lost. What cannot be removed is left to its next incarnation.
+    pub async fn remove_orphans_of(&self, node: u64, incarnation: u64) {
+        self.pool
+            .engine()
+            .remove_orphans_of(node, incarnation)
+            .await;
+    }
+
+    /// How many sandboxes there are: `warm`, `busy` and `starting`; and since the start `discarded`, which is the sum of
+    /// `discarded.worn` and so on, one for each reason.
     #[must_use]
     pub fn sandboxes(&self) -> BTreeMap<String, u64> {
         self.pool.counts()
@@ -476,9 +502,12 @@ async fn clean(mut lease: Lease, holding: Holding, artefacts: Artefacts) {
         Ok(Ok(())) => {}
         Ok(Err(left)) => {
             tracing::warn!(sandbox = lease.id(), ?left, "a job left something behind");
-            return lease.discard("it is not clean");
+            return lease.discard(Discard::Unclean);
         }
-        Err(error) => return lease.discard(&error.to_string()),
+        Err(error) => {
+            tracing::debug!(sandbox = lease.id(), "not clean after a job: {error}");
+            return lease.discard(Discard::from(&error));
+        }
     }
     let taken = match holding {
         Holding::Nothing => Ok(None),
@@ -499,7 +528,10 @@ async fn clean(mut lease: Lease, holding: Holding, artefacts: Artefacts) {
                 artefacts.put(key, artefact).await;
             }
         }
-        Err(error) => lease.discard(&error.to_string()),
+        Err(error) => {
+            tracing::debug!(sandbox = lease.id(), "what it held was not had: {error}");
+            lease.discard(Discard::from(&error));
+        }
     }
 }
 

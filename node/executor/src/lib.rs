@@ -11,6 +11,8 @@ mod check;
 mod docker;
 mod engine;
 mod executor;
+#[cfg(test)]
+mod fake;
 mod input;
 mod live;
 mod options;

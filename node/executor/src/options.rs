@@ -35,12 +35,17 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// A sandbox is replaced after this many jobs; 1 gives every job a fresh one.
     pub max_jobs_per_sandbox: u32,
-    /// Images with the memory of their sandboxes, KiB: kept warm, the first for every slot, the others once.
+    /// Images with the memory of their sandboxes, KiB: one of each is always kept warm, and of the first, at the start, one
+    /// for every slot.
     pub images: Vec<(String, u64)>,
     /// Processors that one sandbox may use; 0 sets no limit.
     pub cpus_per_sandbox: f64,
     /// Compiled programs are kept in the data folder up to this size, bytes; 0 keeps none.
     pub artefact_bytes: u64,
+    /// The engine's runtime that sandboxes run in; the engine's default if `None`.
+    pub runtime: Option<String>,
+    /// Sandboxes that are made ahead of need at one time.
+    pub makers: usize,
 }
 
 impl Options {
@@ -49,6 +54,8 @@ impl Options {
 
     /// Default of [`artefact_bytes`](Self::artefact_bytes).
     pub const ARTEFACT_BYTES: u64 = 256 << 20;
+    /// Default of [`makers`](Self::makers): more would slow each other, and the jobs, down.
+    pub const MAKERS: usize = 2;
 
     /// The usual settings for a node.
     #[must_use]
@@ -62,6 +69,8 @@ impl Options {
             images: Vec::new(),
             cpus_per_sandbox: 1.0,
             artefact_bytes: Self::ARTEFACT_BYTES,
+            runtime: None,
+            makers: Self::MAKERS,
         }
     }
 }

@@ -118,13 +118,16 @@ impl Processes {
         link.ready(PATIENCE).await.map_err(io::Error::other)?;
         Ok(Made {
             id: number.to_string(),
+            image_id: Some(self.image_id()),
             link,
             child: Some(child),
         })
     }
 
     pub(crate) async fn remove(&self, made: Made) {
-        let Made { id, link, child } = made;
+        let Made {
+            id, link, child, ..
+        } = made;
         // The end of its stdin is the warden's sign to kill what runs and to end; killing it outright would leave its
         // job's processes alone in the world.
         drop(link);

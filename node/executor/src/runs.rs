@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::artefacts::{self, Artefact, Key};
 use crate::input::Input;
 use crate::live::Live;
+use crate::pool::Discard;
 use crate::sandbox::{Interrupted, Link, Transcript};
 use crate::task::{self, Task};
 use crate::{check, executor, verdict};
@@ -277,6 +278,15 @@ impl<'a> Runs<'a> {
                 tests: std::mem::take(&mut self.tests),
                 ..Output::default()
             },
+        }
+    }
+
+    /// Why the present sandbox is not used for the other cases.
+    pub(crate) fn discard(&self) -> Discard {
+        if self.used_up {
+            Discard::OutOfMemory
+        } else {
+            Discard::Unclean
         }
     }
 

@@ -172,6 +172,7 @@ mod tests {
                 max_attempts: 3,
                 tests: Vec::new(),
                 stop_on_failure: false,
+                isolation_key: None,
             },
         };
         let request = request(&task);

@@ -292,6 +292,7 @@ mod tests {
                 env: BTreeMap::new(),
                 limits,
                 labels: Vec::new(),
+                isolation_key: None,
                 retention_ms: 0,
                 max_attempts: 3,
             },

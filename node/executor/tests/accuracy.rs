@@ -18,6 +18,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::engine::{docker, engine};
 use quorun_executor::{Executor, Kind, Task};
 use quorun_ledger::job::Verdict;
 use tempfile::TempDir;
@@ -268,12 +269,6 @@ impl Bare for Container {
     }
 }
 
-fn docker(arguments: &[&str]) -> String {
-    let output = Command::new("docker").args(arguments).output().unwrap();
-    assert!(output.status.success(), "docker {arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
 async fn execute(executor: &Executor, task: Task) -> Usage {
     let result = common::run(executor, task).await;
     assert_eq!(result.outcome.verdict, Verdict::Accepted, "{result:?}");
@@ -326,7 +321,7 @@ async fn compare(executor: &Executor, programs: &Programs, bare: &impl Bare) {
 
 #[test]
 fn figures_of_containers_are_those_of_the_bare_programs() {
-    if !common::engine() {
+    if !engine() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -9,59 +9,14 @@ mod common;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use quorun_executor::{Executor, Health, Kind, Labels, Options};
+use common::engine::{containers, docker, engine, static_image, with_options};
+use quorun_executor::{Executor, Health, Kind};
 
 fn with<F>(test: impl FnOnce(Executor) -> F + Send + 'static)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     with_options(|_| {}, test);
-}
-
-fn with_options<F>(
-    change: impl FnOnce(&mut Options),
-    test: impl FnOnce(Executor) -> F + Send + 'static,
-) where
-    F: Future<Output = ()> + Send + 'static,
-{
-    if !common::engine() {
-        return;
-    }
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut options = common::options(Kind::Docker, folder.path().to_path_buf());
-    change(&mut options);
-    let labels = options.labels.clone();
-    common::with_executor(options, test);
-    let left = containers(&labels);
-    assert!(left.is_empty(), "left behind: {left:?}");
-}
-
-fn docker(arguments: &[&str]) -> String {
-    let output = Command::new("docker").args(arguments).output().unwrap();
-    assert!(
-        output.status.success(),
-        "docker {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-/// The containers of a node, running or not.
-fn containers(labels: &Labels) -> Vec<String> {
-    let cluster = format!("label=quorun.cluster={}", labels.cluster);
-    let node = format!("label=quorun.node={}", labels.node);
-    docker(&[
-        "ps",
-        "-aq",
-        "--no-trunc",
-        "--filter",
-        &cluster,
-        "--filter",
-        &node,
-    ])
-    .lines()
-    .map(str::to_owned)
-    .collect()
 }
 
 suite!(with);
@@ -279,32 +234,7 @@ fn an_image_of_nothing_but_one_static_program_will_do() {
     let name = image.clone();
     with_options(
         move |options| {
-            let folder = tempfile::tempdir().unwrap();
-            let source = folder.path().join("hello.c");
-            std::fs::write(
-                &source,
-                "#include <unistd.h>\nint main(void) { return write(1, \"hi\\n\", 3) != 3; }\n",
-            )
-            .unwrap();
-            let compiled = Command::new("gcc")
-                .arg("-static")
-                .arg("-o")
-                .arg(folder.path().join("hello"))
-                .arg(&source)
-                .status()
-                .unwrap();
-            assert!(compiled.success());
-            let tar = folder.path().join("image.tar");
-            let packed = Command::new("tar")
-                .arg("-C")
-                .arg(folder.path())
-                .arg("-cf")
-                .arg(&tar)
-                .arg("hello")
-                .status()
-                .unwrap();
-            assert!(packed.success());
-            docker(&["import", tar.to_str().unwrap(), &name]);
+            static_image(&name);
             options.images = vec![(name, 64 << 10)];
         },
         {
@@ -318,14 +248,14 @@ fn an_image_of_nothing_but_one_static_program_will_do() {
             }
         },
     );
-    if common::engine() {
+    if engine() {
         docker(&["rmi", &image]);
     }
 }
 
 #[test]
 fn three_nodes_may_start_at_once() {
-    if !common::engine() {
+    if !engine() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -353,7 +283,7 @@ fn three_nodes_may_start_at_once() {
 /// own.
 #[test]
 fn an_engine_that_is_away_and_comes_back() {
-    if !common::engine() {
+    if !engine() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

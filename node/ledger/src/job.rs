@@ -183,6 +183,9 @@ pub struct JobSpec {
     /// The submitter's own marks, to find jobs by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// Whose job it is, for the sandboxes: one that has served a job of one key, or of none, serves no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation_key: Option<String>,
     /// How long the job is kept after it has finished, milliseconds.
     pub retention_ms: u64,
     /// How often the job may be tried before it ends with `internal_error`.

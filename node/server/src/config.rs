@@ -85,6 +85,9 @@ pub struct Settings {
     /// Compiled programs are kept up to this size, MiB, so that the same source is compiled once; 0 keeps none [default: 256]
     #[arg(long, env = "QUORUN_ARTEFACT_CACHE_MB", value_name = "MB")]
     pub artefact_cache_mb: Option<u64>,
+    /// The engine's runtime that sandboxes run in, such as runsc [default: the engine's own default]
+    #[arg(long, env = "QUORUN_RUNTIME", value_name = "NAME")]
+    pub runtime: Option<String>,
     /// Largest source, all files together, KiB; at most 1024 [default: 64]
     #[arg(long, env = "QUORUN_MAX_SOURCE_KB", value_name = "KB")]
     pub max_source_kb: Option<u64>,
@@ -160,6 +163,7 @@ impl Settings {
             snapshot_after,
             max_jobs_per_sandbox,
             artefact_cache_mb,
+            runtime,
             max_source_kb,
             max_stdin_kb,
             max_cpu_ms,
@@ -347,6 +351,8 @@ pub struct Config {
     pub max_jobs_per_sandbox: u32,
     /// Bytes of compiled programs that are kept.
     pub artefact_bytes: u64,
+    /// The engine's runtime for sandboxes; its default if `None`.
+    pub runtime: Option<String>,
     /// What a submission may ask for.
     pub ceilings: Ceilings,
     /// How long finished jobs are kept.
@@ -414,6 +420,13 @@ impl Config {
             node_timeout >= 200,
             "--node-timeout-ms {node_timeout} is too short; at least 200"
         );
+        let executor = settings.executor.unwrap_or(ExecutorKind::Docker);
+        // An empty value is what a compose file gives for a variable that is not set.
+        let runtime = settings.runtime.filter(|name| !name.is_empty());
+        ensure!(
+            runtime.is_none() || executor == ExecutorKind::Docker,
+            "--runtime is for --executor docker; the process executor has none"
+        );
         Ok(Self {
             id,
             cluster: cluster_id(&name, &peers),
@@ -424,7 +437,7 @@ impl Config {
                 .advertise_http
                 .unwrap_or_else(|| advertised(http, own_host)),
             data: settings.data.unwrap_or_else(|| PathBuf::from("data")),
-            executor: settings.executor.unwrap_or(ExecutorKind::Docker),
+            executor,
             slots,
             languages: languages::load(settings.languages.as_deref(), &most)?,
             node_timeout: Duration::from_millis(node_timeout),
@@ -435,6 +448,7 @@ impl Config {
             artefact_bytes: settings
                 .artefact_cache_mb
                 .map_or(Options::ARTEFACT_BYTES, |mb| mb.saturating_mul(1 << 20)),
+            runtime,
             ceilings: Ceilings {
                 source_bytes: kib(source_kb),
                 stdin_bytes: kib(stdin_kb),
@@ -572,6 +586,20 @@ mod tests {
         assert!(error(settings(1, "0=a:1")).contains("number from 1"));
         assert!(error(settings(1, "1=a:99999")).contains("no port number"));
         assert!(error(Settings::default()).contains("--id is missing"));
+    }
+
+    #[test]
+    fn a_runtime_is_for_containers() {
+        let named = |runtime: &str, executor| Settings {
+            runtime: Some(runtime.to_owned()),
+            executor,
+            ..settings(1, "1=a:1")
+        };
+        let config = Config::new(named("runsc", None)).unwrap();
+        assert_eq!(config.runtime.as_deref(), Some("runsc"));
+        let config = Config::new(named("", Some(ExecutorKind::Process))).unwrap();
+        assert_eq!(config.runtime, None);
+        assert!(error(named("runsc", Some(ExecutorKind::Process))).contains("--executor docker"));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! This node among the others: it announces itself, reports that it lives, and finds out at its start whether it has
 //! been given the right list.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use quorun_consensus::{Handle, ProposeError};
 use quorun_executor::{Executor, Health};
-use quorun_ledger::{Command, NodeId, Rejection, Reply};
+use quorun_ledger::{Command, Node, NodeId, Rejection, Reply};
 use quorun_proto::v1::{HeartbeatRequest, HelloRequest, NodeReport};
 use tokio::sync::{Notify, watch};
 use tonic::Code;
@@ -77,6 +77,8 @@ struct Inner {
     /// Announced and not declared lost since.
     announced: watch::Sender<bool>,
     announce: Notify,
+    /// Lost nodes, with the incarnation whose sandboxes have been looked for on this node's engine.
+    swept: Mutex<BTreeMap<NodeId, u64>>,
 }
 
 impl Membership {
@@ -101,6 +103,7 @@ impl Membership {
                 draining: watch::Sender::new(false),
                 announced: watch::Sender::new(false),
                 announce,
+                swept: Mutex::default(),
             }),
         }
     }
@@ -122,16 +125,20 @@ impl Membership {
         self.inner.draining.send_replace(true);
     }
 
-    /// The ledger's record of a node has changed; if it is this one and it was declared lost, it announces itself again.
+    /// The ledger's record of a node has changed. If it is this one and it was declared lost, it announces itself again; if
+    /// it is another one that was, what it left on an engine that it shares with this one is removed.
     ///
     /// # Errors
     /// When the ledger cannot be read.
     pub async fn node_changed(&self, node: NodeId) -> Result<(), ledger::ReadFailed> {
         self.inner.liveness.node_changed(node);
+        let record = ledger::read(&self.inner.consensus, move |view| view.node(node)).await?;
         if node != self.inner.config.id {
+            if let Some(record) = record {
+                self.sweep_if_lost(&record);
+            }
             return Ok(());
         }
-        let record = ledger::read(&self.inner.consensus, move |view| view.node(node)).await?;
         let current = record.is_some_and(|r| r.incarnation == self.inner.incarnation && !r.lost);
         self.inner.announced.send_replace(current);
         if !current {
@@ -139,6 +146,47 @@ impl Membership {
             self.inner.announce.notify_one();
         }
         Ok(())
+    }
+
+    /// The ledger was replaced as a whole: what [`node_changed`](Self::node_changed) does, for all nodes.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn all_changed(&self) -> Result<(), ledger::ReadFailed> {
+        let nodes = ledger::read(&self.inner.consensus, |view| view.nodes()).await?;
+        for node in &nodes {
+            if node.id != self.inner.config.id {
+                self.sweep_if_lost(node);
+            }
+        }
+        self.node_changed(self.inner.config.id).await
+    }
+
+    /// Removes what another node has left on this node's engine, once each time that it is lost. All nodes do so: who of
+    /// them shares an engine with it, nobody knows.
+    fn sweep_if_lost(&self, node: &Node) {
+        let Node {
+            id,
+            incarnation,
+            lost,
+            ..
+        } = *node;
+        let mut swept = self
+            .inner
+            .swept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !lost {
+            swept.remove(&id);
+            return;
+        }
+        if swept.insert(id, incarnation) == Some(incarnation) {
+            return;
+        }
+        drop(swept);
+        let executor = self.inner.executor.clone();
+        // An engine may be slow, and what the ledger says next must not wait for it.
+        tokio::spawn(async move { executor.remove_orphans_of(id, incarnation).await });
     }
 
     /// Announces this node whenever that is due, until another process has taken its place.

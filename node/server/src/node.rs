@@ -128,7 +128,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         worker.clone(),
         watchers.clone(),
         membership.clone(),
-        config.id,
     ));
     let reporting = membership.clone();
     tasks.spawn(async move { reporting.report().await });
@@ -195,6 +194,7 @@ fn start_executor(
     let mut options = Options::new(config.executor.into(), slots, labels, config.data.clone());
     options.max_jobs_per_sandbox = config.max_jobs_per_sandbox;
     options.artefact_bytes = config.artefact_bytes;
+    options.runtime.clone_from(&config.runtime);
     // Languages that share an image and a size share its sandboxes. The first in the file are the most wanted.
     for language in &config.languages {
         let sandbox = (language.image.clone(), language.limits.memory_kb);
@@ -233,7 +233,6 @@ async fn dispatch(
     worker: Worker,
     watchers: Watchers,
     membership: Membership,
-    me: u64,
 ) {
     while let Some(notice) = notices.recv().await {
         let result = match notice {
@@ -246,7 +245,7 @@ async fn dispatch(
             }
             Notice::Reset => {
                 info!("the ledger was replaced by a snapshot");
-                let known = membership.node_changed(me).await;
+                let known = membership.all_changed().await;
                 let reconciled = worker.reconcile().await;
                 // After the worker, so that a watcher that looks finds the attempts.
                 watchers.all_changed();

@@ -25,10 +25,12 @@ pub(crate) struct StateMachine {
     /// The index behind the last entry that the log has on disk.
     durable: watch::Receiver<u64>,
     notices: mpsc::UnboundedSender<Notice>,
+    /// Where the first failure is told: openraft may say no more than that its state machine has gone.
+    failure: watch::Sender<Option<String>>,
 }
 
 impl StateMachine {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         store: LedgerStore,
         durable: watch::Receiver<u64>,
         notices: mpsc::UnboundedSender<Notice>,
@@ -37,7 +39,23 @@ impl StateMachine {
             store,
             durable,
             notices,
+            failure: watch::channel(None).0,
         }
+    }
+
+    /// The same, telling its first failure here.
+    pub(crate) fn telling(self, failure: watch::Sender<Option<String>>) -> Self {
+        Self { failure, ..self }
+    }
+
+    fn failed(&self, error: &io::Error) {
+        self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                *failure = Some(format!("the ledger cannot be written: {error}"));
+            }
+            first
+        });
     }
 
     async fn apply_group(
@@ -53,7 +71,9 @@ impl StateMachine {
             .await
             .map_err(|_| io::Error::other("the log is closed"))?;
         let store = self.store.clone();
-        let (replies, events) = blocking(move || store.apply(entries)).await?;
+        let (replies, events) = blocking(move || store.apply(entries))
+            .await
+            .inspect_err(|error| self.failed(error))?;
         for (responder, replies) in responders.into_iter().zip(replies) {
             if let Some(responder) = responder {
                 responder.send(replies);
@@ -165,7 +185,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), io::Error> {
         let store = self.store.clone();
         let meta = meta.clone();
-        blocking(move || store.install(&meta, snapshot)).await?;
+        blocking(move || store.install(&meta, snapshot))
+            .await
+            .inspect_err(|error| self.failed(error))?;
         // Nobody needs to listen.
         let _ = self.notices.send(Notice::Reset);
         Ok(())

@@ -44,6 +44,7 @@ fn submit(number: u64, size: usize) -> Command {
                 ..Limits::default()
             },
             labels: Vec::new(),
+            isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
         },

@@ -61,6 +61,7 @@ pub fn submit(number: u64, size: usize) -> Command {
                 ..Limits::default()
             },
             labels: Vec::new(),
+            isolation_key: None,
             retention_ms: 60_000,
             max_attempts: 3,
         },

@@ -1,6 +1,14 @@
 //! What the tests of both executors share: starting one, and jobs in a few languages.
 
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::expect_used)]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::unwrap_used
+)]
+
+pub mod engine;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -100,6 +108,7 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
             env: BTreeMap::new(),
             limits: limits(),
             labels: Vec::new(),
+            isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
         },
@@ -182,24 +191,6 @@ pub fn options(kind: Kind, data_dir: PathBuf) -> Options {
         images: vec![(IMAGE.to_owned(), 256 << 10)],
         ..Options::new(kind, 1, labels, data_dir)
     }
-}
-
-/// Whether there is an engine with the image; the tests are to fail without one if QUORUN_REQUIRE_ENGINE is 1.
-pub fn engine() -> bool {
-    let answer = std::process::Command::new("docker")
-        .args(["image", "inspect", IMAGE])
-        .output();
-    let reason = match answer {
-        Ok(output) if output.status.success() => return true,
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        Err(error) => format!("docker: {error}"),
-    };
-    assert!(
-        std::env::var("QUORUN_REQUIRE_ENGINE").as_deref() != Ok("1"),
-        "QUORUN_REQUIRE_ENGINE is 1, but {reason}"
-    );
-    eprintln!("SKIPPED: it needs a container engine with {IMAGE}: {reason}");
-    false
 }
 
 /// Starts an executor, waits until it is ready, lets the test use it, and shuts it down whatever the test did.

@@ -80,6 +80,7 @@ pub fn spec(language: &str) -> JobSpec {
             ..Limits::default()
         },
         labels: Vec::new(),
+        isolation_key: None,
         retention_ms: 60_000,
         max_attempts: 3,
     }

@@ -1,12 +1,12 @@
 //! `GET /v1/cluster`: the nodes, the queue, and how far this node's copy of the ledger is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use axum::Json;
 use axum::extract::State;
 use quorun_ledger::{Node, NodeId};
 use quorun_proto::v1::PeerReport;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::App;
 use super::problem::Problem;
@@ -52,7 +52,7 @@ pub async fn status(State(app): State<App>) -> Result<Json<Value>, Problem> {
                 "lost": node.is_some_and(|n| n.lost),
                 "slots": node.map(|n| n.slots),
                 "busy": node.map(|n| n.busy),
-                "sandboxes": report.map(|r| r.sandboxes.clone()),
+                "sandboxes": report.map(|r| sandboxes(&r.sandboxes)),
                 "applied_index": report.map(|r| r.applied_index),
                 "version": node.map(|n| n.version.clone()),
             })
@@ -70,4 +70,32 @@ pub async fn status(State(app): State<App>) -> Result<Json<Value>, Problem> {
         "applied_index": applied,
         "state_hash": hash.to_string(),
     })))
+}
+
+/// The counts of a report, with `discarded.REASON` put below `discarded_by`.
+fn sandboxes(counts: &HashMap<String, u64>) -> Value {
+    let mut shown = Map::new();
+    let mut by = Map::new();
+    for (name, count) in counts {
+        match name.strip_prefix("discarded.") {
+            Some(reason) => by.insert(reason.to_owned(), (*count).into()),
+            None => shown.insert(name.clone(), (*count).into()),
+        };
+    }
+    shown.insert("discarded_by".to_owned(), by.into());
+    shown.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_stand_below_the_total() {
+        let counts = [("warm", 2), ("discarded", 3), ("discarded.worn", 3)];
+        let counts = counts.map(|(name, count)| (name.to_owned(), count));
+        let shown = sandboxes(&HashMap::from(counts));
+        let expected = json!({ "warm": 2, "discarded": 3, "discarded_by": { "worn": 3 } });
+        assert_eq!(shown, expected);
+    }
 }

@@ -24,6 +24,7 @@ const MAX_WORD: usize = 4096;
 const MAX_LABELS: usize = 16;
 const MAX_LABEL: usize = 128;
 const MAX_KEY: usize = 255;
+const MAX_ISOLATION_KEY: usize = 128;
 /// The longest a submitter may have a finished job kept, seconds: 30 days.
 const MAX_RETENTION_S: u64 = 30 * 24 * 60 * 60;
 
@@ -60,6 +61,9 @@ pub struct JobRequest {
     /// Marks to find the job by.
     #[serde(default)]
     pub labels: Vec<String>,
+    /// Whose job it is: its sandbox is shared with no job of another key, or of none.
+    #[serde(default)]
+    pub isolation_key: Option<String>,
     /// How long the finished job is kept, seconds.
     #[serde(default)]
     pub retention_s: Option<u64>,
@@ -169,6 +173,9 @@ impl Rules<'_> {
                 ));
             }
         }
+        if let Some(key) = &request.isolation_key {
+            isolation_key(key)?;
+        }
         let retention_s = request.retention_s.unwrap_or(self.retention.as_secs());
         if retention_s > MAX_RETENTION_S.max(self.retention.as_secs()) {
             return Err(Problem::over_limit(
@@ -188,6 +195,7 @@ impl Rules<'_> {
             env: request.env,
             limits: self.limits(&request.limits, &language.limits)?,
             labels: request.labels,
+            isolation_key: request.isolation_key,
             retention_ms: retention_s * 1000,
             max_attempts: MAX_ATTEMPTS,
         })
@@ -364,6 +372,20 @@ fn at_most(field: &str, count: usize, limit: usize) -> Result<(), Problem> {
         return Err(Problem::over_limit(field, count as u64, limit as u64));
     }
     Ok(())
+}
+
+/// The key by which jobs are kept apart. Compared byte by byte, so that what looks the same must be the same.
+fn isolation_key(key: &str) -> Result<(), Problem> {
+    let printable = key.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if printable && (1..=MAX_ISOLATION_KEY).contains(&key.len()) {
+        return Ok(());
+    }
+    Err(Problem::invalid(
+        "isolation_key",
+        format!(
+            "isolation_key should be 1 to {MAX_ISOLATION_KEY} printable ASCII characters; leave it out for a job that may share its sandbox with other jobs without a key"
+        ),
+    ))
 }
 
 /// Something that becomes an argument or a variable of a process.
