@@ -227,7 +227,15 @@ struct Container {
 
 impl Container {
     fn new(programs: &Programs) -> Self {
-        let id = docker(&["run", "-d", "--network=none", common::IMAGE, "sleep", "600"]);
+        let id = docker(&[
+            "run",
+            "-d",
+            "--rm",
+            "--network=none",
+            common::IMAGE,
+            "sleep",
+            "600",
+        ]);
         let container = Self {
             id,
             folder: tempfile::tempdir().unwrap(),
