@@ -130,16 +130,17 @@ impl From<protocol::Stream> for Stream {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use quorun_ledger::job::{self, StepLimits};
 
     use super::*;
 
-    fn limits_of(limits: job::Limits) -> (Limits, Limits) {
+    /// A task in C.
+    pub(crate) fn task(limits: job::Limits) -> Task {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        let task = Task {
+        Task {
             job: JobId::from_slice(&[0; 16]).unwrap(),
             attempt: 1,
             language: Language {
@@ -170,12 +171,15 @@ mod tests {
                 labels: Vec::new(),
                 retention_ms: 0,
                 max_attempts: 3,
+                isolation_key: None,
                 tests: Vec::new(),
                 stop_on_failure: false,
-                isolation_key: None,
             },
-        };
-        let request = request(&task);
+        }
+    }
+
+    fn limits_of(limits: job::Limits) -> (Limits, Limits) {
+        let request = request(&task(limits));
         (request.compile.unwrap().limits, request.run.limits)
     }
 

@@ -245,58 +245,19 @@ fn signal_name(signal: i32) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use quorun_ledger::job::{JobId, JobSpec, Limits, StepLimits};
-    use quorun_ledger::language::Language;
+    use quorun_ledger::job::Limits;
 
     use super::*;
 
     fn task() -> Task {
-        let limits = Limits {
+        crate::task::tests::task(Limits {
             cpu_ms: 2000,
             wall_ms: 5000,
             memory_kb: 65_536,
             processes: 64,
             output_kb: 400,
             ..Limits::default()
-        };
-        Task {
-            job: JobId::from_slice(&[0; 16]).unwrap(),
-            attempt: 1,
-            language: Language {
-                name: "c".into(),
-                aliases: Vec::new(),
-                title: "C".into(),
-                image: "image:1".into(),
-                source: "main.c".into(),
-                compile: None,
-                run: Vec::new(),
-                env: BTreeMap::new(),
-                extensions: Vec::new(),
-                limits,
-                compile_limits: StepLimits {
-                    cpu_ms: 10_000,
-                    wall_ms: 15_000,
-                },
-                example: String::new(),
-            },
-            spec: JobSpec {
-                language: "c".into(),
-                files: Vec::new(),
-                entrypoint: "main.c".into(),
-                stdin: Bytes::new(),
-                tests: Vec::new(),
-                stop_on_failure: false,
-                args: Vec::new(),
-                env: BTreeMap::new(),
-                limits,
-                labels: Vec::new(),
-                isolation_key: None,
-                retention_ms: 0,
-                max_attempts: 3,
-            },
-        }
+        })
     }
 
     fn ended(exit_code: Option<i32>, signal: Option<i32>, limit: Option<LimitHit>) -> Report {
