@@ -18,6 +18,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::engine::{docker, engine};
 use quorun_executor::{Executor, Kind, Task};
 use quorun_ledger::job::Verdict;
 use tempfile::TempDir;
@@ -226,7 +227,15 @@ struct Container {
 
 impl Container {
     fn new(programs: &Programs) -> Self {
-        let id = docker(&["run", "-d", "--network=none", common::IMAGE, "sleep", "600"]);
+        let id = docker(&[
+            "run",
+            "-d",
+            "--rm",
+            "--network=none",
+            common::IMAGE,
+            "sleep",
+            "600",
+        ]);
         let container = Self {
             id,
             folder: tempfile::tempdir().unwrap(),
@@ -266,12 +275,6 @@ impl Bare for Container {
         self.put(&file);
         "/opt/main.py".into()
     }
-}
-
-fn docker(arguments: &[&str]) -> String {
-    let output = Command::new("docker").args(arguments).output().unwrap();
-    assert!(output.status.success(), "docker {arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 async fn execute(executor: &Executor, task: Task) -> Usage {
@@ -326,7 +329,7 @@ async fn compare(executor: &Executor, programs: &Programs, bare: &impl Bare) {
 
 #[test]
 fn figures_of_containers_are_those_of_the_bare_programs() {
-    if !common::engine::engine() {
+    if !engine() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
