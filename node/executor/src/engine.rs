@@ -90,7 +90,6 @@ impl Engine {
 
     /// What stands for the content of an image: as long as it is the same, so is what its tools make of the same input.
     /// `None` if it is not known, as for an image that the engine does not have.
-    #[allow(dead_code, reason = "for those who keep what was compiled")]
     pub(crate) async fn image_id(&self, image: &str) -> Option<String> {
         match self {
             Self::Docker(docker) => docker.image_id(image).await,

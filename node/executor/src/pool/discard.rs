@@ -21,13 +21,15 @@ pub(crate) enum Discard {
     Idle,
     /// Another one needed its place.
     Evicted,
+    /// The name of its image has been given to another image since.
+    Outdated,
     /// Its job was given up in the middle.
     GivenUp,
 }
 
 impl Discard {
     /// All of them.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Worn,
         Self::Unclean,
         Self::OutOfMemory,
@@ -36,6 +38,7 @@ impl Discard {
         Self::Broken,
         Self::Idle,
         Self::Evicted,
+        Self::Outdated,
         Self::GivenUp,
     ];
 
@@ -50,6 +53,7 @@ impl Discard {
             Self::Broken => "broken",
             Self::Idle => "idle",
             Self::Evicted => "evicted",
+            Self::Outdated => "outdated",
             Self::GivenUp => "given_up",
         }
     }

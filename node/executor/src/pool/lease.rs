@@ -28,13 +28,6 @@ impl Lease {
             .map_or("", |sandbox| sandbox.made.id.as_str())
     }
 
-    /// What stands for the content of the image that the sandbox was made of; see
-    /// [`Engine::image_id`](crate::engine::Engine::image_id), which may know a newer one.
-    #[allow(dead_code, reason = "for those who keep what was compiled")]
-    pub(crate) fn image_id(&self) -> Option<&str> {
-        self.sandbox.as_ref()?.made.image_id.as_deref()
-    }
-
     /// The job that waited for it goes on to count as demand.
     pub(super) fn count_as_demand(&mut self) {
         if let Some(sandbox) = &mut self.sandbox {

@@ -171,6 +171,8 @@ pub(crate) struct Stock {
     orders: BTreeMap<u64, Order>,
     next_order: u64,
     discarded: BTreeMap<Discard, u64>,
+    /// What each image was when a sandbox was last made of it.
+    images: BTreeMap<String, String>,
 }
 
 impl Stock {
@@ -350,11 +352,15 @@ impl Stock {
         let kind = self.kind(key);
         kind.making = kind.making.saturating_sub(1);
         kind.failing = None;
+        if let Some(id) = &made.image_id {
+            self.images.insert(key.image.clone(), id.clone());
+        }
         let mut sandbox = Sandbox::new(key.clone(), made, now);
         if let Some(order) = order {
             self.lend(&mut sandbox, &order.owner);
             return Some(sandbox);
         }
+        let kind = self.kind(key);
         kind.owed = kind.owed.saturating_sub(1);
         self.idle.push(sandbox);
         self.note(key, now);
@@ -475,8 +481,15 @@ impl Stock {
             let alive = sandbox.made.link.is_alive();
             let idle = now.saturating_duration_since(sandbox.idle_since);
             let sandbox = &self.idle[index];
+            let newest = self.images.get(&sandbox.key.image);
+            let outdated = matches!(
+                (newest, &sandbox.made.image_id),
+                (Some(newest), Some(image)) if newest != image
+            );
             let reason = if !alive {
                 Some(Discard::Ended)
+            } else if outdated {
+                Some(Discard::Outdated)
             } else if sandbox.is_keyed() {
                 (idle >= IDLE_KEYED).then_some(Discard::Idle)
             } else {
@@ -547,6 +560,11 @@ impl Stock {
                 self.kinds.remove(&key);
             }
         }
+        let (kinds, idle) = (&self.kinds, &self.idle);
+        self.images.retain(|image, _| {
+            let mut keys = kinds.keys().chain(idle.iter().map(|s| &s.key));
+            keys.any(|key| key.image == *image)
+        });
     }
 
     /// All idle ones, to be removed because everything ends.
@@ -596,6 +614,7 @@ mod tests {
         made: usize,
         removed: usize,
         streams: Vec<tokio::io::DuplexStream>,
+        image: &'static str,
     }
 
     fn kind(name: &str) -> Key {
@@ -626,6 +645,7 @@ mod tests {
                 made: 0,
                 removed: 0,
                 streams: Vec::new(),
+                image: "first",
             }
         }
 
@@ -653,7 +673,7 @@ mod tests {
             self.made += 1;
             let made = Made {
                 id: self.made.to_string(),
-                image_id: None,
+                image_id: Some(self.image.to_owned()),
                 link: Link::new(reader, writer),
                 child: None,
             };
@@ -792,6 +812,20 @@ mod tests {
         world.rest();
         assert_eq!((world.idle("a"), world.made), (3, 6));
         assert_eq!(world.stock.counts()["discarded.ended"], 3);
+    }
+
+    #[test]
+    fn an_image_that_has_changed_is_followed() {
+        let mut world = World::new(3, &["a"], 100);
+        world.rest();
+        world.image = "second";
+        let jobs: Vec<_> = (0..4).map(|_| world.start("a", "")).collect();
+        world.rest();
+        jobs.into_iter().for_each(|job| world.end(job));
+        world.rest();
+        let ids = world.stock.idle.iter().map(|s| s.made.image_id.clone());
+        assert!(ids.clone().count() >= 3 && ids.flatten().all(|id| id == "second"));
+        assert_eq!(world.stock.counts()["discarded.outdated"], 3);
     }
 
     #[test]
