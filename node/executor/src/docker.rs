@@ -82,9 +82,6 @@ pub(crate) struct Docker {
     client: Mutex<Option<bollard::Docker>>,
     /// The volume with the warden has been filled.
     volume: tokio::sync::Mutex<bool>,
-    /// What the engine last said that each image is. Forgotten with the connection: an engine that was away may have
-    /// got another image under the same name.
-    images: Mutex<HashMap<String, String>>,
     /// Containers, by name or id, that nobody uses and that the engine did not say are gone.
     leftover: Mutex<BTreeSet<String>>,
     /// Part of every container's name: no two starts of a node have it in common.
@@ -108,7 +105,6 @@ impl Docker {
             has_runtime: AtomicBool::new(false),
             client: Mutex::new(None),
             volume: tokio::sync::Mutex::new(false),
-            images: Mutex::default(),
             leftover: Mutex::default(),
             tag: RandomState::new().build_hasher().finish(),
             next: AtomicU64::new(1),
@@ -132,7 +128,6 @@ impl Docker {
         };
         *self.lock() = None;
         self.has_runtime.store(false, Ordering::Relaxed);
-        self.known_images().clear();
         Err(format!("the container engine cannot be reached: {reason}"))
     }
 
@@ -172,45 +167,8 @@ impl Docker {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known_images(&self) -> MutexGuard<'_, HashMap<String, String>> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn leftover(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.leftover.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The engine's id of an image, which changes with its content; `None` if it cannot be found out.
-    ///
-    /// It is asked once, and again with every sandbox that is made of the image.
-    pub(crate) async fn image_id(&self, image: &str) -> Option<String> {
-        let known = self.known_images().get(image).cloned();
-        if known.is_some() {
-            return known;
-        }
-        let client = self.client().await.ok()?;
-        let id = client.inspect_image(image).await.ok()?.id?;
-        self.known_images().insert(image.to_owned(), id.clone());
-        Some(id)
-    }
-
-    /// Learns from a container what its image is now: the name may have been given to another one.
-    async fn learn_image(
-        &self,
-        client: &bollard::Docker,
-        image: &str,
-        container: &str,
-    ) -> Option<String> {
-        let inspected = client
-            .inspect_container(container, None::<InspectContainerOptions>)
-            .await;
-        let id = inspected.ok().and_then(|container| container.image);
-        let mut images = self.known_images();
-        match &id {
-            Some(id) => images.insert(image.to_owned(), id.clone()),
-            None => images.remove(image),
-        };
-        id
     }
 
     fn current(&self) -> Option<bollard::Docker> {
@@ -278,7 +236,12 @@ impl Docker {
                 return Err(error.into());
             }
         };
-        let image_id = self.learn_image(client, &key.image, &id).await;
+        // Asked of the container: the image's name may be given to another one at any time.
+        let image_id = client
+            .inspect_container(&id, None::<InspectContainerOptions>)
+            .await
+            .ok()
+            .and_then(|container| container.image);
         match self.open(client, &id).await {
             Ok(link) => Ok(Made {
                 id,
@@ -363,6 +326,9 @@ impl Docker {
             cap_drop: Some(vec!["ALL".into()]),
             // To become a job's user, and to kill what runs as that user.
             cap_add: Some(vec!["SETUID".into(), "SETGID".into(), "KILL".into()]),
+            // The host's own are nobody's business here.
+            dns: Some(vec!["127.0.0.1".into()]),
+            dns_search: Some(vec![".".into()]),
             security_opt: Some(vec!["no-new-privileges:true".into()]),
             memory: Some(memory),
             memory_swap: Some(memory),

@@ -15,7 +15,8 @@ pub(crate) struct Key {
 #[derive(Debug)]
 pub(crate) struct Made {
     pub(crate) id: String,
-    /// What stands for the content of its image; see [`Engine::image_id`].
+    /// What stands for the content of its image: as long as it is the same, so is what its tools make of the same input.
+    /// `None` if it could not be found out.
     pub(crate) image_id: Option<String>,
     pub(crate) link: Link,
     /// What must live as long as the sandbox.
@@ -85,17 +86,6 @@ impl Engine {
             Self::Process(processes) => processes.remove(made).await,
             #[cfg(test)]
             Self::Fake(fake) => fake.remove(made).await,
-        }
-    }
-
-    /// What stands for the content of an image: as long as it is the same, so is what its tools make of the same input.
-    /// `None` if it is not known, as for an image that the engine does not have.
-    pub(crate) async fn image_id(&self, image: &str) -> Option<String> {
-        match self {
-            Self::Docker(docker) => docker.image_id(image).await,
-            Self::Process(processes) => Some(processes.image_id()),
-            #[cfg(test)]
-            Self::Fake(_) => None,
         }
     }
 

@@ -346,13 +346,13 @@ impl Executor {
             input,
             cancel,
         } = streams;
-        let (key, artefact) = self.artefact(task).await;
+        let mut lease = match self.acquire(task, cancel).await {
+            Ok(lease) => lease,
+            Err(tried) => return tried,
+        };
+        let (key, artefact) = self.artefact(task, lease.image_id()).await;
         let mut runs = Runs::new(task, key, artefact);
         loop {
-            let mut lease = match self.acquire(task, cancel).await {
-                Ok(lease) => lease,
-                Err(tried) => return tried,
-            };
             let sandbox = lease.id().to_owned();
             tracing::debug!(job = %task.job, attempt = task.attempt, sandbox, "running");
             lease.count_job();
@@ -370,7 +370,7 @@ impl Executor {
                         .spawn(clean(lease, Holding::Forget, self.artefacts.clone()));
                     return Tried::Again(reason);
                 }
-                Err(interrupted) => match self.interrupted(task, lease, interrupted).await {
+                Err(interrupted) => match self.interrupted(task, lease, interrupted, live).await {
                     Ok(result) => {
                         if let Some(result) = runs.case_ended(result) {
                             return Tried::result(result);
@@ -379,19 +379,27 @@ impl Executor {
                     Err(tried) => return tried,
                 },
             }
+            lease = match self.acquire(task, cancel).await {
+                Ok(lease) => lease,
+                Err(tried) => return tried,
+            };
         }
     }
 
-    /// The key of a task's artefact, and the artefact if it is there. Neither for what is not compiled.
-    async fn artefact(&self, task: &Task) -> (Option<artefacts::Key>, Option<Artefact>) {
+    /// The key of a task's artefact in the image of its sandbox, and the artefact if it is there. Neither for what is not
+    /// compiled.
+    async fn artefact(
+        &self,
+        task: &Task,
+        image_id: Option<&str>,
+    ) -> (Option<artefacts::Key>, Option<Artefact>) {
         if task.language.compile.is_none() || !self.artefacts.is_on() {
             return (None, None);
         }
-        let image = &task.language.image;
-        let Some(image_id) = self.pool.engine().image_id(image).await else {
+        let Some(image_id) = image_id else {
             return (None, None);
         };
-        let key = artefacts::Key::of(task, &image_id);
+        let key = artefacts::Key::of(task, image_id);
         (Some(key), self.artefacts.get(key).await)
     }
 
@@ -440,6 +448,7 @@ impl Executor {
         task: &Task,
         lease: Lease,
         interrupted: Interrupted,
+        live: &mut Live,
     ) -> Result<JobResult, Tried> {
         let Interrupted { cause, started } = interrupted;
         let out_of_memory = started && self.pool.engine().was_out_of_memory(lease.id()).await;
@@ -449,7 +458,9 @@ impl Executor {
             Discard::from(&cause)
         });
         if out_of_memory {
-            return Ok(verdict::out_of_memory(task));
+            live.finish().await;
+            let (stdout, stderr) = live.take_output();
+            return Ok(verdict::out_of_memory(task, stdout, stderr));
         }
         if let Broken::Silent(patience) = cause {
             // A second try would take as long.

@@ -77,15 +77,19 @@ pub(crate) fn sandbox_failed(transcript: &Transcript) -> Option<String> {
     }
 }
 
-/// The result of a job whose sandbox as a whole was killed for its memory.
-pub(crate) fn out_of_memory(task: &Task) -> JobResult {
+/// The result of a run whose sandbox as a whole was killed for its memory, with what it had printed.
+pub(crate) fn out_of_memory(task: &Task, stdout: Bytes, stderr: Bytes) -> JobResult {
     JobResult {
         outcome: Outcome {
             signal: Some(9),
             memory_kb: task.spec.limits.memory_kb,
             ..Outcome::without_run(Verdict::MemoryLimit, over_memory(task))
         },
-        output: Output::default(),
+        output: Output {
+            stdout,
+            stderr,
+            ..Output::default()
+        },
     }
 }
 

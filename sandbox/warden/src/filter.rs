@@ -3,7 +3,8 @@
 //!
 //! A call on these lists fails with an errno, as it does on a kernel that was built without it or for a user without the
 //! right: programs that try it and go on without it do so here. Everything else is left to the profile that the engine
-//! puts below this one. Programs for another architecture than the warden's, such as 32-bit ones on x86-64, are killed:
+//! puts below this one. The warden puts itself under the filter once, at its start, and what it starts inherits it: for
+//! each job it would cost a millisecond. Programs for another architecture than the warden's, such as 32-bit ones on x86-64, are killed:
 //! their calls have other numbers.
 
 use std::collections::BTreeMap;
@@ -65,10 +66,14 @@ const NEW_NAMESPACES: &[libc::c_int] = &[
     libc::CLONE_NEWNET,
 ];
 
-/// Programs that talk over the loopback or over a socket in a file need these; every other family is the kernel's, to
-/// no use without a network. 0 stands for the family's usual protocol.
-const SOCKET_FAMILIES: &[libc::c_int] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
-const INTERNET_PROTOCOLS: &[libc::c_int] = &[0, libc::IPPROTO_TCP, libc::IPPROTO_UDP];
+/// Processes of one job may talk over these. Every other family is of no use without a network; and what the buffers of
+/// connections over the loopback hold is counted by nobody where control groups have version 1: a job could take
+/// so much of the machine's memory for them that the node itself has none left to talk to its peers.
+const SOCKET_FAMILY: libc::c_int = libc::AF_UNIX;
+
+/// Huge pages come out of a reserve of the machine's, and no memory limit counts them.
+const HUGE_MAP: libc::c_int = libc::MAP_HUGETLB;
+const HUGE_FILE: libc::c_uint = libc::MFD_HUGETLB;
 
 /// The filters, ready to be installed.
 #[derive(Debug)]
@@ -89,23 +94,23 @@ impl Filter {
             .collect::<Result<_, _>>()?;
         forbidden.insert(libc::SYS_clone, namespaces);
 
-        let other_than = |index, values: &[libc::c_int]| {
-            values
-                .iter()
-                .map(|value| argument(index, SeccompCmpOp::Ne, value.cast_unsigned().into()))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let mut sockets = vec![rule(other_than(0, SOCKET_FAMILIES)?)?];
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut conditions = other_than(2, INTERNET_PROTOCOLS)?;
-            conditions.push(argument(
-                0,
-                SeccompCmpOp::Eq,
-                family.cast_unsigned().into(),
-            )?);
-            sockets.push(rule(conditions)?);
-        }
-        let sockets = BTreeMap::from([(libc::SYS_socket, sockets)]);
+        let family = SOCKET_FAMILY.cast_unsigned().into();
+        let sockets = [libc::SYS_socket, libc::SYS_socketpair]
+            .into_iter()
+            .map(|call| {
+                let other = rule(vec![argument(0, SeccompCmpOp::Ne, family)?])?;
+                Ok((call, vec![other]))
+            })
+            .collect::<Result<_, seccompiler::Error>>()?;
+        let huge =
+            |index, flag: u64| rule(vec![argument(index, SeccompCmpOp::MaskedEq(flag), flag)?]);
+        let huge = BTreeMap::from([
+            (
+                libc::SYS_mmap,
+                vec![huge(3, HUGE_MAP.cast_unsigned().into())?],
+            ),
+            (libc::SYS_memfd_create, vec![huge(1, HUGE_FILE.into())?]),
+        ]);
 
         Ok(Self {
             programs: vec![
@@ -114,11 +119,12 @@ impl Filter {
                 program(forbidden, Errno::PERM)?,
                 program(always(MISSING), Errno::NOSYS)?,
                 program(sockets, Errno::AFNOSUPPORT)?,
+                program(huge, Errno::NOMEM)?,
             ],
         })
     }
 
-    /// Puts this process, and all that come from it, under the filters. Allocates nothing.
+    /// Puts this process, and all that come from it, under the filters.
     pub(crate) fn install(&self) -> Result<(), Errno> {
         for program in &self.programs {
             seccompiler::apply_filter(program).map_err(|error| match error {
@@ -262,27 +268,37 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_those_of_programs_that_talk_to_themselves() {
-        for family in [libc::AF_UNIX, libc::AF_INET] {
-            assert_eq!(socket(family, libc::SOCK_STREAM, 0), 0, "{family}");
-            assert_eq!(socket(family, libc::SOCK_DGRAM, 0), 0, "{family}");
-        }
-        assert_eq!(
-            socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP),
-            0
-        );
+    fn sockets_are_those_within_the_machine() {
+        assert_eq!(socket(libc::AF_UNIX, libc::SOCK_STREAM, 0), 0);
+        assert_eq!(socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0), 0);
         for family in [
+            libc::AF_INET,
+            libc::AF_INET6,
             libc::AF_NETLINK,
             libc::AF_PACKET,
             libc::AF_VSOCK,
             libc::AF_ALG,
             libc::AF_BLUETOOTH,
         ] {
-            let kind = libc::SOCK_RAW;
-            assert_eq!(socket(family, kind, 0), libc::EAFNOSUPPORT, "{family}");
+            for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_RAW] {
+                assert_eq!(socket(family, kind, 0), libc::EAFNOSUPPORT, "{family}");
+            }
         }
-        let sctp = socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP);
-        assert_eq!(sctp, libc::EAFNOSUPPORT);
+    }
+
+    #[test]
+    fn pages_are_of_the_usual_size() {
+        let map = |flags: libc::c_int| {
+            let flags = libc::c_long::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags);
+            // SAFETY: maps a page of its own in the child.
+            under_filter(|| unsafe { libc::syscall(libc::SYS_mmap, 0, 4096, 0, flags, -1, 0) })
+        };
+        assert_eq!(map(0), 0);
+        assert_eq!(map(libc::MAP_HUGETLB), libc::ENOMEM);
+        let name = c"x".as_ptr() as libc::c_long;
+        assert_eq!(call(libc::SYS_memfd_create, name, 0, 0), 0);
+        let huge = libc::c_long::from(libc::MFD_HUGETLB);
+        assert_eq!(call(libc::SYS_memfd_create, name, huge, 0), libc::ENOMEM);
     }
 
     #[test]

@@ -14,6 +14,10 @@ use crate::spawn::Started;
 /// How often the processes are looked at where no cgroup does it.
 const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 
+/// How often the cgroup is asked whether it killed something for its memory. What is left of the job would go on, and be
+/// killed for its memory again and again.
+const OOM_CHECK_EVERY: Duration = Duration::from_millis(50);
+
 /// CPU time is not looked at more often than this.
 const CPU_CHECK_AT_LEAST: Duration = Duration::from_millis(1);
 
@@ -173,6 +177,9 @@ impl Active {
         if now < self.next_check {
             return;
         }
+        if self.killed_for_memory(meters) {
+            return self.stop(LimitHit::Memory, meters);
+        }
         let sampled = !meters.contained || self.cgroup_cpu_us.is_none() || self.oom_kills.is_none();
         let sample = if sampled {
             processes::sample()
@@ -203,7 +210,7 @@ impl Active {
         };
         // The limit cannot be reached before all processors together have used up the rest.
         let earliest = Duration::from_micros(rest) / meters.processors.max(1);
-        let mut next = now + earliest.max(CPU_CHECK_AT_LEAST);
+        let mut next = now + earliest.clamp(CPU_CHECK_AT_LEAST, OOM_CHECK_EVERY);
         if sampled {
             next = next.min(now + SAMPLE_EVERY);
         }
@@ -217,6 +224,14 @@ impl Active {
         Some(all.saturating_sub(own))
     }
 
+    /// Since the step began the kernel has killed something in the cgroup for its memory.
+    fn killed_for_memory(&self, meters: &Meters) -> bool {
+        match (self.oom_kills, meters.cgroup.oom_kills()) {
+            (Some(before), Some(after)) => after > before,
+            _ => false,
+        }
+    }
+
     /// The figures, when nobody is left and the output has been read to its end.
     pub(crate) fn report(&self, meters: &Meters) -> Report {
         let cpu_us = self.cgroup_cpu(meters).unwrap_or(self.reaped_cpu_us);
@@ -225,14 +240,10 @@ impl Active {
             None => (self.started.elapsed(), None, None),
         };
         let wall_us = u64::try_from(wall_us.as_micros()).unwrap_or(u64::MAX);
-        let killed_for_memory = match (self.oom_kills, meters.cgroup.oom_kills()) {
-            (Some(before), Some(after)) => after > before,
-            _ => false,
-        };
         // What the meters say at the end counts as much as what they said while it ran.
         let limit = match self.limit {
             Some(LimitHit::Cancelled) => Some(LimitHit::Cancelled),
-            _ if killed_for_memory => Some(LimitHit::Memory),
+            _ if self.killed_for_memory(meters) => Some(LimitHit::Memory),
             Some(limit) => Some(limit),
             None if cpu_us > self.limits.cpu_us => Some(LimitHit::Cpu),
             None if wall_us > self.limits.wall_us => Some(LimitHit::Wall),

@@ -15,7 +15,6 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid};
 
 use crate::files::ActingAs;
-use crate::filter::Filter;
 use crate::memory::Withheld;
 
 /// The user that a job runs as; its group has the same number.
@@ -42,7 +41,6 @@ pub(crate) struct Place<'a> {
     pub(crate) path: &'a str,
     pub(crate) user: Option<User>,
     pub(crate) contained: bool,
-    pub(crate) filter: &'a Filter,
 }
 
 /// A program that has been started, with the warden's ends of its stdin, stdout and stderr.
@@ -63,8 +61,11 @@ pub(crate) enum SpawnError {
     Sandbox(String),
 }
 
-/// Seconds that the kernel's own CPU limit comes after ours. It is only a backstop: it counts each process by itself.
-const CPU_BACKSTOP_S: u64 = 1;
+/// The kernel's own CPU limit, seconds, for one of ours. It is only a backstop, and far behind: it counts each process by
+/// itself, and in ticks, which on a busy machine can run well ahead of the time that was really used.
+fn cpu_backstop(cpu_us: u64) -> u64 {
+    2 * cpu_us.div_ceil(1_000_000) + 1
+}
 
 /// Starts a step's program and returns when it has been executed.
 pub(crate) fn spawn(place: &Place<'_>, step: &Step) -> Result<Started, SpawnError> {
@@ -85,7 +86,6 @@ pub(crate) fn spawn(place: &Place<'_>, step: &Step) -> Result<Started, SpawnErro
         words: words.write.as_raw_fd(),
         user: place.user,
         contained: place.contained,
-        filter: place.filter,
         parent: rustix::process::getpid(),
         limits: rlimits(&step.limits, place.user.is_some()),
     };
@@ -155,11 +155,10 @@ enum Stage {
     Folder,
     Privileges,
     Descriptors,
-    Filter,
     Execute,
 }
 
-const STAGES: [Stage; 11] = [
+const STAGES: [Stage; 10] = [
     Stage::Session,
     Stage::Redirect,
     Stage::Parent,
@@ -169,7 +168,6 @@ const STAGES: [Stage; 11] = [
     Stage::Folder,
     Stage::Privileges,
     Stage::Descriptors,
-    Stage::Filter,
     Stage::Execute,
 ];
 
@@ -278,7 +276,7 @@ fn rlimits(limits: &Limits, own_user: bool) -> Rlimits {
         current: Some(value),
         maximum: Some(value),
     };
-    let cpu_s = limits.cpu_us.div_ceil(1_000_000) + CPU_BACKSTOP_S;
+    let cpu_s = cpu_backstop(limits.cpu_us);
     [
         Some((
             Resource::Cpu,
@@ -289,7 +287,8 @@ fn rlimits(limits: &Limits, own_user: bool) -> Rlimits {
         )),
         Some((Resource::Fsize, both(limits.file_bytes))),
         Some((Resource::Nofile, both(limits.open_files))),
-        Some((Resource::Core, both(0))),
+        // No file is that small, and where a host pipes cores into a program of its own, 1 and not 0 means none.
+        Some((Resource::Core, both(1))),
         Some((Resource::Stack, both(limits.stack_bytes))),
         own_user.then(|| (Resource::Nproc, both(u64::from(limits.processes)))),
         // No RLIMIT_AS: node and java reserve far more address space than they use.
@@ -303,7 +302,6 @@ struct Plan<'a> {
     words: RawFd,
     user: Option<User>,
     contained: bool,
-    filter: &'a Filter,
     parent: Pid,
     limits: Rlimits,
 }
@@ -363,8 +361,7 @@ impl Plan<'_> {
         rustix::process::chdir(self.image.work.as_c_str()).map_err(at(Stage::Folder))?;
         rustix::thread::set_no_new_privs(true).map_err(at(Stage::Privileges))?;
         close_descriptors().map_err(at(Stage::Descriptors))?;
-        // After everything that it may forbid, before the program.
-        self.filter.install().map_err(at(Stage::Filter))
+        Ok(())
     }
 
     /// Executes the first candidate that there is; returns only when there is none.

@@ -10,6 +10,7 @@ use quorun_warden::protocol::{
     StepKind, Stream,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::stdio;
 
@@ -36,7 +37,6 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Warden {
     options: Options,
     meters: Meters,
-    filter: Filter,
     /// What is wiped after a job.
     folders: Vec<PathBuf>,
     next_uid: Option<u32>,
@@ -88,6 +88,18 @@ impl Warden {
         }
         // Its memory and descriptors are nobody's business, not even of a process of the same user.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+        let filtered = Filter::new()
+            .map_err(io::Error::other)
+            .and_then(|filter| Ok(filter.install()?));
+        match filtered {
+            Err(error) if options.contained => return Err(error),
+            // Without a container nothing is isolated in any case; emulators have no filters.
+            Err(error) => eprintln!("quorun-warden: no filter of system calls: {error}"),
+            Ok(()) => {}
+        }
+        if options.contained {
+            close_terminals()?;
+        }
         let signals = signal_descriptor()?;
         rustix::io::ioctl_fionbio(stdio::stdin(), true)?;
         rustix::io::ioctl_fionbio(stdio::stdout(), true)?;
@@ -113,7 +125,6 @@ impl Warden {
                 contained: options.contained,
                 processors: processes::processors(),
             },
-            filter: Filter::new().map_err(io::Error::other)?,
             options,
             folders,
             next_uid,
@@ -474,7 +485,6 @@ impl Warden {
             path: &self.options.path,
             user: job.user,
             contained: self.options.contained,
-            filter: &self.filter,
         };
         let before = Before::now(&self.meters);
         match spawn::spawn(&place, step) {
@@ -695,6 +705,14 @@ impl OutQueue {
             self.written = 0;
         }
         Ok(())
+    }
+}
+
+/// Keeps programs from making terminals. The machine has so many of them for all containers together.
+fn close_terminals() -> io::Result<()> {
+    match rustix::fs::chmod("/dev/pts/ptmx", Mode::from_raw_mode(0o600)) {
+        Err(error) if error != Errno::NOENT => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

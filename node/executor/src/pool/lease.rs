@@ -28,6 +28,11 @@ impl Lease {
             .map_or("", |sandbox| sandbox.made.id.as_str())
     }
 
+    /// What stands for the content of its image, where that is known.
+    pub(crate) fn image_id(&self) -> Option<&str> {
+        self.sandbox.as_ref()?.made.image_id.as_deref()
+    }
+
     /// The job that waited for it goes on to count as demand.
     pub(super) fn count_as_demand(&mut self) {
         if let Some(sandbox) = &mut self.sandbox {
