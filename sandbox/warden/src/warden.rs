@@ -26,6 +26,13 @@ use crate::spawn::{self, Place, SpawnError, User};
 /// While more than this waits for the node, programs are not read from: they wait, the memory does not grow.
 const OUT_HIGH: usize = 1 << 20;
 
+/// How long the first words of a program may wait for its next ones, or for its end. Each message costs the engine's
+/// processes, through which it goes, a tenth of a short program's own time; and most programs are short.
+const LINGER: Duration = Duration::from_millis(4);
+
+/// With this much waiting, nothing waits for more.
+const LINGER_BYTES: usize = 4 << 10;
+
 /// Reads from one stream before the others have their turn.
 const READS_PER_TURN: usize = 8;
 
@@ -59,6 +66,8 @@ pub(crate) struct Warden {
 struct Job {
     user: Option<User>,
     run: Step,
+    /// Somebody talks to the program, and waits for its answers.
+    interactive: bool,
     /// The box is to be held before the run step.
     hold: Option<u64>,
     /// Waits for the run step.
@@ -199,7 +208,8 @@ impl Warden {
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
             (Source::Node, stdio::stdin(), PollFlags::IN),
         ];
-        if !self.out.is_empty() {
+        let now = Instant::now();
+        if self.out.is_due(now) {
             sources.push((Source::NodeOut, stdio::stdout(), PollFlags::OUT));
         }
         if let Some(active) = active {
@@ -217,10 +227,10 @@ impl Warden {
                 sources.push((Source::Stdin, fd.as_fd(), PollFlags::OUT));
             }
         }
-        let timeout = active.map(|active| {
-            let rest = active
-                .next_check()
-                .saturating_duration_since(Instant::now());
+        let next_check = active.map(Active::next_check);
+        let next = next_check.into_iter().chain(self.out.due_later(now)).min();
+        let timeout = next.map(|next| {
+            let rest = next.saturating_duration_since(now);
             // A wait that is too long for the type is cut short; the loop comes back to it.
             Timespec::try_from(rest).unwrap_or(Timespec {
                 tv_sec: 3600,
@@ -368,6 +378,7 @@ impl Warden {
         self.job = Some(Job {
             user,
             run,
+            interactive: !close_stdin,
             hold,
             stdin: Feed::new(stdin, close_stdin),
             active: None,
@@ -580,7 +591,11 @@ impl Warden {
 
     /// Reads what a program printed and passes it on.
     fn capture(&mut self, stream: Stream, reads: usize) -> io::Result<()> {
-        let Some(active) = self.job.as_mut().and_then(|job| job.active.as_mut()) else {
+        let Some(job) = &mut self.job else {
+            return Ok(());
+        };
+        let lingers = !job.interactive;
+        let Some(active) = &mut job.active else {
             return Ok(());
         };
         let step = active.kind;
@@ -599,6 +614,7 @@ impl Warden {
                     offset: piece.offset,
                     data: self.buffer[..piece.length].to_vec(),
                 })?;
+                self.out.linger(lingers);
             }
         }
         Ok(())
@@ -649,7 +665,9 @@ impl Warden {
     }
 
     fn send(&mut self, event: &Event) -> io::Result<()> {
-        self.out.push(event)
+        self.out.push(event)?;
+        self.out.linger(matches!(event, Event::Started { .. }));
+        Ok(())
     }
 }
 
@@ -668,6 +686,8 @@ impl Job {
 struct OutQueue {
     bytes: Vec<u8>,
     written: usize,
+    /// When it is to be written at the latest; `None` when it is empty.
+    due: Option<Instant>,
 }
 
 impl OutQueue {
@@ -683,8 +703,31 @@ impl OutQueue {
         protocol::encode(event, &mut self.bytes).map_err(io::Error::other)
     }
 
-    /// Writes what the node takes.
+    /// What was pushed last may wait a moment for what comes after it, or may not.
+    fn linger(&mut self, may: bool) {
+        let now = Instant::now();
+        let due = if may && self.len() < LINGER_BYTES {
+            now + LINGER
+        } else {
+            now
+        };
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        !self.is_empty() && self.due.is_none_or(|due| due <= now)
+    }
+
+    /// When it will be due, if it is not yet.
+    fn due_later(&self, now: Instant) -> Option<Instant> {
+        self.due.filter(|due| *due > now && !self.is_empty())
+    }
+
+    /// Writes what the node takes, if it is time to.
     fn flush(&mut self) -> io::Result<()> {
+        if !self.is_due(Instant::now()) {
+            return Ok(());
+        }
         while !self.is_empty() {
             match rustix::io::write(stdio::stdout(), &self.bytes[self.written..]) {
                 Ok(length) => self.written += length,
@@ -695,6 +738,7 @@ impl OutQueue {
         }
         if self.is_empty() {
             self.written = 0;
+            self.due = None;
             if self.bytes.capacity() > 4 * MAX_OUTPUT {
                 self.bytes = Vec::new();
             } else {
