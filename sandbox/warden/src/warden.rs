@@ -209,7 +209,8 @@ impl Warden {
             (Source::Node, stdio::stdin(), PollFlags::IN),
         ];
         let now = Instant::now();
-        if self.out.is_due(now) {
+        // What is held follows as soon as there is room, also when all that was pushed before has been written.
+        if self.out.is_due(now) || self.sending.is_some() {
             sources.push((Source::NodeOut, stdio::stdout(), PollFlags::OUT));
         }
         if let Some(active) = active {

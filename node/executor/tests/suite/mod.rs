@@ -475,6 +475,25 @@ macro_rules! suite {
         }
 
         #[test]
+        fn a_large_artefact_is_kept_as_well() {
+            $with(|executor| async move {
+                // More than the warden has waiting for the node at one time.
+                let compile = "head -c 30000000 /dev/urandom > data; sha256sum data > sum";
+                let language = common::language(
+                    "large",
+                    Some(&["bash", "-c", compile]),
+                    &["sha256sum", "-c", "sum"],
+                );
+                let task = common::task(language, "");
+                let result = common::run(&executor, task.clone()).await;
+                common::assert_prints(&result, b"data: OK\n");
+                let result = common::until_cached(&executor, task).await;
+                common::assert_prints(&result, b"data: OK\n");
+                assert_eq!(executor.sandboxes()["discarded"], 0);
+            });
+        }
+
+        #[test]
         fn a_program_that_does_not_compile_is_not_cached() {
             $with(|executor| async move {
                 for _ in 0..3 {
