@@ -27,10 +27,14 @@ fn missing() -> Option<String> {
         let output = Command::new(name).arg("--version").output();
         output.is_ok_and(|output| output.status.success())
     };
-    ["dockerd", "containerd", "docker", "gcc"]
+    let missing = ["dockerd", "containerd", "docker", "gcc", "unshare"]
         .into_iter()
-        .find(|name| !found(name))
-        .map(str::to_owned)
+        .find(|name| !found(name));
+    if let Some(missing) = missing {
+        return Some(missing.to_owned());
+    }
+    let own_network = Command::new("unshare").args(["--net", "true"]).status();
+    (!own_network.unwrap().success()).then(|| "the right to have a network of its own".to_owned())
 }
 
 /// The engine's files. Whatever is left of it ends with this value, however the test went.
@@ -136,13 +140,15 @@ fn start_containerd(folder: &Path) -> Child {
 /// Starts the engine and waits until it answers.
 fn start(folder: &Path) -> Child {
     let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
-    let mut engine = Command::new("dockerd");
+    // In a network of its own: an engine without a bridge removes the one that it finds.
+    let mut engine = Command::new("unshare");
     let log = std::fs::File::options()
         .create(true)
         .append(true)
         .open(folder.join("log"))
         .unwrap();
     engine
+        .args(["--net", "dockerd"])
         .args(["--data-root", &path("data"), "--exec-root", &path("exec")])
         .args(["--pidfile", &path("pid"), "--config-file", &path("config")])
         .args(["--containerd", &path("containerd.sock")])
