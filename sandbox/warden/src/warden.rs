@@ -199,7 +199,8 @@ impl Warden {
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
             (Source::Node, stdio::stdin(), PollFlags::IN),
         ];
-        if !self.out.is_empty() {
+        // What is held is sent piece by piece: that the node has taken one is the time for the next.
+        if !self.out.is_empty() || self.sending.is_some() {
             sources.push((Source::NodeOut, stdio::stdout(), PollFlags::OUT));
         }
         if let Some(active) = active {
