@@ -557,12 +557,32 @@ impl Warden {
                 let compiled = report.exit_code == Some(0) && report.limit.is_none();
                 self.send(&Event::CompileDone(report))?;
                 if compiled {
+                    if let Err(message) = self.leave_only_the_box() {
+                        return self.done(End::Failed {
+                            message,
+                            submission: false,
+                        });
+                    }
                     self.start_run()
                 } else {
                     self.done(End::NotCompiled)
                 }
             }
         }
+    }
+
+    /// Empties every folder but the box after a compile step. Only the box is held: what the step left elsewhere would be
+    /// there for the first run of a program and for none of the others.
+    fn leave_only_the_box(&self) -> Result<(), String> {
+        let user = self.job.as_ref().and_then(|job| job.user);
+        let _acting =
+            ActingAs::new(user).map_err(|error| format!("becoming the job's user: {error}"))?;
+        for folder in &self.folders {
+            if *folder != self.options.work {
+                files::wipe(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Says how the job ended, and only then cleans up: the node does not wait for that.

@@ -531,6 +531,21 @@ macro_rules! suite {
         }
 
         #[test]
+        fn what_the_compiler_leaves_outside_the_box_is_there_for_no_run() {
+            $with(|executor| async move {
+                let language = common::language(
+                    "odd",
+                    Some(&["bash", "-c", "echo x > $TMPDIR/left; echo y > kept"]),
+                    &["bash", "-c", "ls $TMPDIR; cat kept"],
+                );
+                let mut task = common::task(language, "");
+                task.spec.tests = common::cases(&[("", Some("y\n")), ("", Some("y\n"))]);
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::Accepted, "{result:?}");
+            });
+        }
+
+        #[test]
         fn test_cases_need_no_compiler_and_what_is_expected_never_reaches_them() {
             $with(|executor| async move {
                 let source = "import os, sys\n\
