@@ -220,8 +220,7 @@ impl<'a> Runs<'a> {
             outcome.verdict = Verdict::WrongAnswer;
         }
         let failed = outcome.verdict != Verdict::Accepted;
-        // What Quorun itself ended is not a case that went wrong.
-        let over = matches!(outcome.verdict, Verdict::Cancelled | Verdict::InternalError);
+        let over = is_over(outcome.verdict);
         self.tests.push(TestResult {
             outcome,
             stdout_truncated: output.stdout_truncated || output.stdout.len() > KEPT,
@@ -237,9 +236,15 @@ impl<'a> Runs<'a> {
     fn summary(&mut self) -> JobResult {
         let tests = std::mem::take(&mut self.tests);
         let number = tests.len();
+        // What Quorun itself ended was not judged to its end, whatever came before.
         let first = tests
             .iter()
-            .position(|test| test.outcome.verdict != Verdict::Accepted);
+            .position(|test| is_over(test.outcome.verdict))
+            .or_else(|| {
+                tests
+                    .iter()
+                    .position(|test| test.outcome.verdict != Verdict::Accepted)
+            });
         let most =
             |of: fn(&Outcome) -> u64| tests.iter().map(|t| of(&t.outcome)).max().unwrap_or(0);
         let shown = &tests[first.unwrap_or(number - 1)].outcome;
@@ -311,7 +316,50 @@ impl<'a> Runs<'a> {
     }
 }
 
+/// What Quorun itself ended is not a case that went wrong.
+const fn is_over(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Cancelled | Verdict::InternalError)
+}
+
 fn beginning(output: &Bytes) -> Bytes {
     // A copy: a slice would keep all of it in memory.
     Bytes::copy_from_slice(&output[..output.len().min(KEPT)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(verdict: Verdict) -> JobResult {
+        JobResult {
+            outcome: Outcome::without_run(verdict, "why"),
+            output: Output::default(),
+        }
+    }
+
+    /// What becomes of a job with three cases that end like this.
+    fn of(verdicts: &[Verdict]) -> (Verdict, Option<String>, usize) {
+        let mut task = task::tests::task(quorun_ledger::job::Limits::default());
+        task.spec.tests = vec![TestCase::default(); 3];
+        let mut runs = Runs::new(&task, None, None);
+        let mut results = verdicts.iter().filter_map(|v| runs.case_ended(ended(*v)));
+        let JobResult { outcome, output } = results.next().unwrap();
+        assert!(results.next().is_none());
+        (outcome.verdict, outcome.message, output.tests.len())
+    }
+
+    #[test]
+    fn the_first_case_that_went_wrong_decides_unless_the_job_was_ended() {
+        use Verdict::{Accepted, Cancelled, InternalError, TimeLimit, WrongAnswer};
+        let why = |number| Some(format!("test {number} of 3: why"));
+        assert_eq!(
+            of(&[Accepted, WrongAnswer, TimeLimit]),
+            (WrongAnswer, why(2), 3)
+        );
+        assert_eq!(of(&[WrongAnswer, Cancelled]), (Cancelled, why(2), 2));
+        assert_eq!(
+            of(&[TimeLimit, InternalError]),
+            (InternalError, why(2), 2)
+        );
+    }
 }
