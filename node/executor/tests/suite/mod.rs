@@ -475,6 +475,25 @@ macro_rules! suite {
         }
 
         #[test]
+        fn an_artefact_that_a_sandbox_cannot_hold_is_not_used() {
+            $with(|executor| async move {
+                // Beside the box it would take more than a third of the small sandbox's memory.
+                let language = common::language(
+                    "large",
+                    Some(&["bash", "-c", "head -c 24M /dev/zero > data; echo compiled >&2"]),
+                    &["bash", "-c", "wc -c < data"],
+                );
+                let mut task = common::task(language, "");
+                task.spec.limits.memory_kb = 1 << 20;
+                common::until_cached(&executor, task.clone()).await;
+                task.spec.limits.memory_kb = 64 << 10;
+                let result = common::run(&executor, task).await;
+                common::assert_prints(&result, b"25165824\n");
+                assert!(!result.output.compile.unwrap().cached);
+            });
+        }
+
+        #[test]
         fn a_program_that_does_not_compile_is_not_cached() {
             $with(|executor| async move {
                 for _ in 0..3 {
