@@ -71,11 +71,7 @@ impl<'a> Runs<'a> {
         let kept = artefact.is_some();
         let (compile, archive) = artefact
             .map(|Artefact { compile, archive }| {
-                let compile = Compile {
-                    cached: true,
-                    ..compile
-                };
-                (compile, archive)
+                (said_again(compile, task), archive)
             })
             .unzip();
         Self {
@@ -306,7 +302,8 @@ impl<'a> Runs<'a> {
             return Holding::Nothing;
         }
         match (self.key, &self.compile) {
-            (Some(key), Some(compile)) if !self.kept => Holding::Fetch {
+            // What was dropped because of this job's limit may be within another's.
+            (Some(key), Some(compile)) if !self.kept && !compile.truncated => Holding::Fetch {
                 key,
                 compile: compile.clone(),
                 limit: artefacts::largest(self.task),
@@ -314,6 +311,17 @@ impl<'a> Runs<'a> {
             _ => Holding::Forget,
         }
     }
+}
+
+/// What a compiler said once, for another job: within that job's limit.
+fn said_again(mut compile: Compile, task: &Task) -> Compile {
+    let cap = usize::try_from(task.spec.limits.output_kb.saturating_mul(1024)).unwrap_or(usize::MAX);
+    for text in [&mut compile.stdout, &mut compile.stderr] {
+        compile.truncated |= text.len() > cap;
+        text.truncate(cap);
+    }
+    compile.cached = true;
+    compile
 }
 
 /// What Quorun itself ended is not a case that went wrong.
@@ -346,6 +354,31 @@ mod tests {
         let JobResult { outcome, output } = results.next().unwrap();
         assert!(results.next().is_none());
         (outcome.verdict, outcome.message, output.tests.len())
+    }
+
+    #[test]
+    fn what_a_compiler_said_is_kept_whole_and_given_within_each_job_s_limit() {
+        let mut task = task::tests::task(quorun_ledger::job::Limits::default());
+        task.spec.limits.output_kb = 1;
+        let key = Key::of(&task, "image");
+        let artefact = |length| Artefact {
+            compile: Compile {
+                stderr: vec![b'w'; length].into(),
+                ..Compile::default()
+            },
+            archive: Bytes::new(),
+        };
+        for (length, truncated) in [(1024, false), (1025, true)] {
+            let runs = Runs::new(&task, Some(key), Some(artefact(length)));
+            let compile = runs.compile.clone().unwrap();
+            assert_eq!((compile.stderr.len(), compile.truncated), (1024, truncated));
+            assert!(compile.cached);
+            let mut fresh = Runs::new(&task, Some(key), None);
+            fresh.held = true;
+            fresh.compile = Some(compile);
+            let kept = matches!(fresh.holding(), Holding::Fetch { .. });
+            assert_eq!(kept, !truncated);
+        }
     }
 
     #[test]
