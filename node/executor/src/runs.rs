@@ -70,9 +70,7 @@ impl<'a> Runs<'a> {
     pub(crate) fn new(task: &'a Task, key: Option<Key>, artefact: Option<Artefact>) -> Self {
         let kept = artefact.is_some();
         let (compile, archive) = artefact
-            .map(|Artefact { compile, archive }| {
-                (said_again(compile, task), archive)
-            })
+            .map(|Artefact { compile, archive }| (said_again(compile, task), archive))
             .unzip();
         Self {
             task,
@@ -315,7 +313,8 @@ impl<'a> Runs<'a> {
 
 /// What a compiler said once, for another job: within that job's limit.
 fn said_again(mut compile: Compile, task: &Task) -> Compile {
-    let cap = usize::try_from(task.spec.limits.output_kb.saturating_mul(1024)).unwrap_or(usize::MAX);
+    let cap =
+        usize::try_from(task.spec.limits.output_kb.saturating_mul(1024)).unwrap_or(usize::MAX);
     for text in [&mut compile.stdout, &mut compile.stderr] {
         compile.truncated |= text.len() > cap;
         text.truncate(cap);
@@ -390,9 +389,6 @@ mod tests {
             (WrongAnswer, why(2), 3)
         );
         assert_eq!(of(&[WrongAnswer, Cancelled]), (Cancelled, why(2), 2));
-        assert_eq!(
-            of(&[TimeLimit, InternalError]),
-            (InternalError, why(2), 2)
-        );
+        assert_eq!(of(&[TimeLimit, InternalError]), (InternalError, why(2), 2));
     }
 }

@@ -120,6 +120,24 @@ fn pools_of_processes_work_and_leave_nothing() {
 }
 
 #[test]
+fn what_sockets_hold_in_flight_is_free_for_the_next_job() {
+    with(|executor| async move {
+        // Two sockets, each on its way over the other, with two thirds of the memory: no process needs to hold them.
+        let source = "import array, os, socket\n\
+            ends = socket.socketpair()\nfiles = [os.memfd_create('x') for _ in range(2)]\n\
+            for file in files:\n  for _ in range(80): os.write(file, bytes(1 << 20))\n\
+            for end in ends: end.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS,\n  \
+              array.array('i', files + [one.fileno() for one in ends]))])\n\
+            print('in flight')\n";
+        for _ in 0..6 {
+            let result = common::run(&executor, common::task(common::python(), source)).await;
+            common::assert_prints(&result, b"in flight\n");
+        }
+        assert_eq!(executor.sandboxes()["discarded"], 0);
+    });
+}
+
+#[test]
 fn full_folders_do_not_break_a_sandbox() {
     with(|executor| async move {
         let source = "cat /dev/zero > a; cat /dev/zero > $TMPDIR/b; cat /dev/zero > $TMPDIR/c; \

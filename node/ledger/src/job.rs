@@ -551,7 +551,9 @@ mod tests {
         };
         let (spec, output) = (codec::encode(&spec), codec::encode(&output));
         let holds = |bytes: &[u8], name: &str| {
-            bytes.windows(name.len()).any(|part| part == name.as_bytes())
+            bytes
+                .windows(name.len())
+                .any(|part| part == name.as_bytes())
         };
         assert!(holds(&spec, "max_attempts") && holds(&output, "compile"));
         for name in [

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -640,6 +641,7 @@ impl Warden {
                 Err(error) => left.push(format!("/proc: {error}")),
             }
         }
+        free_what_is_in_flight();
         match ActingAs::new(user) {
             Ok(_acting) => {
                 for folder in &self.folders {
@@ -727,6 +729,13 @@ impl OutQueue {
         }
         Ok(())
     }
+}
+
+/// Has the kernel free what a job's sockets hold. Sockets that were sent over each other outlive all processes, with
+/// every file that was sent along, and whatever these hold in memory counts against the next job: the kernel looks for
+/// such rings only when some socket of this kind is closed.
+fn free_what_is_in_flight() {
+    drop(UnixStream::pair());
 }
 
 /// Keeps programs from making terminals. The machine has so many of them for all containers together.
