@@ -486,6 +486,8 @@ macro_rules! suite {
                 let mut task = common::task(language, "");
                 task.spec.limits.memory_kb = 1 << 20;
                 common::until_cached(&executor, task.clone()).await;
+                // It came at once, however much it is.
+                assert_eq!(executor.sandboxes()["discarded.hung"], 0);
                 task.spec.limits.memory_kb = 64 << 10;
                 let result = common::run(&executor, task).await;
                 common::assert_prints(&result, b"25165824\n");
