@@ -14,6 +14,7 @@ use std::{fmt, io};
 use bytes::Bytes;
 use quorun_ledger::job::Compile;
 use quorun_ledger::{codec, language::Language};
+use quorun_warden::protocol::VERSION;
 
 use crate::task::{self, Task};
 
@@ -40,6 +41,8 @@ impl Key {
             hasher.update(bytes);
         };
         let Task { language, spec, .. } = task;
+        // The form of the archive is the protocol's.
+        part(&VERSION.to_be_bytes());
         part(image_id.as_bytes());
         // Who is kept apart in sandboxes does not learn from the compiler's speed what others have submitted either.
         part(spec.isolation_key.as_deref().unwrap_or_default().as_bytes());

@@ -318,6 +318,10 @@ impl Docker {
         let inodes = (key.memory_kb / KB_PER_INODE).max(LEAST_INODES);
         let tmpfs =
             |bytes: u64| format!("rw,exec,nosuid,nodev,mode=1777,size={bytes},nr_inodes={inodes}");
+        let shm = format!(
+            "rw,noexec,nosuid,nodev,mode=1777,size={},nr_inodes={LEAST_INODES}",
+            task::shm_bytes(key.memory_kb)
+        );
         let host = HostConfig {
             network_mode: Some("none".into()),
             ipc_mode: Some("none".into()),
@@ -338,6 +342,8 @@ impl Docker {
             tmpfs: Some(HashMap::from([
                 ("/box".into(), tmpfs(task::box_bytes(key.memory_kb))),
                 ("/tmp".into(), tmpfs(task::tmp_bytes(key.memory_kb))),
+                // The C library's named semaphores and shared memory are files here; Python's process pools need them.
+                ("/dev/shm".into(), shm),
             ])),
             mounts: Some(vec![warden_mount(true)]),
             log_config: Some(HostConfigLogConfig {

@@ -303,14 +303,14 @@ impl Executor {
     ) -> Result<JobResult, Unavailable> {
         let mut reason = String::new();
         let mut no_sandbox = false;
-        for _ in 0..TRIES {
+        for number in 0..TRIES {
             if let Health::NotReady { reason } = &*self.health.borrow() {
                 return Err(Unavailable {
                     reason: reason.clone(),
                 });
             }
             streams.live.restart();
-            match self.attempt(task, &mut streams).await {
+            match self.attempt(task, &mut streams, number == 0).await {
                 Tried::Result(result) => return Ok(*result),
                 Tried::Again(cause) => {
                     tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
@@ -340,7 +340,8 @@ impl Executor {
         )))
     }
 
-    async fn attempt(&self, task: &Task, streams: &mut Streams<'_>) -> Tried {
+    /// One try. Only the first one starts from an artefact: should that be what goes wrong, the next one makes it anew.
+    async fn attempt(&self, task: &Task, streams: &mut Streams<'_>, first: bool) -> Tried {
         let Streams {
             live,
             input,
@@ -350,7 +351,13 @@ impl Executor {
             Ok(lease) => lease,
             Err(tried) => return tried,
         };
-        let (key, artefact) = self.artefact(task, lease.image_id()).await;
+        let key = self.artefact_key(task, lease.image_id());
+        let artefact = match key {
+            Some(key) if first => self.artefacts.get(key).await,
+            _ => None,
+        };
+        // One that a job with more memory left may be more than this one's sandbox can hold.
+        let artefact = artefact.filter(|a| a.archive.len() as u64 <= artefacts::largest(task));
         let mut runs = Runs::new(task, key, artefact);
         loop {
             let sandbox = lease.id().to_owned();
@@ -376,31 +383,27 @@ impl Executor {
                             return Tried::result(result);
                         }
                     }
+                    Err(Tried::Result(result)) => {
+                        return Tried::result(runs.ended_early(*result));
+                    }
                     Err(tried) => return tried,
                 },
             }
             lease = match self.acquire(task, cancel).await {
                 Ok(lease) => lease,
+                // What the other cases did is part of the result.
+                Err(Tried::Result(result)) => return Tried::result(runs.ended_early(*result)),
                 Err(tried) => return tried,
             };
         }
     }
 
-    /// The key of a task's artefact in the image of its sandbox, and the artefact if it is there. Neither for what is not
-    /// compiled.
-    async fn artefact(
-        &self,
-        task: &Task,
-        image_id: Option<&str>,
-    ) -> (Option<artefacts::Key>, Option<Artefact>) {
+    /// The key of a task's artefact in the image of its sandbox; none for what is not compiled.
+    fn artefact_key(&self, task: &Task, image_id: Option<&str>) -> Option<artefacts::Key> {
         if task.language.compile.is_none() || !self.artefacts.is_on() {
-            return (None, None);
+            return None;
         }
-        let Some(image_id) = image_id else {
-            return (None, None);
-        };
-        let key = artefacts::Key::of(task, image_id);
-        (Some(key), self.artefacts.get(key).await)
+        Some(artefacts::Key::of(task, image_id?))
     }
 
     async fn acquire(&self, task: &Task, cancel: &CancellationToken) -> Result<Lease, Tried> {

@@ -70,13 +70,7 @@ impl<'a> Runs<'a> {
     pub(crate) fn new(task: &'a Task, key: Option<Key>, artefact: Option<Artefact>) -> Self {
         let kept = artefact.is_some();
         let (compile, archive) = artefact
-            .map(|Artefact { compile, archive }| {
-                let compile = Compile {
-                    cached: true,
-                    ..compile
-                };
-                (compile, archive)
-            })
+            .map(|Artefact { compile, archive }| (said_again(compile, task), archive))
             .unzip();
         Self {
             task,
@@ -220,8 +214,7 @@ impl<'a> Runs<'a> {
             outcome.verdict = Verdict::WrongAnswer;
         }
         let failed = outcome.verdict != Verdict::Accepted;
-        // What Quorun itself ended is not a case that went wrong.
-        let over = matches!(outcome.verdict, Verdict::Cancelled | Verdict::InternalError);
+        let over = is_over(outcome.verdict);
         self.tests.push(TestResult {
             outcome,
             stdout_truncated: output.stdout_truncated || output.stdout.len() > KEPT,
@@ -233,13 +226,24 @@ impl<'a> Runs<'a> {
         last.then(|| self.summary())
     }
 
+    /// The job ends with the case whose turn it is, whatever else there is to run: its result, with those of the cases before.
+    pub(crate) fn ended_early(&mut self, result: JobResult) -> JobResult {
+        self.case_ended(result).unwrap_or_else(|| self.summary())
+    }
+
     /// The result of a job with test cases: how the first one went that was not accepted, and the most that any took.
     fn summary(&mut self) -> JobResult {
         let tests = std::mem::take(&mut self.tests);
         let number = tests.len();
+        // What Quorun itself ended was not judged to its end, whatever came before.
         let first = tests
             .iter()
-            .position(|test| test.outcome.verdict != Verdict::Accepted);
+            .position(|test| is_over(test.outcome.verdict))
+            .or_else(|| {
+                tests
+                    .iter()
+                    .position(|test| test.outcome.verdict != Verdict::Accepted)
+            });
         let most =
             |of: fn(&Outcome) -> u64| tests.iter().map(|t| of(&t.outcome)).max().unwrap_or(0);
         let shown = &tests[first.unwrap_or(number - 1)].outcome;
@@ -301,7 +305,8 @@ impl<'a> Runs<'a> {
             return Holding::Nothing;
         }
         match (self.key, &self.compile) {
-            (Some(key), Some(compile)) if !self.kept => Holding::Fetch {
+            // What was dropped because of this job's limit may be within another's.
+            (Some(key), Some(compile)) if !self.kept && !compile.truncated => Holding::Fetch {
                 key,
                 compile: compile.clone(),
                 limit: artefacts::largest(self.task),
@@ -311,7 +316,84 @@ impl<'a> Runs<'a> {
     }
 }
 
+/// What a compiler said once, for another job: within that job's limit.
+fn said_again(mut compile: Compile, task: &Task) -> Compile {
+    let cap =
+        usize::try_from(task.spec.limits.output_kb.saturating_mul(1024)).unwrap_or(usize::MAX);
+    for text in [&mut compile.stdout, &mut compile.stderr] {
+        compile.truncated |= text.len() > cap;
+        text.truncate(cap);
+    }
+    compile.cached = true;
+    compile
+}
+
+/// What Quorun itself ended is not a case that went wrong.
+const fn is_over(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Cancelled | Verdict::InternalError)
+}
+
 fn beginning(output: &Bytes) -> Bytes {
     // A copy: a slice would keep all of it in memory.
     Bytes::copy_from_slice(&output[..output.len().min(KEPT)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(verdict: Verdict) -> JobResult {
+        JobResult {
+            outcome: Outcome::without_run(verdict, "why"),
+            output: Output::default(),
+        }
+    }
+
+    /// What becomes of a job with three cases that end like this.
+    fn of(verdicts: &[Verdict]) -> (Verdict, Option<String>, usize) {
+        let mut task = task::tests::task(quorun_ledger::job::Limits::default());
+        task.spec.tests = vec![TestCase::default(); 3];
+        let mut runs = Runs::new(&task, None, None);
+        let mut results = verdicts.iter().filter_map(|v| runs.case_ended(ended(*v)));
+        let JobResult { outcome, output } = results.next().unwrap();
+        assert!(results.next().is_none());
+        (outcome.verdict, outcome.message, output.tests.len())
+    }
+
+    #[test]
+    fn what_a_compiler_said_is_kept_whole_and_given_within_each_job_s_limit() {
+        let mut task = task::tests::task(quorun_ledger::job::Limits::default());
+        task.spec.limits.output_kb = 1;
+        let key = Key::of(&task, "image");
+        let artefact = |length| Artefact {
+            compile: Compile {
+                stderr: vec![b'w'; length].into(),
+                ..Compile::default()
+            },
+            archive: Bytes::new(),
+        };
+        for (length, truncated) in [(1024, false), (1025, true)] {
+            let runs = Runs::new(&task, Some(key), Some(artefact(length)));
+            let compile = runs.compile.clone().unwrap();
+            assert_eq!((compile.stderr.len(), compile.truncated), (1024, truncated));
+            assert!(compile.cached);
+            let mut fresh = Runs::new(&task, Some(key), None);
+            fresh.held = true;
+            fresh.compile = Some(compile);
+            let kept = matches!(fresh.holding(), Holding::Fetch { .. });
+            assert_eq!(kept, !truncated);
+        }
+    }
+
+    #[test]
+    fn the_first_case_that_went_wrong_decides_unless_the_job_was_ended() {
+        use Verdict::{Accepted, Cancelled, InternalError, TimeLimit, WrongAnswer};
+        let why = |number| Some(format!("test {number} of 3: why"));
+        assert_eq!(
+            of(&[Accepted, WrongAnswer, TimeLimit]),
+            (WrongAnswer, why(2), 3)
+        );
+        assert_eq!(of(&[WrongAnswer, Cancelled]), (Cancelled, why(2), 2));
+        assert_eq!(of(&[TimeLimit, InternalError]), (InternalError, why(2), 2));
+    }
 }

@@ -48,6 +48,9 @@ pub(crate) struct Link {
     writer: Pin<Box<dyn AsyncWrite + Send>>,
     decoder: Decoder,
     buffer: Vec<u8>,
+    /// The rest of a frame that was being written when its run ended: without it the warden would take what comes next
+    /// for it.
+    begun: Vec<u8>,
 }
 
 /// What a warden told of a job.
@@ -93,6 +96,7 @@ impl Link {
             writer: Box::pin(writer),
             decoder: Decoder::default(),
             buffer: vec![0; READ],
+            begun: Vec::new(),
         }
     }
 
@@ -157,7 +161,7 @@ impl Link {
         patience: Duration,
         talk: &mut Talk,
     ) -> Result<End, Broken> {
-        let mut waiting = Vec::new();
+        let mut waiting = std::mem::take(&mut self.begun);
         protocol::encode(&Request::Run(Box::new(run)), &mut waiting)?;
         let mut written = 0;
         let mut cancelled = false;
@@ -196,6 +200,9 @@ impl Link {
                         Event::Fed { bytes } => input.fed(bytes),
                         event => {
                             if let Some(end) = talk.hear(event, live)? {
+                                if written > 0 {
+                                    self.begun = waiting.split_off(written);
+                                }
                                 return Ok(end);
                             }
                         }
@@ -243,7 +250,7 @@ impl Link {
     }
 
     async fn say(&mut self, request: &Request) -> Result<(), Broken> {
-        let mut frame = Vec::new();
+        let mut frame = std::mem::take(&mut self.begun);
         protocol::encode(request, &mut frame)?;
         let write = async {
             self.writer.write_all(&frame).await?;
@@ -457,6 +464,56 @@ mod tests {
         assert!(transcript.compile.is_none());
         assert_eq!(transcript.end, End::Ran(report));
         assert_eq!(live.take_output().0, &b"abcdef"[..]);
+    }
+
+    #[tokio::test]
+    async fn what_was_being_said_when_a_job_ended_does_not_run_into_what_follows() {
+        let (mut link, mut to_node, mut from_node) = link();
+        let (to_stdin, stdin) = mpsc::channel(1);
+        let (_to_signals, signals) = mpsc::channel(1);
+        let mut input = Input::from(crate::input::Interaction { stdin, signals });
+        let cancel = CancellationToken::new();
+        let warden = async {
+            let mut decoder = Decoder::default();
+            let mut buffer = [0; 1000];
+            // The run has been read, and something of what follows: the program ends before it has all come.
+            let mut ended = false;
+            let mut heard = Vec::new();
+            loop {
+                let length = from_node.read(&mut buffer).await.unwrap();
+                if length == 0 {
+                    return heard;
+                }
+                decoder.extend(&buffer[..length]);
+                while let Some(request) = decoder.frame::<Request>().unwrap() {
+                    heard.push(request);
+                }
+                if heard.len() == 1 && !decoder.is_empty() && !ended {
+                    ended = true;
+                    let done = Event::Done(End::Ran(Report::default()));
+                    to_node.write_all(&bytes(&[done])).await.unwrap();
+                }
+            }
+        };
+        let node = async {
+            to_stdin.send(vec![7; 10_000].into()).await.unwrap();
+            let patience = Duration::from_secs(60);
+            let result = link
+                .run(job(), &mut live(), &mut input, &cancel, patience)
+                .await;
+            result.unwrap();
+            link.forget().await.unwrap();
+            drop(link);
+        };
+        let (heard, ()) = tokio::join!(warden, node);
+        assert!(
+            matches!(
+                &heard[..],
+                [Request::Run(_), Request::Stdin { data }, Request::Forget] if data.len() == 10_000
+            ),
+            "{} requests",
+            heard.len()
+        );
     }
 
     #[tokio::test]

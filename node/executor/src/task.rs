@@ -56,6 +56,11 @@ pub(crate) fn tmp_bytes(memory_kb: u64) -> u64 {
     memory_kb * 1024 / 4
 }
 
+/// What the folder for shared memory can hold; with the two others it stays below the memory.
+pub(crate) fn shm_bytes(memory_kb: u64) -> u64 {
+    memory_kb * 1024 / 8
+}
+
 /// The largest file that a job with this memory can write, KiB, unless its limits say less.
 #[must_use]
 pub fn largest_file_kb(memory_kb: u64) -> u64 {

@@ -103,6 +103,41 @@ fn a_job_has_no_rights_and_a_user_of_its_own() {
 }
 
 #[test]
+fn pools_of_processes_work_and_leave_nothing() {
+    with(|executor| async move {
+        let source = "import concurrent.futures, multiprocessing, os\n\
+            from multiprocessing.shared_memory import SharedMemory\n\
+            with concurrent.futures.ProcessPoolExecutor(2) as pool:\n  one = list(pool.map(abs, [-1, -2]))\n\
+            queue = multiprocessing.Queue()\nqueue.put(3)\n\
+            left = SharedMemory(create=True, size=100, name='left')\nleft.buf[0] = 1\n\
+            print(one, queue.get(), os.path.exists('/dev/shm/left'), flush=True)\nos._exit(0)\n";
+        let result = common::run(&executor, common::task(common::python(), source)).await;
+        common::assert_prints(&result, b"[1, 2] 3 True\n");
+        let next = common::run(&executor, common::task(common::bash(), "ls -A /dev/shm")).await;
+        common::assert_prints(&next, b"");
+        assert_eq!(executor.sandboxes()["discarded"], 0);
+    });
+}
+
+#[test]
+fn what_sockets_hold_in_flight_is_free_for_the_next_job() {
+    with(|executor| async move {
+        // Two sockets, each on its way over the other, with two thirds of the memory: no process needs to hold them.
+        let source = "import array, os, socket\n\
+            ends = socket.socketpair()\nfiles = [os.memfd_create('x') for _ in range(2)]\n\
+            for file in files:\n  for _ in range(80): os.write(file, bytes(1 << 20))\n\
+            for end in ends: end.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS,\n  \
+              array.array('i', files + [one.fileno() for one in ends]))])\n\
+            print('in flight')\n";
+        for _ in 0..6 {
+            let result = common::run(&executor, common::task(common::python(), source)).await;
+            common::assert_prints(&result, b"in flight\n");
+        }
+        assert_eq!(executor.sandboxes()["discarded"], 0);
+    });
+}
+
+#[test]
 fn full_folders_do_not_break_a_sandbox() {
     with(|executor| async move {
         let source = "cat /dev/zero > a; cat /dev/zero > $TMPDIR/b; cat /dev/zero > $TMPDIR/c; \

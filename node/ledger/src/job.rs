@@ -99,6 +99,11 @@ pub struct Limits {
     pub stack_kb: u64,
 }
 
+/// For fields that came later and are left out where they hold their default.
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
 impl Limits {
     const fn usual_open_files() -> u32 {
         1024
@@ -170,7 +175,7 @@ pub struct JobSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<TestCase>,
     /// The first test case that is not accepted is the last that is run.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub stop_on_failure: bool,
     /// Arguments after the language's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -347,7 +352,7 @@ pub struct Compile {
     #[serde(default)]
     pub memory_kb: u64,
     /// The compiler was not run: the same source had been compiled before, and this is what it did then.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub cached: bool,
 }
 
@@ -521,6 +526,48 @@ mod tests {
         };
         assert_eq!(read, expected);
         assert_eq!(codec::encode(&read), bytes);
+    }
+
+    #[test]
+    fn a_job_without_anything_new_is_written_as_it_was() {
+        let spec = JobSpec {
+            language: "c".into(),
+            files: Vec::new(),
+            entrypoint: "main.c".into(),
+            stdin: Bytes::new(),
+            tests: Vec::new(),
+            stop_on_failure: false,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            limits: Limits::default(),
+            labels: Vec::new(),
+            isolation_key: None,
+            retention_ms: 1,
+            max_attempts: 3,
+        };
+        let output = Output {
+            compile: Some(Compile::default()),
+            ..Output::default()
+        };
+        let (spec, output) = (codec::encode(&spec), codec::encode(&output));
+        let holds = |bytes: &[u8], name: &str| {
+            bytes
+                .windows(name.len())
+                .any(|part| part == name.as_bytes())
+        };
+        assert!(holds(&spec, "max_attempts") && holds(&output, "compile"));
+        for name in [
+            "tests",
+            "stop_on_failure",
+            "isolation_key",
+            "open_files",
+            "file_kb",
+            "stack_kb",
+            "cached",
+        ] {
+            assert!(!holds(&spec, name) && !holds(&output, name), "{name}");
+        }
+        assert!(!codec::decode::<JobSpec>(&spec).unwrap().stop_on_failure);
     }
 
     #[test]

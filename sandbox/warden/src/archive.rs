@@ -23,7 +23,7 @@ use crate::files::{self, FOLDER, WriteError};
 /// More files, folders and links than this are not held.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Folders within folders beyond this are not held.
+/// Folders within folders beyond this, and paths that do not fit into [`MAX_HEADER`], are not held.
 const MAX_DEPTH: usize = 64;
 
 /// No encoding of an entry is longer than this, bytes: a path of the kernel's longest and the words around it.
@@ -77,7 +77,7 @@ impl fmt::Display for HoldError {
             Self::TooLarge(limit) => write!(f, "the files take more than {} KiB", limit / 1024),
             Self::TooMany => write!(
                 f,
-                "more than {MAX_ENTRIES} files, or folders more than {MAX_DEPTH} deep"
+                "more than {MAX_ENTRIES} files, folders more than {MAX_DEPTH} deep, or paths that are too long"
             ),
             Self::Special(name) => write!(f, "{name} is neither a file nor a folder nor a link"),
             Self::Io(error) => error.fmt(f),
@@ -197,6 +197,10 @@ impl Archive {
 
     fn push(&mut self, entry: &Entry) -> Result<(), HoldError> {
         let header = postcard::to_stdvec(entry).map_err(io::Error::other)?;
+        // Nothing may be held that could not be restored.
+        if header.len() > MAX_HEADER {
+            return Err(HoldError::TooMany);
+        }
         let length = u32::try_from(header.len()).map_err(io::Error::other)?;
         self.append(&length.to_be_bytes())?;
         self.append(&header)?;
@@ -376,6 +380,17 @@ mod tests {
         .unwrap();
         let special = Archive::of(root.path(), 1 << 20);
         assert!(matches!(special, Err(HoldError::Special(name)) if name == "fifo"));
+        // Within the depth, but with names so long that the path does not fit into an entry.
+        let long = tempfile::tempdir().unwrap();
+        let mut folder = rustix::fs::openat(CWD, long.path(), FOLDER, Mode::empty()).unwrap();
+        let name = "n".repeat(255);
+        for _ in 0..MAX_DEPTH {
+            rustix::fs::mkdirat(&folder, &name, Mode::from_raw_mode(0o700)).unwrap();
+            folder = rustix::fs::openat(&folder, &name, FOLDER, Mode::empty()).unwrap();
+        }
+        let held = Archive::of(long.path(), 1 << 20);
+        assert!(matches!(held, Err(HoldError::TooMany)), "{held:?}");
+        files::wipe(long.path()).unwrap();
         let deep = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(deep.path().join("d/".repeat(MAX_DEPTH + 1))).unwrap();
         assert!(matches!(

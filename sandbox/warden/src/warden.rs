@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -107,7 +108,7 @@ impl Warden {
             Ok(()) => {}
         }
         if options.contained {
-            close_terminals()?;
+            close_terminals();
         }
         let signals = signal_descriptor()?;
         rustix::io::ioctl_fionbio(stdio::stdin(), true)?;
@@ -327,7 +328,10 @@ impl Warden {
                 Ok(())
             }
             (Request::Signal { signal }, Some(job)) => {
-                if let Some(active) = &job.active {
+                // A signal is meant for the program; its compiler would only fail.
+                if let Some(active) = &job.active
+                    && active.kind == StepKind::Run
+                {
                     active.signal(signal);
                 }
                 Ok(())
@@ -568,12 +572,32 @@ impl Warden {
                 let compiled = report.exit_code == Some(0) && report.limit.is_none();
                 self.send(&Event::CompileDone(report))?;
                 if compiled {
+                    if let Err(message) = self.leave_only_the_box() {
+                        return self.done(End::Failed {
+                            message,
+                            submission: false,
+                        });
+                    }
                     self.start_run()
                 } else {
                     self.done(End::NotCompiled)
                 }
             }
         }
+    }
+
+    /// Empties every folder but the box after a compile step. Only the box is held: what the step left elsewhere would be
+    /// there for the first run of a program and for none of the others.
+    fn leave_only_the_box(&self) -> Result<(), String> {
+        let user = self.job.as_ref().and_then(|job| job.user);
+        let _acting =
+            ActingAs::new(user).map_err(|error| format!("becoming the job's user: {error}"))?;
+        for folder in &self.folders {
+            if *folder != self.options.work {
+                files::wipe(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Says how the job ended, and only then cleans up: the node does not wait for that.
@@ -636,6 +660,7 @@ impl Warden {
                 Err(error) => left.push(format!("/proc: {error}")),
             }
         }
+        free_what_is_in_flight();
         match ActingAs::new(user) {
             Ok(_acting) => {
                 for folder in &self.folders {
@@ -753,11 +778,21 @@ impl OutQueue {
     }
 }
 
-/// Keeps programs from making terminals. The machine has so many of them for all containers together.
-fn close_terminals() -> io::Result<()> {
+/// Has the kernel free what a job's sockets hold. Sockets that were sent over each other outlive all processes, with
+/// every file that was sent along, and whatever these hold in memory counts against the next job: the kernel looks for
+/// such rings only when some socket of this kind is closed.
+fn free_what_is_in_flight() {
+    drop(UnixStream::pair());
+}
+
+/// Keeps programs from making terminals. The machine has so many of them for all containers together; a runtime that has
+/// its own kernel, and its own terminals, may refuse.
+fn close_terminals() {
     match rustix::fs::chmod("/dev/pts/ptmx", Mode::from_raw_mode(0o600)) {
-        Err(error) if error != Errno::NOENT => Err(error.into()),
-        _ => Ok(()),
+        Err(error) if error != Errno::NOENT => {
+            eprintln!("quorun-warden: terminals can be made: /dev/pts/ptmx: {error}");
+        }
+        _ => {}
     }
 }
 

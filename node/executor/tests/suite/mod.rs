@@ -494,6 +494,27 @@ macro_rules! suite {
         }
 
         #[test]
+        fn an_artefact_that_a_sandbox_cannot_hold_is_not_used() {
+            $with(|executor| async move {
+                // Beside the box it would take more than a third of the small sandbox's memory.
+                let language = common::language(
+                    "large",
+                    Some(&["bash", "-c", "head -c 24M /dev/zero > data; echo compiled >&2"]),
+                    &["bash", "-c", "wc -c < data"],
+                );
+                let mut task = common::task(language, "");
+                task.spec.limits.memory_kb = 1 << 20;
+                common::until_cached(&executor, task.clone()).await;
+                // It came at once, however much it is.
+                assert_eq!(executor.sandboxes()["discarded.hung"], 0);
+                task.spec.limits.memory_kb = 64 << 10;
+                let result = common::run(&executor, task).await;
+                common::assert_prints(&result, b"25165824\n");
+                assert!(!result.output.compile.unwrap().cached);
+            });
+        }
+
+        #[test]
         fn a_program_that_does_not_compile_is_not_cached() {
             $with(|executor| async move {
                 for _ in 0..3 {
@@ -546,6 +567,21 @@ macro_rules! suite {
                 assert_eq!(executor.sandboxes()["discarded"], 0);
                 let next = common::run(&executor, common::task(common::bash(), "ls -A . $TMPDIR | wc -l")).await;
                 assert_eq!(next.outcome.verdict, Verdict::Accepted);
+            });
+        }
+
+        #[test]
+        fn what_the_compiler_leaves_outside_the_box_is_there_for_no_run() {
+            $with(|executor| async move {
+                let language = common::language(
+                    "odd",
+                    Some(&["bash", "-c", "echo x > $TMPDIR/left; echo y > kept"]),
+                    &["bash", "-c", "ls $TMPDIR; cat kept"],
+                );
+                let mut task = common::task(language, "");
+                task.spec.tests = common::cases(&[("", Some("y\n")), ("", Some("y\n"))]);
+                let result = common::run(&executor, task).await;
+                assert_eq!(result.outcome.verdict, Verdict::Accepted, "{result:?}");
             });
         }
 
