@@ -44,7 +44,7 @@ cat > "$WORK/.cargo/config.toml" <<'END'
 [source.crates-io]
 replace-with = "vendored"
 [source.vendored]
-directory = "/work/vendor"
+directory = "/build/vendor"
 END
 
 # The usual variables, and apt's own proxy where they are not set.
@@ -58,14 +58,14 @@ if [[ -z ${http_proxy-}${HTTP_PROXY-} ]] && command -v apt-config > /dev/null; t
 fi
 # the host's network: a mirror or a name server may be reachable from nowhere else
 CONTAINER=$(docker run -d --network host "${options[@]}" "$BASE" sleep 86400)
-docker exec "$CONTAINER" mkdir /work
-tar -C "$WORK" -c . | docker cp - "$CONTAINER:/work"
-docker exec "$CONTAINER" mkdir /work/tree
-tar --exclude=./target --exclude=./.git --exclude=node_modules -c . | docker cp - "$CONTAINER:/work/tree"
+docker exec "$CONTAINER" mkdir /build
+tar -C "$WORK" -c . | docker cp - "$CONTAINER:/build"
+docker exec "$CONTAINER" mkdir /build/tree
+tar --exclude=./target --exclude=./.git --exclude=node_modules -c . | docker cp - "$CONTAINER:/build/tree"
 
 inside() {
-    docker exec --workdir /work/tree --env DEBIAN_FRONTEND=noninteractive --env CARGO_HOME=/work/.cargo \
-        --env CARGO_TARGET_DIR=/work/target --env "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc" \
+    docker exec --workdir /build/tree --env DEBIAN_FRONTEND=noninteractive --env CARGO_HOME=/build/.cargo \
+        --env CARGO_TARGET_DIR=/build/target --env "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc" \
         --env "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64" --env QUORUN_WARDEN_RUNNER=qemu-aarch64 \
         --env "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS=-C target-feature=+crt-static" \
         "$CONTAINER" "$@"
@@ -91,7 +91,7 @@ say "building with $(inside rustc --version)"
 inside env CARGO_PROFILE_RELEASE_PANIC=abort CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
     CARGO_PROFILE_RELEASE_DEBUG=none CARGO_PROFILE_RELEASE_STRIP=symbols \
     cargo build --quiet --release --offline --locked --package quorun-warden --bin quorun-warden --target "$TARGET"
-program=/work/target/$TARGET/release/quorun-warden
+program=/build/target/$TARGET/release/quorun-warden
 inside readelf -h "$program" | grep -q 'Machine:.*AArch64' || die "this is not a program for 64-bit ARM"
 if inside readelf -l "$program" | grep -q INTERP; then
     die "the program is not static"
