@@ -166,7 +166,7 @@ async fn a_sandbox_may_do_nothing_that_it_need_not() {
         assert!((2..1024).contains(&shares), "{name}: {shares}");
         for (place, options) in host.tmpfs.unwrap_or_default() {
             assert!(
-                ["/box", "/tmp"].contains(&place.as_str()),
+                ["/box", "/tmp", "/dev/shm"].contains(&place.as_str()),
                 "{name}: {place}"
             );
             for option in ["size=", "nosuid", "nodev"] {
@@ -217,7 +217,7 @@ async fn what_a_program_sees_of_its_sandbox() {
     };
     let client = cluster.any();
     let looks = r#"
-import os, socket
+import os
 def attempt(what):
     try:
         what()
@@ -228,7 +228,7 @@ status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().
 print("root", os.getuid() == 0 or os.getgid() == 0)
 print("capabilities", int(status["CapEff"], 16), int(status["CapPrm"], 16), int(status["CapBnd"], 16) & ~0xe0)
 print("new privileges", status["NoNewPrivs"].strip())
-print("interfaces", [name for _, name in socket.if_nameindex() if name != "lo"])
+print("interfaces", [name for name in os.listdir("/sys/class/net") if name != "lo"])
 print("write to the root", attempt(lambda: open("/written", "w")))
 print("write to the warden", attempt(lambda: open("/.quorun/written", "w")))
 print("the engine's socket", os.path.exists("/var/run/docker.sock"))

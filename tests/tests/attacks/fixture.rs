@@ -474,6 +474,7 @@ $| = 1;
 print "stdin: ", scalar(<STDIN>);
 print "box: ", list("/box"), "\n";
 print "tmp: ", list("/tmp"), "\n";
+print "shared memory: ", list("/dev/shm"), "\n";
 print "queues: ", list("/dev/mqueue"), "\n";
 print "processes: ", join(" ", grep { /^\d+$/ and $_ != 1 and $_ != $$ } split(" ", list("/proc"))), "\n";
 print "environment: ", join(" ", sort(keys(%ENV))), "\n";
@@ -498,6 +499,7 @@ const NORMAL_PRINTS: &str = "\
 stdin: stdin
 box: main.pl
 tmp: 
+shared memory: 
 queues: 
 processes: 
 environment: HOME LANG PATH TMPDIR
