@@ -161,9 +161,13 @@ impl<'a> Runs<'a> {
         input: &mut Input,
         cancel: &CancellationToken,
     ) -> Result<Transcript, Interrupted> {
-        let mut run = task::request(self.task);
+        let program = if self.held {
+            Program::Held
+        } else {
+            task::source(self.task)
+        };
+        let mut run = task::request(self.task, program);
         if self.held {
-            run.program = Program::Held;
             run.compile = None;
         } else {
             let artefact = run.compile.is_some() && self.key.is_some();

@@ -67,8 +67,17 @@ pub fn largest_file_kb(memory_kb: u64) -> u64 {
     box_bytes(memory_kb) / 1024
 }
 
+/// What was submitted, for the box.
+pub(crate) fn source(task: &Task) -> Program {
+    let files = task.spec.files.iter().map(|file| File {
+        name: file.name.clone(),
+        content: file.content.to_vec(),
+    });
+    Program::Files(files.collect())
+}
+
 /// The request that compiles and runs a task.
-pub(crate) fn request(task: &Task) -> Run {
+pub(crate) fn request(task: &Task, program: Program) -> Run {
     let Task { language, spec, .. } = task;
     let limits = spec.limits;
     let room = box_bytes(limits.memory_kb);
@@ -98,15 +107,7 @@ pub(crate) fn request(task: &Task) -> Run {
     let mut argv = Language::command(&language.run, &spec.entrypoint, &spec.files);
     argv.extend(spec.args.iter().cloned());
     Run {
-        program: Program::Files(
-            spec.files
-                .iter()
-                .map(|file| File {
-                    name: file.name.clone(),
-                    content: file.content.to_vec(),
-                })
-                .collect(),
-        ),
+        program,
         hold: None,
         compile: language.compile.as_ref().map(|command| Step {
             argv: Language::command(command, &spec.entrypoint, &spec.files),
@@ -184,7 +185,7 @@ pub(crate) mod tests {
     }
 
     fn limits_of(limits: job::Limits) -> (Limits, Limits) {
-        let request = request(&task(limits));
+        let request = request(&task(limits), Program::Held);
         (request.compile.unwrap().limits, request.run.limits)
     }
 

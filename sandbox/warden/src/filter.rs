@@ -4,7 +4,7 @@
 //! A call on these lists fails with an errno, as it does on a kernel that was built without it or for a user without the
 //! right: programs that try it and go on without it do so here. Everything else is left to the profile that the engine
 //! puts below this one. The warden puts itself under the filter once, at its start, and what it starts inherits it: for
-//! each job it would cost a millisecond. Programs for another architecture than the warden's, such as 32-bit ones on x86-64, are killed:
+//! each job the kernel would have to check and compile it anew. Programs for another architecture than the warden's, such as 32-bit ones on x86-64, are killed:
 //! their calls have other numbers.
 
 use std::collections::BTreeMap;
