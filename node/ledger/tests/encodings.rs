@@ -17,8 +17,9 @@ use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult, JobSpec, Limits,
-    Node, Outcome, Output, Rejection, Reply, SourceFile, TestCase, TestResult, Verdict, keys,
+    Admission, Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult,
+    JobSpec, Limits, Node, Outcome, Output, Rejection, Reply, Settings, SourceFile, TestCase,
+    TestResult, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -90,7 +91,14 @@ fn unhex(text: &str) -> Result<Vec<u8>, Box<dyn Error>> {
 fn shown<T: DeserializeOwned + serde::Serialize + Debug>(
     bytes: &[u8],
 ) -> Result<String, Box<dyn Error>> {
-    let value: T = decode(bytes)?;
+    let value: T = decode(bytes).map_err(|error| {
+        // What else there is changes with every new command.
+        let text = error.to_string();
+        text.split(", expected one of")
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    })?;
     let same = encode(&value) == bytes;
     Ok(format!(
         "{value:#?}\n{}",
@@ -113,6 +121,8 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
         "node" => shown::<Node>(bytes),
         "key" => shown::<KeyRecord>(bytes),
         "counters" => shown::<Counters>(bytes),
+        "admission" => shown::<Admission>(bytes),
+        "settings" => shown::<Settings>(bytes),
         other => Err(format!("there is no kind {other}").into()),
     }
 }
@@ -199,6 +209,14 @@ fn full_result() -> JobResult {
     }
 }
 
+fn full_settings() -> Settings {
+    Settings {
+        retention_ms: Some(1),
+        retention_bytes: Some(2),
+        replace_voter_ms: Some(3),
+    }
+}
+
 fn full_submit() -> Command {
     Command::Submit {
         id: id(1),
@@ -276,6 +294,11 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         "plain-output" => encode(&result("x").output),
         "node" => encode(&view.node(1)?),
         "key" => encode(&view.key("k")?),
+        "admission" => encode(&Admission {
+            peer: "a:1".to_owned(),
+            http: "a:2".to_owned(),
+        }),
+        "settings" => encode(&full_settings()),
         "counters" => encode(&view.counters()?),
         other => return Err(format!("there is no sample {other}").into()),
     })
@@ -307,6 +330,18 @@ fn sample_command(name: &str) -> Option<Command> {
             node: 1,
             draining: true,
         },
+        "admit" => Command::Admit {
+            peer: "a:1".to_owned(),
+            http: "a:2".to_owned(),
+            floor: 3,
+        },
+        "remove" => Command::Remove { node: 1 },
+        "configure" => Command::Configure {
+            settings: full_settings(),
+        },
+        "plain-configure" => Command::Configure {
+            settings: Settings::default(),
+        },
         "expire" => Command::Expire {
             limit: 1,
             keep_bytes: u64::MAX,
@@ -327,12 +362,15 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "fenced" => Reply::Completed(Completion::Fenced),
         "cancelled" => Reply::Cancelled,
         "node-reply" => Reply::Node { requeued: 1 },
+        "admitted" => Reply::Admitted { node: 1 },
+        "configured" => Reply::Configured,
         "expired" => Reply::Expired { jobs: 1 },
         "unknown-job" => return rejected(Rejection::UnknownJob),
         "unknown-node" => return rejected(Rejection::UnknownNode),
         "already-finished" => return rejected(Rejection::AlreadyFinished),
         "key-conflict" => return rejected(Rejection::KeyConflict { job: id(1) }),
         "not-queued" => return rejected(Rejection::NotQueued),
+        "node-removed" => return rejected(Rejection::NodeRemoved),
         "no-room" => return rejected(Rejection::NoRoom),
         "stale-incarnation" => return rejected(Rejection::StaleIncarnation { current: 1 }),
         _ => return None,
@@ -341,6 +379,7 @@ fn sample_reply(name: &str) -> Option<Reply> {
 
 fn all_keys() -> String {
     let all = [
+        ("admission", keys::admission(258)),
         ("attempt", keys::attempt(258, id(3))),
         ("counters", keys::COUNTERS.to_vec()),
         ("expiry", keys::expiry(1 << 40, id(3))),
@@ -349,6 +388,8 @@ fn all_keys() -> String {
         ("node", keys::node(258)),
         ("output", keys::output(id(3))),
         ("queued", keys::queued("c", 1 << 63)),
+        ("removed", keys::removed(258)),
+        ("settings", keys::SETTINGS.to_vec()),
         ("spec", keys::spec(id(3))),
     ];
     all.iter()

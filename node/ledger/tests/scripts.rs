@@ -16,6 +16,8 @@
 //! release j1 attempt=1 node=1 reason="no engine"
 //! cancel j1
 //! expire limit=10 bytes=1000
+//! admit address floor=3 | remove n1
+//! configure keep=5 bytes=6 replace=7
 //! place                              an empty batch: the bare scheduling decision
 //! dump                               everything that the ledger holds
 //! ```
@@ -36,7 +38,9 @@ use bytes::Bytes;
 use common::witness::{Witness, submitted};
 use common::{Ledger, id, node_up, result, spec};
 use goldenscript::{ArgumentConsumer, Context};
-use quorun_ledger::{Applied, Command, IdempotencyKey, JobFilter, JobId, NodeId, Verdict, keys};
+use quorun_ledger::{
+    Applied, Command, IdempotencyKey, JobFilter, JobId, NodeId, Settings, Verdict, keys,
+};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -61,11 +65,13 @@ scripts!(
     keys_and_retries,
     languages,
     life,
+    membership,
     placement,
     release,
     repeated,
     requeue,
     retention,
+    settings,
     time,
 );
 
@@ -204,6 +210,16 @@ impl Stage {
             }
             writeln!(text)?;
         }
+        for (node, admission) in view.admissions()? {
+            writeln!(text, "n{node}: admitted at {}", admission.peer)?;
+        }
+        for node in view.removed()? {
+            writeln!(text, "n{node}: removed")?;
+        }
+        let settings = view.settings()?;
+        if settings != Settings::default() {
+            writeln!(text, "{settings:?}")?;
+        }
         for (key, _) in self.ledger.store.iter().filter(|(key, _)| key[0] == b'i') {
             let key = String::from_utf8_lossy(&key[1..]);
             let record = view.key(&key)?.ok_or("a key without a record")?;
@@ -311,6 +327,21 @@ fn command(kind: &str, args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
         "drain" | "undrain" => Command::Drain {
             node: name(args, 'n')?,
             draining: kind == "drain",
+        },
+        "admit" => Command::Admit {
+            floor: option(args, "floor", 0)?,
+            peer: positional(args, "address")?.to_owned(),
+            http: String::new(),
+        },
+        "remove" => Command::Remove {
+            node: name(args, 'n')?,
+        },
+        "configure" => Command::Configure {
+            settings: Settings {
+                retention_ms: args.take_key("keep").map(str::parse).transpose()?,
+                retention_bytes: args.take_key("bytes").map(str::parse).transpose()?,
+                replace_voter_ms: args.take_key("replace").map(str::parse).transpose()?,
+            },
         },
         "expire" => Command::Expire {
             limit: option(args, "limit", 1_000)?,
