@@ -20,7 +20,11 @@ pub(super) enum Outcome {
     /// Everybody has been answered.
     Done,
     /// These are to be tried again.
-    Again(Vec<Proposal>),
+    Again {
+        proposals: Vec<Proposal>,
+        /// Whom they were handed to this time.
+        asked: NodeId,
+    },
     /// Raft has ended.
     Ended,
 }
@@ -41,11 +45,11 @@ fn answer(proposals: Vec<Proposal>, replies: Vec<Reply>) {
     }
 }
 
-fn uncertain(mut proposals: Vec<Proposal>) -> Outcome {
+fn uncertain(mut proposals: Vec<Proposal>, asked: NodeId) -> Outcome {
     for proposal in &mut proposals {
         proposal.uncertain = true;
     }
-    Outcome::Again(proposals)
+    Outcome::Again { proposals, asked }
 }
 
 fn now_ms() -> u64 {
@@ -70,6 +74,7 @@ pub(super) async fn write(
     proposals: Vec<Proposal>,
     slot: OwnedSemaphorePermit,
 ) -> Outcome {
+    let asked = parts.id;
     let deadline = last_deadline(&proposals, parts.patience);
     let batch = Batch {
         time_ms: now_ms(),
@@ -99,9 +104,9 @@ pub(super) async fn write(
             Outcome::Done
         }
         // It was not appended.
-        Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Outcome::Again(proposals),
+        Ok(Ok(Err(ClientWriteError::ForwardToLeader(_)))) => Outcome::Again { proposals, asked },
         // It was appended; another leader may have committed it.
-        Ok(_) | Err(_) => uncertain(proposals),
+        Ok(_) | Err(_) => uncertain(proposals, asked),
     }
 }
 
@@ -123,6 +128,7 @@ pub(super) async fn forward(
     slot: OwnedSemaphorePermit,
 ) -> Outcome {
     use v1::propose_reply::Result as Reply;
+    let asked = leader;
     let address = parts
         .status
         .borrow()
@@ -131,7 +137,7 @@ pub(super) async fn forward(
         .map(|member| member.peer.clone());
     let client = address.and_then(|address| parts.peers.consensus(leader, &address).ok());
     let Some(mut client) = client else {
-        return Outcome::Again(proposals);
+        return Outcome::Again { proposals, asked };
     };
     let deadline = last_deadline(&proposals, parts.patience);
     let left = deadline.saturating_duration_since(Instant::now());
@@ -158,7 +164,7 @@ pub(super) async fn forward(
     let called = tokio::select! {
         called = called => called,
         // The old leader may have hung, and another one is there to be asked.
-        () = deposed => return uncertain(proposals),
+        () = deposed => return uncertain(proposals, asked),
     };
     match called {
         Ok(Ok(reply)) => match reply.into_inner().result {
@@ -175,18 +181,18 @@ pub(super) async fn forward(
                     }
                     Err(error) => {
                         tracing::error!(%error, target_node = leader, "a malformed reply");
-                        uncertain(proposals)
+                        uncertain(proposals, asked)
                     }
                 }
             }
-            Some(Reply::NotLeader(_)) => Outcome::Again(proposals),
-            Some(Reply::Unknown(_)) | None => uncertain(proposals),
+            Some(Reply::NotLeader(_)) => Outcome::Again { proposals, asked },
+            Some(Reply::Unknown(_)) | None => uncertain(proposals, asked),
         },
-        Ok(Err(status)) if never_sent(&status) => Outcome::Again(proposals),
+        Ok(Err(status)) if never_sent(&status) => Outcome::Again { proposals, asked },
         Ok(Err(status)) => {
             tracing::debug!(%status, target_node = leader, "a proposal was not answered");
-            uncertain(proposals)
+            uncertain(proposals, asked)
         }
-        Err(_) => uncertain(proposals),
+        Err(_) => uncertain(proposals, asked),
     }
 }

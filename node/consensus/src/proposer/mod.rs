@@ -213,7 +213,7 @@ impl Loop {
             tokio::select! {
                 Some(outcome) = self.attempts.join_next() => match outcome {
                     Ok(Outcome::Done) => {}
-                    Ok(Outcome::Again(proposals)) => self.again(proposals),
+                    Ok(Outcome::Again { proposals, asked }) => self.again(proposals, asked),
                     Ok(Outcome::Ended) => return,
                     Err(error) => tracing::error!(%error, "a proposal was dropped"),
                 },
@@ -271,9 +271,16 @@ impl Loop {
         }
     }
 
-    /// Puts back what is to be tried again.
-    fn again(&mut self, proposals: Vec<Proposal>) {
-        self.pause = Some(Instant::now() + PAUSE);
+    /// Puts back what is to be tried again: at once where it is somebody else's turn to be asked, and after a pause where
+    /// the same node would be asked again.
+    fn again(&mut self, proposals: Vec<Proposal>, asked: NodeId) {
+        let next = self.target().map(|target| match target {
+            Target::Here { .. } => self.parts.id,
+            Target::Peer(leader) => leader,
+        });
+        if next.is_none_or(|next| next == asked) {
+            self.pause = Some(Instant::now() + PAUSE);
+        }
         let leader = self.parts.status.borrow().leader;
         for proposal in proposals.into_iter().rev() {
             proposal

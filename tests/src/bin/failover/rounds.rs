@@ -144,6 +144,7 @@ pub async fn move_leader(
     rounds: usize,
 ) -> Result<Vec<Figures>, String> {
     let mut silence = Figures::new("leader moved: longest time without acceptance");
+    let mut before = Figures::new("the same span before the leader is moved");
     let mut slowest = Figures::new("leader moved: the slowest submission");
     for round in 1..=rounds {
         let leader = cluster.leader().await;
@@ -163,6 +164,9 @@ pub async fn move_leader(
         let moved = Instant::now();
         let (_, heard) = load.everybody(moved).await;
         silence.values.push(load.silence(from, heard));
+        before
+            .values
+            .push(load.silence(from - (heard - from), from));
         slowest.values.push(load.slowest(from, heard));
         count(&mut slowest, load, from);
         told(round, &format!("{:?}", silence.values.last()));
@@ -171,7 +175,7 @@ pub async fn move_leader(
             silence.note("went elsewhere", 1);
         }
     }
-    Ok(vec![silence, slowest])
+    Ok(vec![silence, before, slowest])
 }
 
 /// SIGTERM to the leader or to a follower, and a start.
