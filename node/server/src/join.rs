@@ -4,7 +4,7 @@
 //! learner. Whoever asks again from the same address before it has announced itself gets the same id, so that an answer
 //! that was lost costs nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use http::{Method, StatusCode};
@@ -18,7 +18,9 @@ use crate::cli::client::{Client, problem};
 use crate::config::Config;
 
 /// Pause before the members are asked again.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a conflict with the former owner of the address may last.
+const FORMER_OWNER: Duration = Duration::from_secs(30);
 
 /// A node's place in a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,7 @@ pub async fn join(
     stop: &CancellationToken,
 ) -> anyhow::Result<Place> {
     let request = json!({ "peer": config.advertise_peer, "http": config.advertise_http });
+    let started = Instant::now();
     info!(?members, peer = config.advertise_peer, "joining a cluster");
     loop {
         for url in members {
@@ -54,7 +57,7 @@ pub async fn join(
                     info!(id = place.id, cluster = %place.cluster, "admitted");
                     return Ok(place);
                 }
-                Ok((status, body)) if is_final(status) => {
+                Ok((status, body)) if is_final(status, started.elapsed()) => {
                     bail!("{url} refuses this node: {}", problem(&body))
                 }
                 Ok((status, body)) => warn!(url, %status, "not admitted yet: {}", problem(&body)),
@@ -68,9 +71,13 @@ pub async fn join(
     }
 }
 
-/// Asking again would be answered alike.
-fn is_final(status: StatusCode) -> bool {
-    status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS
+/// Asking again would be answered alike. The former owner of the address may count as alive for a moment after its end.
+fn is_final(status: StatusCode, elapsed: Duration) -> bool {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => false,
+        StatusCode::CONFLICT => elapsed > FORMER_OWNER,
+        status => status.is_client_error(),
+    }
 }
 
 fn place(body: &Value) -> Option<Place> {
