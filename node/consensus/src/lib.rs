@@ -21,6 +21,7 @@
 //!
 //! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing.
 
+mod blocking;
 mod disk;
 mod error;
 mod files;
@@ -33,6 +34,8 @@ mod node;
 mod options;
 mod proposer;
 mod read;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod status;
 #[cfg(test)]
 mod suite;
