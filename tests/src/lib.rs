@@ -9,6 +9,7 @@
 //!   skipped.
 //! - `QUORUN_KEEP=1`: data folders and logs of the nodes stay where they are.
 
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod engine;
@@ -17,6 +18,7 @@ pub mod mix;
 pub mod node;
 pub mod ports;
 pub mod program;
+pub mod proxy;
 pub mod raw;
 pub mod shim;
 pub mod turn;

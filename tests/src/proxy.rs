@@ -29,8 +29,8 @@ const RESEND: Duration = Duration::from_millis(200);
 /// How a way between two nodes is at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Weather {
-    /// Nothing comes through.
-    pub cut: bool,
+    /// How many faults have cut it: nothing comes through while there is one.
+    pub cuts: u8,
     /// Connections are also reset when they want to use a way that is cut.
     pub reset: bool,
     /// Everything arrives so much later.
@@ -118,6 +118,19 @@ impl Network {
         }
     }
 
+    /// Cuts ways, or opens them again; what several have cut is open when all of them have opened it.
+    pub fn cut(&self, ways: &[(u64, u64)], cut: bool) {
+        for (from, to) in ways {
+            self.set(*from, *to, |weather| {
+                weather.cuts = if cut {
+                    weather.cuts.saturating_add(1)
+                } else {
+                    weather.cuts.saturating_sub(1)
+                };
+            });
+        }
+    }
+
     /// Everything comes through everywhere.
     pub fn heal(&self) {
         for way in self.ways.values() {
@@ -179,14 +192,14 @@ async fn connection(near: TcpStream, target: u16, there: Arc<Way>, back: Arc<Way
 async fn open(way: &Way) -> io::Result<()> {
     let mut weather = way.weather.subscribe();
     let now = *weather.borrow_and_update();
-    if !now.cut {
+    if now.cuts == 0 {
         return Ok(());
     }
     way.hit.fetch_add(1, Ordering::Relaxed);
     if now.reset {
         return Err(io::ErrorKind::ConnectionReset.into());
     }
-    let open = weather.wait_for(|weather| !weather.cut).await;
+    let open = weather.wait_for(|weather| weather.cuts == 0).await;
     open.map(drop).map_err(io::Error::other)
 }
 
@@ -264,7 +277,7 @@ mod tests {
         for (from, to) in [(1, 2), (2, 1)] {
             let (network, mut near) = echo().await;
             says(&mut near, b"open").await;
-            network.set(from, to, |weather| weather.cut = true);
+            network.set(from, to, |weather| weather.cuts = 1);
             near.write_all(b"one two ").await.unwrap();
             while network.hit(from, to) == 0 {
                 tokio::task::yield_now().await;
@@ -282,7 +295,7 @@ mod tests {
     async fn a_reset_ends_what_uses_the_way() {
         let (network, mut near) = echo().await;
         says(&mut near, b"open").await;
-        network.set(1, 2, |weather| (weather.cut, weather.reset) = (true, true));
+        network.set(1, 2, |weather| (weather.cuts, weather.reset) = (1, true));
         near.write_all(b"lost").await.unwrap();
         let mut buffer = [0; 4];
         assert!(matches!(near.read(&mut buffer).await, Ok(0) | Err(_)));

@@ -14,6 +14,7 @@ use super::history::{History, Invariant};
 use crate::client::Client;
 use crate::node::{Executor, Node, Settings};
 use crate::proxy::Network;
+use crate::shim::Shim;
 use crate::turn::Turn;
 use crate::{LONG, ports, say};
 
@@ -39,6 +40,7 @@ pub struct Shape {
 pub struct Field {
     nodes: BTreeMap<u64, Mutex<Node>>,
     clients: BTreeMap<u64, Client>,
+    shims: BTreeMap<u64, Shim>,
     /// The ways between the nodes.
     pub network: Network,
     /// What was seen.
@@ -71,9 +73,17 @@ impl Field {
             .collect();
         let mut nodes = BTreeMap::new();
         let mut clients = BTreeMap::new();
+        let mut shims = BTreeMap::new();
         for (n, id) in (0..).zip(peers.keys().copied()) {
             let mut args = shape.args.clone();
             args.extend(["--dial-override".to_owned(), network.dial_override(id, &peers)]);
+            let data = folder.path().join(format!("node{id}"));
+            let shim = Shim::new(&folder.path().join(format!("node{id}.shim")), &data);
+            // Keeping what may be lost takes memory and time, so only one node does.
+            shim.track(u64::from(shape.nodes) == id);
+            let mut env = shape.env.clone();
+            env.extend(shim.env());
+            shims.insert(id, shim);
             let settings = Settings {
                 id,
                 peers: list.join(","),
@@ -81,9 +91,9 @@ impl Field {
                 cluster: format!("chaos-{}", std::process::id()),
                 executor: Executor::Process,
                 slots: shape.slots,
-                data: folder.path().join(format!("node{id}")),
+                data,
                 args,
-                env: shape.env.clone(),
+                env,
             };
             let node = Node::new(settings, folder.path().join(format!("node{id}.log")));
             clients.insert(id, node.client().clone());
@@ -92,6 +102,7 @@ impl Field {
         let field = Arc::new(Self {
             nodes,
             clients,
+            shims,
             network,
             history,
             taken: Mutex::default(),
@@ -150,6 +161,21 @@ impl Field {
     #[must_use]
     pub fn client(&self, id: u64, patience: Duration) -> Client {
         self.clients[&id].patience(patience)
+    }
+
+    /// The disk and the clock of a node.
+    ///
+    /// # Panics
+    /// When there is none with this id.
+    #[must_use]
+    pub fn shim(&self, id: u64) -> &Shim {
+        &self.shims[&id]
+    }
+
+    /// The node whose power can fail.
+    #[must_use]
+    pub fn tracked(&self) -> u64 {
+        self.nodes.keys().copied().max().unwrap_or_default()
     }
 
     /// Takes nodes for a fault; they are given back with the value.
@@ -282,6 +308,7 @@ impl Field {
     /// Ends all that is paused, cut or down, and waits until every node is ready.
     pub async fn heal(&self, patience: Duration) {
         self.network.heal();
+        self.shims.values().for_each(Shim::clear);
         for id in self.ids() {
             let mut node = self.node(id);
             node.ended();

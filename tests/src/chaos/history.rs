@@ -58,6 +58,8 @@ pub enum Program {
     Echo,
     /// Takes two seconds.
     Sleep,
+    /// Takes eight seconds.
+    Long,
     /// Prints 64 KiB.
     Large,
     /// Exits with 3.

@@ -68,6 +68,7 @@ kinds! {
     SlowSync "slow-sync" Soft 8 "every sync of one node's disk takes long",
     ClockJump "clock-jump" Soft 8 "the wall clock of one node jumps an hour ahead or back",
     DiskFull "disk-full" Node 3 "a node's disk is full",
+    PowerLoss "power-loss" Node 0 "a node loses all that it has not synced",
     Damage "damage" Node 3 "a bit is flipped in the log or the watermark of a node while it is down, or the file is truncated",
     StaleLog "stale-log" Node 2 "a node's log is put back to an older copy while it is down",
     RollingRestart "rolling-restart" All 1 "SIGTERM and start, one node after the other",
@@ -76,6 +77,22 @@ kinds! {
     Replace "replace" Node 0 "a node is killed for good, and a new one with an empty folder takes its place",
     DamageLedger "damage-ledger" Node 0 "a bit is flipped in the ledger of a node while it is down",
     StaleFolder "stale-folder" Node 0 "the whole folder of a node is put back to an older copy while it is down",
+}
+
+impl Kind {
+    /// Whether it ends processes at once.
+    #[must_use]
+    pub const fn kills(self) -> bool {
+        matches!(
+            self,
+            Self::KillLeader
+                | Self::KillFollower
+                | Self::KillAfterRun
+                | Self::KillMajority
+                | Self::KillAll
+                | Self::PowerLoss
+        )
+    }
 }
 
 impl std::str::FromStr for Kind {

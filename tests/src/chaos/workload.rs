@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -59,7 +60,8 @@ impl Workload {
     #[must_use]
     pub fn program(&self, job: u64) -> Program {
         match self.random(job).u32(..1000) {
-            0..4 => Program::Sleep,
+            0..3 => Program::Sleep,
+            3..4 => Program::Long,
             4..6 => Program::Endless,
             6..16 => Program::Large,
             16..66 => Program::Fails,
@@ -73,15 +75,15 @@ impl Workload {
         body(&name(job), self.program(job), &self.witness)
     }
 
-    /// Submits until the time is over or all jobs have been, and returns how many there are. Waits for its clients.
-    pub async fn run(&self, field: &Arc<Field>, until: Instant) -> u64 {
+    /// Submits until it is stopped or all jobs have been, and returns how many there are. Waits for its clients.
+    pub async fn run(&self, field: &Arc<Field>, stop: &AtomicBool) -> u64 {
         let room = Arc::new(Semaphore::new(CLIENTS));
         let mut clients = JoinSet::new();
         let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / self.rate));
         // What could not be sent in time is sent as soon as it can be: the clients do not wait for the cluster.
         tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut job = 0;
-        while job < self.jobs && Instant::now() < until {
+        while job < self.jobs && !stop.load(Ordering::Relaxed) {
             tick.tick().await;
             let place = match room.clone().try_acquire_owned() {
                 Ok(place) => place,
@@ -157,6 +159,7 @@ pub fn body(name: &str, program: Program, witness: &Path) -> Value {
     let source = match program {
         Program::Echo => format!("{HEAD}\n{TAIL}\necho \"$NAME\"\n"),
         Program::Sleep => format!("{HEAD}\nsleep 2\n{TAIL}\necho \"$NAME\"\n"),
+        Program::Long => format!("{HEAD}\nsleep 8\n{TAIL}\necho \"$NAME\"\n"),
         Program::Large => format!("{HEAD}\n{TAIL}\nprintf '%{LARGE}s%s\\n' '' \"$NAME\"\n"),
         Program::Fails => format!("{HEAD}\n{TAIL}\necho \"$NAME\"\nexit 3\n"),
         Program::Endless => format!("{HEAD}\nwhile :; do :; done\n"),
@@ -204,7 +207,7 @@ pub fn check(name: &str, program: Program, cancelled: bool, shown: &Value) -> Re
         _ => {}
     }
     let expected = match program {
-        Program::Echo | Program::Sleep => ("accepted", json!(0), format!("{name}\n")),
+        Program::Echo | Program::Sleep | Program::Long => ("accepted", json!(0), format!("{name}\n")),
         Program::Large => ("accepted", json!(0), format!("{:LARGE$}{name}\n", "")),
         Program::Fails => ("runtime_error", json!(3), format!("{name}\n")),
         Program::Endless => ("time_limit", Value::Null, String::new()),
