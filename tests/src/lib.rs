@@ -9,6 +9,7 @@
 //!   skipped.
 //! - `QUORUN_KEEP=1`: data folders and logs of the nodes stay where they are.
 
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod engine;
@@ -17,7 +18,9 @@ pub mod mix;
 pub mod node;
 pub mod ports;
 pub mod program;
+pub mod proxy;
 pub mod raw;
+pub mod shim;
 pub mod turn;
 pub mod wait;
 pub mod witness;
@@ -26,5 +29,6 @@ pub use client::{Answer, Client};
 pub use cluster::{Cluster, Plan};
 pub use engine::Engine;
 pub use node::{Executor, Node};
+pub use shim::Shim;
 pub use wait::{LONG, eventually, say, within};
 pub use witness::Witness;

@@ -156,6 +156,12 @@ impl Node {
         self.child.is_some()
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Everything it has logged, over all its starts.
     #[must_use]
     pub fn log(&self) -> String {

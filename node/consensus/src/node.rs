@@ -172,7 +172,12 @@ where
 
     let (notify, notices) = mpsc::unbounded_channel();
     let (fatal_tx, fatal) = watch::channel(None);
-    let peers = Arc::new(Peers::new(options.cluster, options.id, runtime));
+    let peers = Arc::new(Peers::new(
+        options.cluster,
+        options.id,
+        runtime,
+        options.dial,
+    ));
     let raft = Raft::build(
         options.id,
         config,

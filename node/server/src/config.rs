@@ -138,6 +138,9 @@ pub struct Settings {
     /// Finished jobs are kept up to this size, MiB; the oldest go first [default: 1024]
     #[arg(long, env = "QUORUN_RETENTION_MB", value_name = "MB")]
     pub retention_mb: Option<u64>,
+    /// Peer addresses that are dialled elsewhere, HOST:PORT=HOST:PORT,... (only for tests)
+    #[arg(long, env = "QUORUN_DIAL_OVERRIDE", hide = true, value_name = "LIST")]
+    pub dial_override: Option<String>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,quorun_executor=debug [default: info]
     #[arg(long, env = "QUORUN_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -191,6 +194,7 @@ impl Settings {
             max_queue,
             retention_s,
             retention_mb,
+            dial_override,
             log,
             log_json,
         )
@@ -379,6 +383,8 @@ pub struct Config {
     pub retention: Duration,
     /// How many bytes finished jobs may hold.
     pub retention_bytes: u64,
+    /// Peer addresses that are dialled elsewhere.
+    pub dial: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -473,6 +479,7 @@ impl Config {
             },
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
+            dial: parse_dial(settings.dial_override.as_deref().unwrap_or_default())?,
         })
     }
 
@@ -624,6 +631,20 @@ fn parse_peers(list: &str) -> anyhow::Result<BTreeMap<NodeId, Member>> {
         members.len()
     );
     Ok(members)
+}
+
+/// Reads `host:port=host:port,host:port=host:port`.
+fn parse_dial(list: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            let (address, instead) = part.split_once('=').with_context(|| {
+                format!("--dial-override: \"{part}\" should be HOST:PORT=HOST:PORT")
+            })?;
+            Ok((address.to_owned(), instead.to_owned()))
+        })
+        .collect()
 }
 
 fn canonical(members: &BTreeMap<NodeId, Member>) -> String {

@@ -84,6 +84,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         election_min: config.election,
         election_max: config.election * 2,
         snapshot_after: config.snapshot_after,
+        dial: config.dial.clone(),
     };
     let service = {
         let (id, process, liveness) = (config.id, process.clone(), liveness.clone());

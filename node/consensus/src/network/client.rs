@@ -72,15 +72,23 @@ pub(crate) struct Peers {
     cluster: ClusterId,
     id: NodeId,
     runtime: tokio::runtime::Handle,
+    /// See [`Options::dial`](crate::Options::dial).
+    dial: BTreeMap<String, String>,
     channels: Mutex<BTreeMap<(NodeId, Lane), (String, Channel)>>,
 }
 
 impl Peers {
-    pub(crate) fn new(cluster: ClusterId, id: NodeId, runtime: tokio::runtime::Handle) -> Self {
+    pub(crate) fn new(
+        cluster: ClusterId,
+        id: NodeId,
+        runtime: tokio::runtime::Handle,
+        dial: BTreeMap<String, String>,
+    ) -> Self {
         Self {
             cluster,
             id,
             runtime,
+            dial,
             channels: Mutex::new(BTreeMap::new()),
         }
     }
@@ -92,6 +100,7 @@ impl Peers {
 
     fn transport(&self, lane: Lane, target: NodeId, address: &str) -> Result<PeerTransport, Error> {
         let identity = Identity::new(self.cluster, self.id, target);
+        let address = self.dial.get(address).map_or(address, String::as_str);
         let mut channels = self.channels.lock();
         let channel = match channels.get(&(target, lane)) {
             Some((known, channel)) if known == address => channel.clone(),
