@@ -417,6 +417,7 @@ impl Lone {
     fn settings(&self, id: u16) -> Settings {
         Settings {
             id: id.into(),
+            join: None,
             peers: self.peers(),
             http: self.first + id - 1,
             cluster: "lone".to_owned(),

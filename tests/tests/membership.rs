@@ -146,7 +146,7 @@ async fn a_removed_node_hands_its_work_over_and_never_comes_back() {
     } else {
         other
     };
-    other.delete(&path).await.expect(200);
+    let _ = other.delete(&path).await.expect(200);
     assert!(!cluster.node(leader).ends().await.success());
     voters.retain(|id| *id != leader);
     members(&cluster, &voters, &[]).await;
@@ -182,7 +182,7 @@ async fn no_removal_takes_the_majority_away() {
     assert_eq!(refused.json()["type"], "urn:quorun:error:no-majority-left");
     // The dead one itself can go.
     let path = format!("/v1/cluster/nodes/{dead}");
-    client.delete(&path).await.expect(200);
+    let _ = client.delete(&path).await.expect(200);
     members(&cluster, &[leader.min(alive), leader.max(alive)], &[]).await;
     for (path, status) in [
         ("/v1/cluster/nodes/99", 404),
@@ -237,10 +237,6 @@ async fn a_node_that_has_lost_its_data_comes_back_as_a_new_one() {
     cluster.all_show(&[kept]).await;
 
     // Nobody takes the address of a node that is alive.
-    let mut thief = cluster.joining();
-    if let Some(join) = &mut thief.join {
-        join.peer = port.expect("a port");
-    }
     let request = json!({ "peer": format!("127.0.0.1:{}", port.expect("a port")) });
     let refused = cluster.any().post_json("/v1/cluster/nodes", &request).await;
     assert_eq!(refused.status, 409, "{}", refused.text());
@@ -308,7 +304,7 @@ async fn the_leadership_goes_where_it_is_asked_to() {
 
     // A leader that drains leads no longer, and gets no work until it is to.
     let path = format!("/v1/cluster/nodes/{}/drain", 2);
-    client.post(&path, "").await.expect(200);
+    let _ = client.post(&path, "").await.expect(200);
     let running: Vec<u64> = cluster.ids();
     eventually("another node leads", async || {
         match cluster.leader().await {
@@ -321,10 +317,8 @@ async fn the_leadership_goes_where_it_is_asked_to() {
         let job = json!({ "language": "bash", "source": "true" });
         assert_ne!(client.run(&job).await["node"], 2);
     }
-    client
-        .post_json(&path, &json!({ "draining": false }))
-        .await
-        .expect(200);
+    let request = json!({ "draining": false });
+    let _ = client.post_json(&path, &request).await.expect(200);
     works(&cluster, 2).await;
 }
 
@@ -347,7 +341,7 @@ async fn settings_hold_for_the_whole_cluster() {
         assert_eq!(refused.status, 422, "{wrong}: {}", refused.text());
         assert!(refused.text().contains(field), "{}", refused.text());
     }
-    put(json!({ "retention_s": 0 })).await.expect(200);
+    let _ = put(json!({ "retention_s": 0 })).await.expect(200);
     eventually("node 3 knows the settings", async || {
         let settings = cluster
             .client(3)
