@@ -68,6 +68,7 @@ pub async fn status(State(app): State<App>) -> Result<Json<Value>, Problem> {
         "queue": { "jobs": counters.queued, "bytes": counters.queued_bytes },
         "running": counters.running,
         "finished": { "jobs": counters.finished, "bytes": counters.finished_bytes },
+        "fenced": counters.fenced,
         "applied_index": applied,
         "state_hash": hash.to_string(),
     })))
