@@ -1,6 +1,7 @@
 //! Several nodes that form a cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -24,6 +25,7 @@ pub struct Plan {
     args: Vec<String>,
     env: Vec<(String, String)>,
     name: String,
+    program: Option<PathBuf>,
 }
 
 impl Plan {
@@ -40,6 +42,7 @@ impl Plan {
             executor,
             args: Vec::new(),
             env: Vec::new(),
+            program: None,
             name: format!("test-{}-{now:x}", std::process::id()),
         }
     }
@@ -55,6 +58,13 @@ impl Plan {
     #[must_use]
     pub const fn slots(mut self, slots: u32) -> Self {
         self.slots = slots;
+        self
+    }
+
+    /// Another program than the one under test, such as an older version.
+    #[must_use]
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = Some(program);
         self
     }
 
@@ -90,6 +100,7 @@ impl Plan {
                     executor: self.executor,
                     slots: self.slots,
                     data: folder.path().join(format!("node{id}")),
+                    program: self.program.clone(),
                     args: self.args.clone(),
                     env: self.env.clone(),
                 };

@@ -5,6 +5,7 @@
 //! takes for "never", and it is far away, because the machine may be busy with something else.
 //!
 //! - `QUORUN_BIN`: the program under test; otherwise it is built by cargo, in the profile of the tests.
+//! - `QUORUN_OLD_BIN`: an older version, for the test of the rolling upgrade; without it that test says that it is skipped.
 //! - `QUORUN_REQUIRE_ENGINE=1`: tests that need a container engine fail without one, instead of saying that they are
 //!   skipped.
 //! - `QUORUN_KEEP=1`: data folders and logs of the nodes stay where they are.

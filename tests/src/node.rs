@@ -65,6 +65,8 @@ pub struct Settings {
     pub slots: u32,
     /// Its data.
     pub data: PathBuf,
+    /// The program, if it is not the one under test.
+    pub program: Option<PathBuf>,
     /// More options.
     pub args: Vec<String>,
     /// More variables.
@@ -94,7 +96,10 @@ impl Settings {
     /// The command line of `quorun serve`.
     #[must_use]
     pub fn command(&self) -> Command {
-        let mut command = program::command();
+        let mut command = match &self.program {
+            Some(program) => program::command_of(program),
+            None => program::command(),
+        };
         command
             .env("PATH", PATH)
             .arg("serve")

@@ -418,6 +418,7 @@ impl Lone {
         Settings {
             id: id.into(),
             join: None,
+            program: None,
             peers: self.peers(),
             http: self.first + id - 1,
             cluster: "lone".to_owned(),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use quorun_tests::{Client, Cluster, Executor, Plan, Witness, eventually};
+use quorun_tests::{Client, Cluster, Executor, Plan, Witness, eventually, say};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -395,9 +395,9 @@ async fn load(clients: Vec<Client>, stop: Arc<AtomicBool>, done: Arc<AtomicUsize
     failed
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rolling_restart_under_load_fails_no_request() {
-    let mut cluster = Cluster::start(Plan::new(Executor::Process).slots(4)).await;
+/// Restarts one node after the other while clients go on, with the program under test.
+async fn restart_one_by_one(plan: Plan) {
+    let mut cluster = Cluster::start(plan.slots(4)).await;
     cluster.all_work().await;
     let (stop, done) = (
         Arc::new(AtomicBool::new(false)),
@@ -415,6 +415,7 @@ async fn a_rolling_restart_under_load_fails_no_request() {
         })
         .await;
         cluster.node(id).stop().await;
+        cluster.node(id).settings().program = None;
         cluster.node(id).restart().await;
     }
     stop.store(true, Ordering::Relaxed);
@@ -423,4 +424,25 @@ async fn a_rolling_restart_under_load_fails_no_request() {
         assert!(failed.is_empty(), "{failed:#?}");
     }
     cluster.agree().await;
+    say(&format!(
+        "{} requests while all nodes were restarted",
+        done.load(Ordering::Relaxed)
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_under_load_fails_no_request() {
+    restart_one_by_one(Plan::new(Executor::Process)).await;
+}
+
+/// From an older version, which `QUORUN_OLD_BIN` names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_upgrade_under_load_fails_no_request() {
+    let Some(old) = std::env::var_os("QUORUN_OLD_BIN") else {
+        say(
+            "SKIPPED a_rolling_upgrade_under_load_fails_no_request: QUORUN_OLD_BIN names no older program",
+        );
+        return;
+    };
+    restart_one_by_one(Plan::new(Executor::Process).program(old.into())).await;
 }

@@ -90,6 +90,7 @@ impl Field {
             let settings = Settings {
                 id,
                 join: None,
+                program: None,
                 peers: list.join(","),
                 http: first + n,
                 cluster: format!("chaos-{}", std::process::id()),
