@@ -327,7 +327,7 @@ impl Replies {
 impl NetStreamAppend<TypeConfig> for Connection {
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         option: RPCOption,
     ) -> BoxFuture<
         's,
@@ -337,6 +337,14 @@ impl NetStreamAppend<TypeConfig> for Connection {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         Box::pin(async move {
+            // openraft waits between two tries inside of this stream, before it hands out a request. A call to a peer
+            // that is down ends before anything is asked of the stream: without a request in hand, it would be tried
+            // again at once, thousands of times a second.
+            let Some(first) = input.next().await else {
+                let nothing: BoxStream<'s, _> = Box::pin(futures::stream::empty());
+                return Ok(nothing);
+            };
+            let input = futures::stream::once(std::future::ready(first)).chain(input);
             let mut client = self.client()?;
             let sent = Arc::new(Sent::default());
             let counter = sent.clone();
@@ -464,5 +472,43 @@ impl NetTransferLeader<TypeConfig> for Connection {
 impl NetBackoff<TypeConfig> for Connection {
     fn backoff(&self) -> Option<Backoff> {
         None // the one of openraft's configuration
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// openraft waits between two tries when it is asked for a request. So it has to be asked, also when nobody listens:
+    /// otherwise it tries again at once.
+    #[tokio::test]
+    async fn a_peer_that_is_down_is_called_with_a_request_in_hand() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let runtime = tokio::runtime::Handle::current();
+        let peers = Arc::new(Peers::new(ClusterId([1; 16]), 1, runtime));
+        let member = Member {
+            peer: address,
+            http: String::new(),
+        };
+        let mut connection = Connections { peers }.new_client(2, &member).await;
+        let asked = Arc::new(AtomicBool::new(false));
+        let seen = asked.clone();
+        let requests = futures::stream::once(Box::pin(async move {
+            seen.store(true, Ordering::Release);
+            AppendEntriesRequest {
+                vote: Vote::new_committed(1, 1),
+                prev_log_id: None,
+                leader_commit: None,
+                entries: Vec::new(),
+            }
+        }));
+        let option = RPCOption::new(Duration::from_secs(10));
+        let called = connection.stream_append(requests, option).await;
+        assert!(matches!(called, Err(RPCError::Unreachable(_))));
+        assert!(asked.load(Ordering::Acquire));
     }
 }
