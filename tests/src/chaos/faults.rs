@@ -242,8 +242,8 @@ impl Strike<'_> {
         for id in &ids {
             self.field().node(*id).pause();
         }
-        let stopped = ids.iter().all(|id| is_stopped(&self.field().node(*id)));
         tokio::time::sleep(time).await;
+        let stopped = ids.iter().all(|id| is_stopped(&self.field().node(*id)));
         for id in &ids {
             self.field().node(*id).resume();
         }

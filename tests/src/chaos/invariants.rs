@@ -161,24 +161,30 @@ pub async fn settled(field: &Arc<Field>, workload: &Workload) -> Settled {
 
     // What is not known is asked for again.
     let ids = field.ids();
-    for (job, record) in history.jobs() {
-        if record.acknowledged {
-            continue;
-        }
-        let body = workload.body(job);
-        for turn in 0..20 {
-            let node = ids[turn % ids.len()];
-            if workload::submit(field, node, job, &body).await.is_some() {
-                settled.resolved += 1;
-                break;
+    let unknown = history.jobs().into_iter().filter(|(_, record)| !record.acknowledged);
+    let retries = unknown.map(|(job, _)| {
+        let (body, ids) = (workload.body(job), &ids);
+        async move {
+            for turn in 0..20 {
+                let node = ids[turn % ids.len()];
+                if workload::submit(field, node, job, &body).await.is_some() {
+                    return (job, true);
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            (job, false)
         }
-        if history.jobs().get(&job).is_none_or(|record| !record.acknowledged) {
+    });
+    let mut retries = futures::stream::iter(retries).buffer_unordered(READERS);
+    while let Some((job, accepted)) = retries.next().await {
+        if accepted {
+            settled.resolved += 1;
+        } else {
             let what = format!("job {job} is not accepted after the faults");
             history.violated(Invariant::I10, what);
         }
     }
+    drop(retries);
 
     // Everything ends, and everybody agrees.
     let deadline = Instant::now() + SETTLED;
@@ -310,7 +316,7 @@ async fn compare_lists(field: &Arc<Field>, settled: &mut Settled) {
             let page = answer.json();
             for job in page["jobs"].as_array().into_iter().flatten() {
                 let job_id = job["id"].as_str().unwrap_or_default().to_owned();
-                let label = job["labels"]["name"].as_str().unwrap_or_default();
+                let label = job["labels"][0].as_str().unwrap_or_default();
                 if label != "probe"
                     && let Some(other) = names.insert(label.to_owned(), job_id.clone())
                 {

@@ -174,7 +174,7 @@ pub fn body(name: &str, program: Program, witness: &Path) -> Value {
         "language": "bash",
         "source": source,
         "env": { "WITNESS": witness, "NAME": name },
-        "labels": { "name": name },
+        "labels": [name],
         "limits": limits,
     })
 }
@@ -208,7 +208,7 @@ pub fn check(name: &str, program: Program, cancelled: bool, shown: &Value) -> Re
     }
     let expected = match program {
         Program::Echo | Program::Sleep | Program::Long => ("accepted", json!(0), format!("{name}\n")),
-        Program::Large => ("accepted", json!(0), format!("{:LARGE$}{name}\n", "")),
+        Program::Large => ("accepted", json!(0), format!("{}{name}\n", " ".repeat(LARGE))),
         Program::Fails => ("runtime_error", json!(3), format!("{name}\n")),
         Program::Endless => ("time_limit", Value::Null, String::new()),
     };
