@@ -29,6 +29,8 @@ pub struct Shape {
     pub nodes: u16,
     /// Jobs at one time on each.
     pub slots: u32,
+    /// Whether the power of a node can fail.
+    pub power_loss: bool,
     /// More options for every node.
     pub args: Vec<String>,
     /// More variables for every node.
@@ -80,7 +82,7 @@ impl Field {
             let data = folder.path().join(format!("node{id}"));
             let shim = Shim::new(&folder.path().join(format!("node{id}.shim")), &data);
             // Keeping what may be lost takes memory and time, so only one node does.
-            shim.track(u64::from(shape.nodes) == id);
+            shim.track(shape.power_loss && u64::from(shape.nodes) == id);
             let mut env = shape.env.clone();
             env.extend(shim.env());
             shims.insert(id, shim);

@@ -107,6 +107,7 @@ pub async fn run(settings: &Settings) -> Report {
     let shape = Shape {
         nodes: settings.nodes,
         slots: 2,
+        power_loss: settings.kinds.contains(&Kind::PowerLoss),
         args: settings.args.clone(),
         env: settings.env.clone(),
     };
