@@ -133,7 +133,12 @@ impl Strike<'_> {
             Kind::ClockJump => self.clock_jump().await,
             Kind::DiskFull => self.disk_full().await,
             Kind::PowerLoss => self.power_loss().await,
-            Kind::Replace => Err("this program cannot do it yet".to_owned()),
+            Kind::Replace => {
+                let taken = self.follower().await?;
+                self.struck = Some(Instant::now());
+                self.field().node(self.nodes[0]).kill();
+                self.replace(taken).await
+            }
         }
     }
 
@@ -178,6 +183,21 @@ impl Strike<'_> {
         self.back(&taken).await?;
         let ids: Vec<_> = taken.ids().collect();
         Ok(format!("{ids:?} gone for {down:?}"))
+    }
+
+    /// Puts a new node into the place of one that is down for ever.
+    async fn replace(&mut self, taken: Taken) -> Seen {
+        let place = self.nodes[0];
+        let name = self.field().replace(place, BACK).await;
+        drop(taken);
+        match name {
+            Ok(name) => Ok(format!("node {name} is in the place of node {place}")),
+            Err(why) => {
+                let what = format!("no new node in the place of node {place}: {why}");
+                self.field().history.violated(Invariant::I10, what.clone());
+                Err(what)
+            }
+        }
     }
 
     /// Starts what was taken and is down, and waits until all of it is ready.
@@ -448,8 +468,12 @@ impl Strike<'_> {
             // Where nothing lies that is needed: the states are compared all the time.
             None => Ok(format!("node {id} with {shown} {harm} has started, and is compared")),
         };
-        let refused = !field.node(id).runs();
-        if refused {
+        if !field.node(id).runs() {
+            // What the message says, or the way of somebody who has a copy that is not old.
+            if self.random.bool() {
+                let replaced = self.replace(taken).await?;
+                return seen.map(|seen| format!("{seen}; {replaced}"));
+            }
             field.put_back(id, &copy);
         }
         self.back(&taken).await?;
@@ -725,7 +749,7 @@ impl Strike<'_> {
         let to = *self.random.choice(&others).ok_or("no follower is free")?;
         self.nodes = vec![leader, to];
         self.struck = Some(Instant::now());
-        let body = serde_json::json!({ "node": to });
+        let body = serde_json::json!({ "node": field.name_of(to) });
         self.ask(Method::POST, "/v1/cluster/leader", Some(body)).await?;
         let deadline = Instant::now() + OPPORTUNITY;
         while field.leader_among(&field.untouched(), LEADERLESS).await? == leader {
@@ -741,7 +765,7 @@ impl Strike<'_> {
         let untouched = field.untouched();
         let id = *self.random.choice(&untouched).ok_or("no node is free")?;
         self.nodes = vec![id];
-        let path = format!("/v1/cluster/nodes/{id}/drain");
+        let path = format!("/v1/cluster/nodes/{}/drain", field.name_of(id));
         self.struck = Some(Instant::now());
         let draining = |on: bool| Some(serde_json::json!({ "draining": on }));
         self.ask(Method::POST, &path, draining(true)).await?;
@@ -767,7 +791,7 @@ impl Strike<'_> {
             for at in field.untouched() {
                 let shown = field.shows(at).await.unwrap_or_default();
                 let nodes = shown["nodes"].as_array().cloned().unwrap_or_default();
-                if nodes.iter().any(|node| node["id"] == id && node["draining"] == draining) {
+                if nodes.iter().any(|node| node["id"] == field.name_of(id) && node["draining"] == draining) {
                     return Ok(());
                 }
             }

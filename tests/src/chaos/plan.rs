@@ -72,9 +72,9 @@ kinds! {
     Damage "damage" Node 3 "a bit is flipped in the log or the watermark of a node while it is down, or the file is truncated",
     StaleLog "stale-log" Node 2 "a node's log is put back to an older copy while it is down",
     RollingRestart "rolling-restart" All 1 "SIGTERM and start, one node after the other",
-    MoveLeader "move-leader" Soft 0 "the leadership is moved by request",
-    Drain "drain" Soft 0 "a node is drained by request, and taken back",
-    Replace "replace" Node 0 "a node is killed for good, and a new one with an empty folder takes its place",
+    MoveLeader "move-leader" Soft 4 "the leadership is moved by request",
+    Drain "drain" Soft 3 "a node is drained by request, and taken back",
+    Replace "replace" Node 2 "a node is killed for good, and a new one with an empty folder takes its place",
     DamageLedger "damage-ledger" Node 0 "a bit is flipped in the ledger of a node while it is down",
     StaleFolder "stale-folder" Node 0 "the whole folder of a node is put back to an older copy while it is down",
 }
