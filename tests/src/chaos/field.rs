@@ -171,7 +171,7 @@ impl Field {
         let deadline = Instant::now() + patience;
         let old = self.name_of(place);
         let others: Vec<u64> = self.ids().into_iter().filter(|id| *id != place).collect();
-        let shown = async |what: &dyn Fn(&Value) -> bool, why: &str| loop {
+        let shown = async |what: &(dyn Fn(&Value) -> bool + Sync), why: &str| loop {
             for other in &others {
                 let shown = self.shows(*other).await.unwrap_or_default();
                 let mut nodes = shown["nodes"].as_array().into_iter().flatten();
@@ -207,9 +207,10 @@ impl Field {
                 None => tokio::time::sleep(PAUSE).await,
             }
         };
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.insert(place, name);
-        drop(names);
+        self.names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(place, name);
         let votes = |node: &Value| node["id"] == name && node["role"] == "voter";
         shown(&votes, "the new node does not vote").await?;
         Ok(name)
