@@ -63,7 +63,11 @@ impl Network {
     pub async fn between(peers: &BTreeMap<u64, u16>) -> Self {
         let pairs = || {
             let ids = || peers.keys().copied();
-            ids().flat_map(move |from| ids().filter(move |to| *to != from).map(move |to| (from, to)))
+            ids().flat_map(move |from| {
+                ids()
+                    .filter(move |to| *to != from)
+                    .map(move |to| (from, to))
+            })
         };
         let ways: BTreeMap<_, _> = pairs()
             .map(|pair| {

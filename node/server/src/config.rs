@@ -139,12 +139,7 @@ pub struct Settings {
     #[arg(long, env = "QUORUN_RETENTION_MB", value_name = "MB")]
     pub retention_mb: Option<u64>,
     /// Peer addresses that are dialled elsewhere, HOST:PORT=HOST:PORT,... (only for tests)
-    #[arg(
-        long,
-        env = "QUORUN_DIAL_OVERRIDE",
-        hide = true,
-        value_name = "LIST"
-    )]
+    #[arg(long, env = "QUORUN_DIAL_OVERRIDE", hide = true, value_name = "LIST")]
     pub dial_override: Option<String>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,quorun_executor=debug [default: info]
     #[arg(long, env = "QUORUN_LOG", value_name = "FILTER")]

@@ -67,7 +67,10 @@ async fn main() -> ExitCode {
     };
     if args.plan {
         let Settings {
-            seed, length, pause, ..
+            seed,
+            length,
+            pause,
+            ..
         } = settings;
         for step in Plan::new(seed, &settings.kinds, settings.nodes, length, pause).steps {
             println!("{:8.2}s {}", step.at.as_secs_f64(), step.kind.name());
@@ -112,9 +115,9 @@ fn settings(args: &Args) -> Result<Settings, String> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     Ok(Settings {
-        seed: args.seed.unwrap_or_else(|| {
-            now.map_or(0, |now| u64::from(now.subsec_nanos()) ^ now.as_secs())
-        }),
+        seed: args
+            .seed
+            .unwrap_or_else(|| now.map_or(0, |now| u64::from(now.subsec_nanos()) ^ now.as_secs())),
         length: Duration::from_secs_f64(args.minutes * 60.0),
         nodes: args.nodes,
         kinds,

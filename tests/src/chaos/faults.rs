@@ -255,7 +255,11 @@ impl Strike<'_> {
 
     async fn pause(&mut self, taken: Taken) -> Seen {
         // Short ones more often than long ones.
-        let most = if self.random.u8(..10) == 0 { 10_000 } else { 2500 };
+        let most = if self.random.u8(..10) == 0 {
+            10_000
+        } else {
+            2500
+        };
         let time = self.between(200, most);
         let ids: Vec<u64> = taken.ids().collect();
         self.struck = Some(Instant::now());
@@ -280,7 +284,11 @@ impl Strike<'_> {
         let field = self.field();
         let id = self.nodes[0];
         let reset = self.random.bool();
-        let others: Vec<u64> = field.ids().into_iter().filter(|other| *other != id).collect();
+        let others: Vec<u64> = field
+            .ids()
+            .into_iter()
+            .filter(|other| *other != id)
+            .collect();
         let ways: Vec<(u64, u64)> = others
             .iter()
             .flat_map(|other| [(id, *other), (*other, id)])
@@ -307,7 +315,9 @@ impl Strike<'_> {
         let hits = self.hits(&ways) - before;
         field.network.cut(&ways, false);
         for (from, to) in &ways {
-            field.network.set(*from, *to, |weather| weather.reset = false);
+            field
+                .network
+                .set(*from, *to, |weather| weather.reset = false);
         }
         self.back(&taken).await?;
         elected?;
@@ -368,7 +378,11 @@ impl Strike<'_> {
         if hits == 0 {
             return Err("nothing was sent where it was cut".to_owned());
         }
-        let who = if outwards { "is not heard" } else { "hears nobody" };
+        let who = if outwards {
+            "is not heard"
+        } else {
+            "hears nobody"
+        };
         Ok(format!("node {id} {who} for {time:?}, {hits} chunks held"))
     }
 
@@ -396,7 +410,10 @@ impl Strike<'_> {
         if hits == 0 {
             return Err("nothing was sent where it was cut".to_owned());
         }
-        Ok(format!("{left:?} and {right:?} met only in {} for {time:?}, {hits} chunks held", ids[2]))
+        Ok(format!(
+            "{left:?} and {right:?} met only in {} for {time:?}, {hits} chunks held",
+            ids[2]
+        ))
     }
 
     /// Makes some ways slow, or lossy.
@@ -443,7 +460,10 @@ impl Strike<'_> {
         } else {
             format!("{}.{} % lost", loss / 10, loss % 10)
         };
-        Ok(format!("{ways:?} {what} for {:?}, {hits} chunks", began.elapsed()))
+        Ok(format!(
+            "{ways:?} {what} for {:?}, {hits} chunks",
+            began.elapsed()
+        ))
     }
 
     /// Damages a file of a node while it is down. The node must notice, or have nothing to notice.
@@ -459,14 +479,24 @@ impl Strike<'_> {
             files_below(&data.join(part), &mut files);
         }
         files.sort();
-        let file = self.random.choice(&files).ok_or("there is no file")?.clone();
+        let file = self
+            .random
+            .choice(&files)
+            .ok_or("there is no file")?
+            .clone();
         let harm = self.harm(&file).map_err(|error| error.to_string())?;
-        let shown = file.strip_prefix(&data).unwrap_or(&file).display().to_string();
+        let shown = file
+            .strip_prefix(&data)
+            .unwrap_or(&file)
+            .display()
+            .to_string();
         field.node(id).start();
         let seen = match self.refused(id).await {
             Some(line) => Ok(format!("node {id} with {shown} {harm} has refused: {line}")),
             // Where nothing lies that is needed: the states are compared all the time.
-            None => Ok(format!("node {id} with {shown} {harm} has started, and is compared")),
+            None => Ok(format!(
+                "node {id} with {shown} {harm} has started, and is compared"
+            )),
         };
         if !field.node(id).runs() {
             // What the message says, or the way of somebody who has a copy that is not old.
@@ -482,7 +512,10 @@ impl Strike<'_> {
 
     /// Flips a bit of a file, or cuts it off, where it holds something.
     fn harm(&mut self, file: &Path) -> std::io::Result<String> {
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(file)?;
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(file)?;
         let length = file.metadata()?.len();
         if length == 0 {
             file.write_all_at(b"?", 0)?;
@@ -533,7 +566,8 @@ impl Strike<'_> {
         field.node(id).kill();
         let old = field.copy_of(id);
         self.back(&taken).await?;
-        let applied = |shown: Option<Value>| shown.and_then(|shown| shown["applied_index"].as_u64());
+        let applied =
+            |shown: Option<Value>| shown.and_then(|shown| shown["applied_index"].as_u64());
         let from = applied(field.shows(id).await).unwrap_or_default();
         let deadline = Instant::now() + OPPORTUNITY;
         while applied(field.shows(id).await).unwrap_or_default() < from + 20 {
@@ -598,7 +632,9 @@ impl Strike<'_> {
         let seen = shim.syncs() != before;
         shim.sync_delay(Duration::ZERO);
         if seen {
-            Ok(format!("every sync of node {id} took {delay:?} more for {time:?}"))
+            Ok(format!(
+                "every sync of node {id} took {delay:?} more for {time:?}"
+            ))
         } else {
             Err(format!("node {id} has synced nothing"))
         }
@@ -661,7 +697,8 @@ impl Strike<'_> {
                 Ok(format!("node {id} without room after {room} bytes: {line}"))
             }
             Ok(line) => {
-                let what = format!("node {id} has ended without saying that its disk is full: {line}");
+                let what =
+                    format!("node {id} has ended without saying that its disk is full: {line}");
                 field.history.violated(Invariant::Processes, what.clone());
                 Ok(what)
             }
@@ -679,7 +716,11 @@ impl Strike<'_> {
         }
         let taken = self.take(vec![id]);
         let shim = field.shim(id);
-        let seed = if self.random.bool() { 0 } else { self.random.u64(1..1 << 62) };
+        let seed = if self.random.bool() {
+            0
+        } else {
+            self.random.u64(1..1 << 62)
+        };
         self.struck = Some(Instant::now());
         shim.power_loss_now(seed);
         let ended = field.until_ended(id, OPPORTUNITY).await;
@@ -701,7 +742,9 @@ impl Strike<'_> {
         }
         self.back(&taken).await?;
         if fired == Some(crate::shim::Fired::PowerLost) {
-            Ok(format!("node {id} lost {undone} unsynced sectors and names"))
+            Ok(format!(
+                "node {id} lost {undone} unsynced sectors and names"
+            ))
         } else {
             Err(format!("the power of node {id} did not fail"))
         }
@@ -722,7 +765,10 @@ impl Strike<'_> {
             }
             self.back(&taken).await?;
         }
-        Ok(format!("all nodes, one after the other, in {:?}", began.elapsed()))
+        Ok(format!(
+            "all nodes, one after the other, in {:?}",
+            began.elapsed()
+        ))
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Seen {
@@ -750,7 +796,8 @@ impl Strike<'_> {
         self.nodes = vec![leader, to];
         self.struck = Some(Instant::now());
         let body = serde_json::json!({ "node": field.name_of(to) });
-        self.ask(Method::POST, "/v1/cluster/leader", Some(body)).await?;
+        self.ask(Method::POST, "/v1/cluster/leader", Some(body))
+            .await?;
         let deadline = Instant::now() + OPPORTUNITY;
         while field.leader_among(&field.untouched(), LEADERLESS).await? == leader {
             if Instant::now() >= deadline {
@@ -791,12 +838,17 @@ impl Strike<'_> {
             for at in field.untouched() {
                 let shown = field.shows(at).await.unwrap_or_default();
                 let nodes = shown["nodes"].as_array().cloned().unwrap_or_default();
-                if nodes.iter().any(|node| node["id"] == field.name_of(id) && node["draining"] == draining) {
+                if nodes
+                    .iter()
+                    .any(|node| node["id"] == field.name_of(id) && node["draining"] == draining)
+                {
                     return Ok(());
                 }
             }
             if Instant::now() >= deadline {
-                return Err(format!("nobody shows that draining of node {id} is {draining}"));
+                return Err(format!(
+                    "nobody shows that draining of node {id} is {draining}"
+                ));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

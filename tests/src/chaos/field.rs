@@ -81,7 +81,10 @@ impl Field {
         let mut shims = BTreeMap::new();
         for (n, id) in (0..).zip(peers.keys().copied()) {
             let mut args = shape.args.clone();
-            args.extend(["--dial-override".to_owned(), network.dial_override(id, &peers)]);
+            args.extend([
+                "--dial-override".to_owned(),
+                network.dial_override(id, &peers),
+            ]);
             let data = folder.path().join(format!("node{id}"));
             let shim = Shim::new(&folder.path().join(format!("node{id}.shim")), &data);
             let mut env = shape.env.clone();
@@ -89,6 +92,7 @@ impl Field {
             shims.insert(id, shim);
             let settings = Settings {
                 id,
+                join: None,
                 peers: list.join(","),
                 join: None,
                 http: first + n,
@@ -159,7 +163,9 @@ impl Field {
     fn place_of(&self, name: u64) -> Option<u64> {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = names.iter();
-        names.find(|(_, known)| **known == name).map(|(place, _)| *place)
+        names
+            .find(|(_, known)| **known == name)
+            .map(|(place, _)| *place)
     }
 
     /// Puts a new node with an empty folder into a place whose node has ended for ever. Returns the new node's id in the
@@ -302,7 +308,10 @@ impl Field {
         let deadline = Instant::now() + patience;
         loop {
             let shown = futures::future::join_all(ids.iter().map(|id| self.shows(*id))).await;
-            let newest = shown.iter().flatten().max_by_key(|shown| shown["term"].as_u64());
+            let newest = shown
+                .iter()
+                .flatten()
+                .max_by_key(|shown| shown["term"].as_u64());
             let leader = newest.and_then(|shown| shown["leader"].as_u64());
             let leader = leader.and_then(|leader| self.place_of(leader));
             if let Some(leader) = leader.filter(|leader| ids.contains(leader)) {

@@ -57,9 +57,10 @@ pub async fn watch(field: Arc<Field>, usage: Arc<Usage>) {
         let shown = futures::future::join_all(ids.iter().map(|id| field.shows(*id))).await;
         for (id, shown) in ids.iter().zip(shown) {
             let Some(shown) = shown else { continue };
-            if let (Some(index), Some(hash)) =
-                (shown["applied_index"].as_u64(), shown["state_hash"].as_str())
-            {
+            if let (Some(index), Some(hash)) = (
+                shown["applied_index"].as_u64(),
+                shown["state_hash"].as_str(),
+            ) {
                 field.history.state(*id, index, hash);
             }
         }
@@ -73,7 +74,10 @@ pub async fn watch(field: Arc<Field>, usage: Arc<Usage>) {
             }
         }
         if round.is_multiple_of(50) {
-            let folders: Vec<_> = ids.iter().map(|id| field.node(*id).data().to_owned()).collect();
+            let folders: Vec<_> = ids
+                .iter()
+                .map(|id| field.node(*id).data().to_owned())
+                .collect();
             let sizes = tokio::task::spawn_blocking(move || {
                 folders.iter().map(|path| size_kb(path)).collect::<Vec<_>>()
             });
@@ -161,7 +165,10 @@ pub async fn settled(field: &Arc<Field>, workload: &Workload) -> Settled {
 
     // What is not known is asked for again.
     let ids = field.ids();
-    let unknown = history.jobs().into_iter().filter(|(_, record)| !record.acknowledged);
+    let unknown = history
+        .jobs()
+        .into_iter()
+        .filter(|(_, record)| !record.acknowledged);
     let retries = unknown.map(|(job, _)| {
         let (body, ids) = (workload.body(job), &ids);
         async move {
@@ -191,12 +198,22 @@ pub async fn settled(field: &Arc<Field>, workload: &Workload) -> Settled {
     let agreed = loop {
         let shown = futures::future::join_all(ids.iter().map(|id| field.shows(*id))).await;
         let shown: Vec<Value> = shown.into_iter().flatten().collect();
-        let same = |field: &str| shown.windows(2).all(|pair| pair[0][field] == pair[1][field]);
+        let same = |field: &str| {
+            shown
+                .windows(2)
+                .all(|pair| pair[0][field] == pair[1][field])
+        };
         let done = |shown: &Value| shown["queue"]["jobs"] == 0 && shown["running"] == 0;
         let all = shown.len() == ids.len()
-            && ["leader", "term", "applied_index", "state_hash", "cluster_id"]
-                .iter()
-                .all(|field| same(field))
+            && [
+                "leader",
+                "term",
+                "applied_index",
+                "state_hash",
+                "cluster_id",
+            ]
+            .iter()
+            .all(|field| same(field))
             && shown[0]["leader"].is_u64();
         if all && shown.iter().all(done) {
             break true;
@@ -212,7 +229,10 @@ pub async fn settled(field: &Arc<Field>, workload: &Workload) -> Settled {
                     )
                 })
                 .collect();
-            let what = format!("not settled {SETTLED:?} after the faults: {}", states.join("; "));
+            let what = format!(
+                "not settled {SETTLED:?} after the faults: {}",
+                states.join("; ")
+            );
             history.violated(Invariant::I10, what);
             break false;
         }
@@ -309,7 +329,10 @@ async fn compare_lists(field: &Arc<Field>, settled: &mut Settled) {
             let answer = match Client::try_send(client.request(Method::GET, &path)).await {
                 Ok(answer) if answer.status == 200 => answer,
                 other => {
-                    history.violated(Invariant::I10, format!("node {id} lists no jobs: {other:?}"));
+                    history.violated(
+                        Invariant::I10,
+                        format!("node {id} lists no jobs: {other:?}"),
+                    );
                     return;
                 }
             };
@@ -383,7 +406,9 @@ pub fn read_executions(text: &str) -> Vec<Execution> {
             .split('/')
             .find_map(|part| part.strip_prefix("node")?.parse().ok())
             .unwrap_or(0);
-        let Ok(time) = time.parse::<f64>() else { continue };
+        let Ok(time) = time.parse::<f64>() else {
+            continue;
+        };
         if mark == "b" {
             open.insert((job, node, pid), all.len());
             all.push(Execution {
@@ -437,7 +462,10 @@ pub fn executions(history: &History, text: &str, settled: &Settled, faults: &[Do
             continue;
         };
         if runs.len() as u64 > *attempts {
-            let what = format!("job {job} was executed {} times: {runs:?}, with {attempts} attempts", runs.len());
+            let what = format!(
+                "job {job} was executed {} times: {runs:?}, with {attempts} attempts",
+                runs.len()
+            );
             history.violated(Invariant::I4, what);
         }
         if runs.len() > 1 {
@@ -451,10 +479,13 @@ pub fn executions(history: &History, text: &str, settled: &Settled, faults: &[Do
                 executed.overlaps += 1;
                 let overlap = end - next.began;
                 let excused = struck.iter().any(|(from, to, done)| {
-                    done.nodes.contains(&one.node) && *from <= next.began && *to + 30.0 >= next.began
+                    done.nodes.contains(&one.node)
+                        && *from <= next.began
+                        && *to + 30.0 >= next.began
                 });
                 if overlap > FENCE.as_secs_f64() && !excused {
-                    let what = format!("two executions of job {job} overlap by {overlap:.1} s: {runs:?}");
+                    let what =
+                        format!("two executions of job {job} overlap by {overlap:.1} s: {runs:?}");
                     history.violated(Invariant::I5, what);
                 }
             }
@@ -466,7 +497,9 @@ pub fn executions(history: &History, text: &str, settled: &Settled, faults: &[Do
                     && one.ended.is_none_or(|end| end <= *at)
             });
             if let Some((at, _, _)) = killed {
-                executed.reassigned.push(Duration::from_secs_f64((next.began - at).max(0.0)));
+                executed
+                    .reassigned
+                    .push(Duration::from_secs_f64((next.began - at).max(0.0)));
             }
         }
     }
@@ -482,18 +515,39 @@ pub fn executions(history: &History, text: &str, settled: &Settled, faults: &[Do
 
 /// What nodes may say loudly while they are being harmed, and why.
 const ALLOWED: &[(&str, &str)] = &[
-    ("does NOT isolate", "what the process executor says at every start"),
-    ("quorun::scheduler: node lost", "nodes are killed, paused and cut off"),
-    ("writing the log is slow", "disks are slow, and the machine is busy"),
+    (
+        "does NOT isolate",
+        "what the process executor says at every start",
+    ),
+    (
+        "quorun::scheduler: node lost",
+        "nodes are killed, paused and cut off",
+    ),
+    (
+        "writing the log is slow",
+        "disks are slow, and the machine is busy",
+    ),
     ("No space left on device", "a disk was full"),
     ("StorageFull", "a disk was full"),
     ("RaftCore stopped", "a peer called a node that was ending"),
     ("sled::config: ", "a file was damaged"),
     ("sled::pagecache", "a file was damaged, or its disk full"),
-    ("report not committed yet", "there was no leader for some seconds"),
-    ("reason=\"the node was told to end\"", "a node was stopped while it executed"),
-    ("giving back what is still running", "a node was stopped while it executed"),
-    ("the others were not told that this node drains", "a node was stopped without a leader"),
+    (
+        "report not committed yet",
+        "there was no leader for some seconds",
+    ),
+    (
+        "reason=\"the node was told to end\"",
+        "a node was stopped while it executed",
+    ),
+    (
+        "giving back what is still running",
+        "a node was stopped while it executed",
+    ),
+    (
+        "the others were not told that this node drains",
+        "a node was stopped without a leader",
+    ),
     (
         "reached limit of pending-accept streams",
         "what was called while a node was paused was called off before it looked",
@@ -509,9 +563,9 @@ pub fn logs(history: &History, id: u64, log: &str) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     let mut strange: BTreeMap<String, (u64, &str)> = BTreeMap::new();
     for line in log.lines() {
-        let level = ["WARN", "ERROR"].into_iter().find(|level| {
-            line.split_whitespace().take(3).any(|word| word == *level)
-        });
+        let level = ["WARN", "ERROR"]
+            .into_iter()
+            .find(|level| line.split_whitespace().take(3).any(|word| word == *level));
         let panicked = line.contains("panicked at");
         if level.is_none() && !panicked {
             continue;
@@ -523,12 +577,20 @@ pub fn logs(history: &History, id: u64, log: &str) -> BTreeMap<String, u64> {
         } else {
             let text = line.split_once(level).map_or(line, |(_, text)| text);
             // Figures differ from line to line.
-            let text: String = text.chars().filter(|c| !c.is_ascii_digit()).take(90).collect();
-            strange.entry(format!("{level}{text}")).or_insert((0, line)).0 += 1;
+            let text: String = text
+                .chars()
+                .filter(|c| !c.is_ascii_digit())
+                .take(90)
+                .collect();
+            strange
+                .entry(format!("{level}{text}"))
+                .or_insert((0, line))
+                .0 += 1;
         }
     }
     for (text, (count, line)) in strange {
-        let what = format!("node {id} has logged {count} times what nobody expects, such as: {line}");
+        let what =
+            format!("node {id} has logged {count} times what nobody expects, such as: {line}");
         history.violated(Invariant::I10, what);
         counts.insert(text, count);
     }

@@ -112,7 +112,10 @@ pub async fn run(settings: &Settings) -> Report {
         env: settings.env.clone(),
     };
     let mut field = Field::start(&shape, Arc::clone(&history)).await;
-    say(&format!("{:8.2}s the cluster is ready", history.now().as_secs_f64()));
+    say(&format!(
+        "{:8.2}s the cluster is ready",
+        history.now().as_secs_f64()
+    ));
     let witness = field.folder().join("executions");
     std::fs::write(&witness, "").expect("the file that programs write to");
     let workload = Workload {
@@ -139,7 +142,10 @@ pub async fn run(settings: &Settings) -> Report {
     let faults = harm(&scene, &plan, settings.length).await;
     let harmed = began.elapsed();
     stop.store(true, Ordering::Relaxed);
-    say(&format!("{:8.2}s the faults are over", history.now().as_secs_f64()));
+    say(&format!(
+        "{:8.2}s the faults are over",
+        history.now().as_secs_f64()
+    ));
     field.heal(HEALED).await;
     let jobs = clients.await.unwrap_or_default();
     let settled = invariants::settled(&field, &workload).await;
@@ -155,7 +161,10 @@ pub async fn run(settings: &Settings) -> Report {
         }
     }
     for kind in Kind::ALL {
-        let mut planned = faults.iter().filter(|done| done.step.kind == *kind).peekable();
+        let mut planned = faults
+            .iter()
+            .filter(|done| done.step.kind == *kind)
+            .peekable();
         if planned.peek().is_some() && !planned.any(|done| done.seen.is_ok()) {
             let what = format!("{} was planned and never seen to happen", kind.name());
             history.violated(Invariant::Faults, what);
@@ -181,7 +190,10 @@ pub async fn run(settings: &Settings) -> Report {
     if settings.keep
         && let Some(field) = Arc::get_mut(&mut field)
     {
-        say(&format!("the nodes' folders and logs are in {}", field.keep().display()));
+        say(&format!(
+            "the nodes' folders and logs are in {}",
+            field.keep().display()
+        ));
     }
     report
 }
@@ -200,7 +212,9 @@ async fn harm(scene: &Arc<Scene>, plan: &Plan, length: Duration) -> Vec<Done> {
         }
         tokio::time::sleep_until((began + step.at).into()).await;
         while !under_way.has_room(step.kind.reach(), minority) {
-            let Some(done) = tasks.join_next().await else { break };
+            let Some(done) = tasks.join_next().await else {
+                break;
+            };
             ended(scene, &mut under_way, &mut all, done);
         }
         under_way.begins(step.kind.reach());
@@ -227,8 +241,14 @@ fn ended(
             let at = history.now().as_secs_f64();
             let count = history.acknowledgements();
             match &done.seen {
-                Ok(what) => say(&format!("{at:8.2}s {count:6} jobs  {}: {what}", kind.name())),
-                Err(why) => say(&format!("{at:8.2}s {count:6} jobs  {} NOT SEEN: {why}", kind.name())),
+                Ok(what) => say(&format!(
+                    "{at:8.2}s {count:6} jobs  {}: {what}",
+                    kind.name()
+                )),
+                Err(why) => say(&format!(
+                    "{at:8.2}s {count:6} jobs  {} NOT SEEN: {why}",
+                    kind.name()
+                )),
             }
             all.push(done);
         }

@@ -168,23 +168,43 @@ impl Report {
         line("  CHANGED", end.changed.to_string());
         line("  STUCK", end.stuck.to_string());
         line("  given up after all attempts", end.given_up.to_string());
-        line("unknown, and resolved in the end", format!("{unknown}, {}", end.resolved));
+        line(
+            "unknown, and resolved in the end",
+            format!("{unknown}, {}", end.resolved),
+        );
         line(
             "requests to submit",
-            format!("{requests}: {refused} refused with 429 or 503, {unanswered} unanswered, {joined} joined"),
+            format!(
+                "{requests}: {refused} refused with 429 or 503, {unanswered} unanswered, {joined} joined"
+            ),
         );
         line("reads checked", reads.to_string());
         line("cancellations confirmed", cancelled.to_string());
         line("submissions held up", late.to_string());
-        line("states looked at, compared", format!("{}, {}", self.samples.0, self.samples.1));
+        line(
+            "states looked at, compared",
+            format!("{}, {}", self.samples.0, self.samples.1),
+        );
         line("executions", self.executed.executions.to_string());
         line("  jobs executed again", self.executed.again.to_string());
-        line("  overlapping executions", self.executed.overlaps.to_string());
+        line(
+            "  overlapping executions",
+            self.executed.overlaps.to_string(),
+        );
         line("leader kill to next accepted job", three(&self.gaps));
-        line("node's death to next execution", three(&self.executed.reassigned));
+        line(
+            "node's death to next execution",
+            three(&self.executed.reassigned),
+        );
         line("settled within", format!("{:.1?}", end.took));
-        line("largest memory of a node", format!("{} MiB", self.rss_kb / 1024));
-        line("largest disk of a node", format!("{} MiB", self.disk_kb / 1024));
+        line(
+            "largest memory of a node",
+            format!("{} MiB", self.rss_kb / 1024),
+        );
+        line(
+            "largest disk of a node",
+            format!("{} MiB", self.disk_kb / 1024),
+        );
         for (what, count) in &self.loud {
             line("  logged", format!("{count} x {what}"));
         }

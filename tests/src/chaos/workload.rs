@@ -207,8 +207,14 @@ pub fn check(name: &str, program: Program, cancelled: bool, shown: &Value) -> Re
         _ => {}
     }
     let expected = match program {
-        Program::Echo | Program::Sleep | Program::Long => ("accepted", json!(0), format!("{name}\n")),
-        Program::Large => ("accepted", json!(0), format!("{}{name}\n", " ".repeat(LARGE))),
+        Program::Echo | Program::Sleep | Program::Long => {
+            ("accepted", json!(0), format!("{name}\n"))
+        }
+        Program::Large => (
+            "accepted",
+            json!(0),
+            format!("{}{name}\n", " ".repeat(LARGE)),
+        ),
         Program::Fails => ("runtime_error", json!(3), format!("{name}\n")),
         Program::Endless => ("time_limit", Value::Null, String::new()),
     };
@@ -225,7 +231,9 @@ pub fn check(name: &str, program: Program, cancelled: bool, shown: &Value) -> Re
 #[must_use]
 pub fn short(shown: &Value) -> String {
     let text = shown.to_string();
-    let end = (0..=text.len().min(600)).rev().find(|at| text.is_char_boundary(*at));
+    let end = (0..=text.len().min(600))
+        .rev()
+        .find(|at| text.is_char_boundary(*at));
     text[..end.unwrap_or(0)].to_owned()
 }
 
@@ -235,7 +243,11 @@ fn may_be(answer: &Answer) -> bool {
 }
 
 fn unexpected(field: &Field, what: &str, answer: &Answer) {
-    let what = format!("{what} was answered with {}: {}", answer.status, answer.text());
+    let what = format!(
+        "{what} was answered with {}: {}",
+        answer.status,
+        answer.text()
+    );
     field.history.violated(Invariant::Answers, what);
 }
 
@@ -278,17 +290,24 @@ pub async fn read(field: &Field, node: u64, job: u64, id: &str, query: &str) -> 
     match Client::try_send(request).await {
         Ok(answer) if answer.status == 200 => {
             let shown = answer.json();
-            field.history.read(job, floor, &shown, &format!("node {node}"));
+            field
+                .history
+                .read(job, floor, &shown, &format!("node {node}"));
             Some(shown["state"] == "finished")
         }
         Ok(answer) if answer.status == 404 => {
-            let what = format!("job {job} was acknowledged as {id}, and node {node} has not got it");
+            let what =
+                format!("job {job} was acknowledged as {id}, and node {node} has not got it");
             field.history.violated(Invariant::I6, what);
             None
         }
         Ok(answer) if may_be(&answer) => None,
         Ok(answer) => {
-            unexpected(field, &format!("a look at job {job} at node {node}"), &answer);
+            unexpected(
+                field,
+                &format!("a look at job {job} at node {node}"),
+                &answer,
+            );
             None
         }
         Err(_) => None,
@@ -305,15 +324,22 @@ async fn cancel(field: &Field, node: u64, job: u64, id: &str) {
             if shown["verdict"] == "cancelled" {
                 field.history.cancelled(job);
             }
-            field.history.read(job, floor, &shown, &format!("node {node}"));
+            field
+                .history
+                .read(job, floor, &shown, &format!("node {node}"));
         }
         Ok(answer) if answer.status == 404 => {
-            let what = format!("job {job} was acknowledged as {id}, and node {node} has not got it");
+            let what =
+                format!("job {job} was acknowledged as {id}, and node {node} has not got it");
             field.history.violated(Invariant::I6, what);
         }
         // It has finished before; or it is not known whether it was.
         Ok(answer) if answer.status == 409 || may_be(&answer) => {}
-        Ok(answer) => unexpected(field, &format!("cancelling job {job} at node {node}"), &answer),
+        Ok(answer) => unexpected(
+            field,
+            &format!("cancelling job {job} at node {node}"),
+            &answer,
+        ),
         Err(_) => {}
     }
 }
