@@ -30,6 +30,8 @@ pub struct Scene {
     pub field: Arc<Field>,
     /// The file that programs write to.
     pub witness: PathBuf,
+    /// Pauses last.
+    pub long: bool,
 }
 
 /// What came of a fault.
@@ -133,6 +135,7 @@ impl Strike<'_> {
             Kind::ClockJump => self.clock_jump().await,
             Kind::DiskFull => self.disk_full().await,
             Kind::PowerLoss => self.power_loss().await,
+            Kind::PowerLossAll => self.power_loss_all().await,
             Kind::Replace => {
                 let taken = self.follower().await?;
                 self.struck = Some(Instant::now());
@@ -255,12 +258,12 @@ impl Strike<'_> {
 
     async fn pause(&mut self, taken: Taken) -> Seen {
         // Short ones more often than long ones.
-        let most = if self.random.u8(..10) == 0 {
-            10_000
-        } else {
-            2500
+        let (least, most) = match self.random.u8(..10) {
+            _ if self.scene.long => (3000, 7000),
+            0 => (200, 10_000),
+            _ => (200, 2500),
         };
-        let time = self.between(200, most);
+        let time = self.between(least, most);
         let ids: Vec<u64> = taken.ids().collect();
         self.struck = Some(Instant::now());
         for id in &ids {
@@ -747,6 +750,42 @@ impl Strike<'_> {
             ))
         } else {
             Err(format!("the power of node {id} did not fail"))
+        }
+    }
+
+    /// All nodes lose everything that they have not synced, while syncs take long.
+    async fn power_loss_all(&mut self) -> Seen {
+        let field = self.field();
+        let taken = self.take(field.ids());
+        for id in taken.ids() {
+            field.shim(id).sync_delay(Duration::from_millis(200));
+        }
+        let time = self.between(1000, 2500);
+        tokio::time::sleep(time).await;
+        self.struck = Some(Instant::now());
+        for id in taken.ids() {
+            field.shim(id).power_loss_now(0);
+        }
+        let (mut lost, mut undone) = (0, 0);
+        for id in taken.ids() {
+            if field.until_ended(id, OPPORTUNITY).await.is_err() {
+                field.node(id).kill();
+            }
+            let shim = field.shim(id);
+            lost += usize::from(shim.fired() == Some(crate::shim::Fired::PowerLost));
+            undone += shim.undone();
+            shim.clear();
+        }
+        for id in taken.ids() {
+            field.node(id).start();
+        }
+        self.back(&taken).await?;
+        if lost == field.ids().len() {
+            Ok(format!(
+                "all nodes lost {undone} unsynced sectors and names"
+            ))
+        } else {
+            Err(format!("the power of only {lost} nodes has failed"))
         }
     }
 

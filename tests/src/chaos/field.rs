@@ -29,12 +29,23 @@ pub struct Shape {
     pub nodes: u16,
     /// Jobs at one time on each.
     pub slots: u32,
-    /// Whether the power of a node can fail.
-    pub power_loss: bool,
+    /// Whose power can fail.
+    pub kept: Kept,
     /// More options for every node.
     pub args: Vec<String>,
     /// More variables for every node.
     pub env: Vec<(String, String)>,
+}
+
+/// Of which nodes it is kept what a power loss takes back: that takes memory and time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Of none.
+    None,
+    /// Of the last one.
+    One,
+    /// Of all.
+    All,
 }
 
 /// A cluster whose nodes and links can be harmed.
@@ -50,7 +61,7 @@ pub struct Field {
     /// Nodes that a fault has in its hands.
     taken: Mutex<BTreeSet<u64>>,
     /// The ids that the nodes of the places have in the cluster: a new node in an old place has a new one.
-    names: Mutex<BTreeMap<u64, u64>>,
+    names: Mutex<BTreeMap<u64, Vec<u64>>>,
     peers: BTreeMap<u64, u16>,
     folder: Option<TempDir>,
     _turn: Turn,
@@ -94,7 +105,6 @@ impl Field {
                 id,
                 join: None,
                 peers: list.join(","),
-                join: None,
                 http: first + n,
                 cluster: format!("chaos-{}", std::process::id()),
                 executor: Executor::Process,
@@ -114,7 +124,7 @@ impl Field {
             network,
             history,
             taken: Mutex::default(),
-            names: Mutex::new(peers.keys().map(|id| (*id, *id)).collect()),
+            names: Mutex::new(peers.keys().map(|id| (*id, vec![*id])).collect()),
             peers,
             folder: Some(folder),
             _turn: turn,
@@ -126,10 +136,14 @@ impl Field {
             let ready = field.until_ready(id, LONG).await;
             ready.unwrap_or_else(|why| panic!("node {id} is not ready: {why}"));
         }
-        if shape.power_loss {
+        let kept = match shape.kept {
+            Kept::None => Vec::new(),
+            Kept::One => vec![field.tracked()],
+            Kept::All => field.ids(),
+        };
+        for id in kept {
             // Not before, because the shim holds files open that were written and not synced, and the first start has
             // written a program that is to be executed.
-            let id = field.tracked();
             field.node(id).kill();
             field.shim(id).track(true);
             field.node(id).start();
@@ -157,14 +171,22 @@ impl Field {
     #[must_use]
     pub fn name_of(&self, place: u64) -> u64 {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.get(&place).copied().unwrap_or(place)
+        let names = names.get(&place).and_then(|names| names.last());
+        names.copied().unwrap_or(place)
+    }
+
+    /// All ids that the nodes of each place have had.
+    #[must_use]
+    pub fn all_names(&self) -> BTreeMap<u64, Vec<u64>> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.clone()
     }
 
     fn place_of(&self, name: u64) -> Option<u64> {
         let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let mut names = names.iter();
         names
-            .find(|(_, known)| **known == name)
+            .find(|(_, known)| known.last() == Some(&name))
             .map(|(place, _)| *place)
     }
 
@@ -216,7 +238,9 @@ impl Field {
         self.names
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(place, name);
+            .entry(place)
+            .or_default()
+            .push(name);
         let votes = |node: &Value| node["id"] == name && node["role"] == "voter";
         shown(&votes, "the new node does not vote").await?;
         Ok(name)
@@ -261,7 +285,7 @@ impl Field {
         &self.shims[&id]
     }
 
-    /// The node whose power can fail: keeping what may be lost takes memory and time, so only one does.
+    /// The node whose power can fail, if it can of one only.
     #[must_use]
     pub fn tracked(&self) -> u64 {
         self.nodes.keys().copied().max().unwrap_or_default()
