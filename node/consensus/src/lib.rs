@@ -22,6 +22,8 @@
 //! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing.
 
 mod blocking;
+#[cfg(feature = "bugs")]
+mod bugs;
 mod disk;
 mod error;
 mod files;

@@ -55,6 +55,8 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         };
         config.settle(place);
     }
+    #[cfg(feature = "bugs")]
+    switch_bug_on()?;
     let incarnation = identity::claim(&folder, &config)?;
     info!(
         node = config.id,
@@ -209,6 +211,19 @@ fn known_members(config: &Config) -> BTreeMap<NodeId, Member> {
         http: config.advertise_http.clone(),
     };
     BTreeMap::from([(config.id, own)])
+}
+
+/// Switches on what `QUORUN_BUG` names.
+#[cfg(feature = "bugs")]
+fn switch_bug_on() -> anyhow::Result<()> {
+    let Ok(name) = std::env::var("QUORUN_BUG") else {
+        return Ok(());
+    };
+    let bug = quorun_ledger::bugs::Bug::named(&name)
+        .with_context(|| format!("QUORUN_BUG: there is no bug named {name}"))?;
+    bug.switch_on();
+    error!(bug = name, "this node has a bug");
+    Ok(())
 }
 
 fn listen(address: SocketAddr, whom: &str, option: &str) -> anyhow::Result<TcpListener> {

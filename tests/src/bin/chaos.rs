@@ -3,7 +3,10 @@
 //!
 //! ```text
 //! cargo run -p quorun-tests --bin chaos -- --seed 7 --minutes 2 --nodes 3
+//! cargo run -p quorun-tests --bin chaos -- --validate
 //! ```
+//!
+//! The second command shows that the first finds bugs: it switches real ones on.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use quorun_tests::chaos::plan::{Kind, Plan};
-use quorun_tests::chaos::{self, Settings};
+use quorun_tests::chaos::{self, Settings, validate};
 use quorun_tests::say;
 
 /// Harms a cluster of processes while clients go on, and checks that nothing that was promised is broken.
@@ -38,6 +41,9 @@ struct Args {
     /// The time from one fault to the next, on average, milliseconds
     #[arg(long, default_value_t = 1500)]
     pause_ms: u64,
+    /// Half of the programs take long, and so do pauses
+    #[arg(long)]
+    long: bool,
     /// One more option for every node; may be given again
     #[arg(long, allow_hyphen_values = true)]
     arg: Vec<String>,
@@ -53,11 +59,27 @@ struct Args {
     /// Only print the plan
     #[arg(long)]
     plan: bool,
+    /// Instead of a run: build the program with bugs that can be switched on, and see whether each of them is found
+    #[arg(long)]
+    validate: bool,
+    /// Only this bug
+    #[arg(long, requires = "validate")]
+    bug: Option<String>,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    if args.validate {
+        return match validate::all(args.bug.as_deref()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("chaos: {error}");
+                ExitCode::from(2)
+            }
+        };
+    }
     let settings = match settings(&args) {
         Ok(settings) => settings,
         Err(error) => {
@@ -124,6 +146,7 @@ fn settings(args: &Args) -> Result<Settings, String> {
         pause: Duration::from_millis(args.pause_ms),
         rate: args.rate,
         jobs: args.jobs,
+        long: args.long,
         args: args.arg.clone(),
         env,
         keep: args.keep,

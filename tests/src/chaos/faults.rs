@@ -30,6 +30,8 @@ pub struct Scene {
     pub field: Arc<Field>,
     /// The file that programs write to.
     pub witness: PathBuf,
+    /// Pauses last.
+    pub long: bool,
 }
 
 /// What came of a fault.
@@ -133,7 +135,13 @@ impl Strike<'_> {
             Kind::ClockJump => self.clock_jump().await,
             Kind::DiskFull => self.disk_full().await,
             Kind::PowerLoss => self.power_loss().await,
-            Kind::Replace => Err("this program cannot do it yet".to_owned()),
+            Kind::PowerLossAll => self.power_loss_all().await,
+            Kind::Replace => {
+                let taken = self.follower().await?;
+                self.struck = Some(Instant::now());
+                self.field().node(self.nodes[0]).kill();
+                self.replace(taken).await
+            }
         }
     }
 
@@ -178,6 +186,21 @@ impl Strike<'_> {
         self.back(&taken).await?;
         let ids: Vec<_> = taken.ids().collect();
         Ok(format!("{ids:?} gone for {down:?}"))
+    }
+
+    /// Puts a new node into the place of one that is down for ever.
+    async fn replace(&mut self, taken: Taken) -> Seen {
+        let place = self.nodes[0];
+        let name = self.field().replace(place, BACK).await;
+        drop(taken);
+        match name {
+            Ok(name) => Ok(format!("node {name} is in the place of node {place}")),
+            Err(why) => {
+                let what = format!("no new node in the place of node {place}: {why}");
+                self.field().history.violated(Invariant::I10, what.clone());
+                Err(what)
+            }
+        }
     }
 
     /// Starts what was taken and is down, and waits until all of it is ready.
@@ -235,19 +258,19 @@ impl Strike<'_> {
 
     async fn pause(&mut self, taken: Taken) -> Seen {
         // Short ones more often than long ones.
-        let most = if self.random.u8(..10) == 0 {
-            10_000
-        } else {
-            2500
+        let (least, most) = match self.random.u8(..10) {
+            _ if self.scene.long => (3000, 7000),
+            0 => (200, 10_000),
+            _ => (200, 2500),
         };
-        let time = self.between(200, most);
+        let time = self.between(least, most);
         let ids: Vec<u64> = taken.ids().collect();
         self.struck = Some(Instant::now());
         for id in &ids {
             self.field().node(*id).pause();
         }
-        let stopped = ids.iter().all(|id| is_stopped(&self.field().node(*id)));
         tokio::time::sleep(time).await;
+        let stopped = ids.iter().all(|id| is_stopped(&self.field().node(*id)));
         for id in &ids {
             self.field().node(*id).resume();
         }
@@ -478,8 +501,12 @@ impl Strike<'_> {
                 "node {id} with {shown} {harm} has started, and is compared"
             )),
         };
-        let refused = !field.node(id).runs();
-        if refused {
+        if !field.node(id).runs() {
+            // What the message says, or the way of somebody who has a copy that is not old.
+            if self.random.bool() {
+                let replaced = self.replace(taken).await?;
+                return seen.map(|seen| format!("{seen}; {replaced}"));
+            }
             field.put_back(id, &copy);
         }
         self.back(&taken).await?;
@@ -726,6 +753,42 @@ impl Strike<'_> {
         }
     }
 
+    /// All nodes lose everything that they have not synced, while syncs take long.
+    async fn power_loss_all(&mut self) -> Seen {
+        let field = self.field();
+        let taken = self.take(field.ids());
+        for id in taken.ids() {
+            field.shim(id).sync_delay(Duration::from_millis(200));
+        }
+        let time = self.between(1000, 2500);
+        tokio::time::sleep(time).await;
+        self.struck = Some(Instant::now());
+        for id in taken.ids() {
+            field.shim(id).power_loss_now(0);
+        }
+        let (mut lost, mut undone) = (0, 0);
+        for id in taken.ids() {
+            if field.until_ended(id, OPPORTUNITY).await.is_err() {
+                field.node(id).kill();
+            }
+            let shim = field.shim(id);
+            lost += usize::from(shim.fired() == Some(crate::shim::Fired::PowerLost));
+            undone += shim.undone();
+            shim.clear();
+        }
+        for id in taken.ids() {
+            field.node(id).start();
+        }
+        self.back(&taken).await?;
+        if lost == field.ids().len() {
+            Ok(format!(
+                "all nodes lost {undone} unsynced sectors and names"
+            ))
+        } else {
+            Err(format!("the power of only {lost} nodes has failed"))
+        }
+    }
+
     async fn rolling_restart(&mut self) -> Seen {
         let field = self.field();
         let began = Instant::now();
@@ -771,7 +834,7 @@ impl Strike<'_> {
         let to = *self.random.choice(&others).ok_or("no follower is free")?;
         self.nodes = vec![leader, to];
         self.struck = Some(Instant::now());
-        let body = serde_json::json!({ "node": to });
+        let body = serde_json::json!({ "node": field.name_of(to) });
         self.ask(Method::POST, "/v1/cluster/leader", Some(body))
             .await?;
         let deadline = Instant::now() + OPPORTUNITY;
@@ -788,7 +851,7 @@ impl Strike<'_> {
         let untouched = field.untouched();
         let id = *self.random.choice(&untouched).ok_or("no node is free")?;
         self.nodes = vec![id];
-        let path = format!("/v1/cluster/nodes/{id}/drain");
+        let path = format!("/v1/cluster/nodes/{}/drain", field.name_of(id));
         self.struck = Some(Instant::now());
         let draining = |on: bool| Some(serde_json::json!({ "draining": on }));
         self.ask(Method::POST, &path, draining(true)).await?;
@@ -816,7 +879,7 @@ impl Strike<'_> {
                 let nodes = shown["nodes"].as_array().cloned().unwrap_or_default();
                 if nodes
                     .iter()
-                    .any(|node| node["id"] == id && node["draining"] == draining)
+                    .any(|node| node["id"] == field.name_of(id) && node["draining"] == draining)
                 {
                     return Ok(());
                 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::history::{History, Invariant};
 use crate::client::Client;
-use crate::node::{Executor, Node, Settings};
+use crate::node::{Executor, Join, Node, Settings};
 use crate::proxy::Network;
 use crate::shim::Shim;
 use crate::turn::Turn;
@@ -29,10 +29,23 @@ pub struct Shape {
     pub nodes: u16,
     /// Jobs at one time on each.
     pub slots: u32,
+    /// Whose power can fail.
+    pub kept: Kept,
     /// More options for every node.
     pub args: Vec<String>,
     /// More variables for every node.
     pub env: Vec<(String, String)>,
+}
+
+/// Of which nodes it is kept what a power loss takes back: that takes memory and time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Of none.
+    None,
+    /// Of the last one.
+    One,
+    /// Of all.
+    All,
 }
 
 /// A cluster whose nodes and links can be harmed.
@@ -47,6 +60,9 @@ pub struct Field {
     pub history: Arc<History>,
     /// Nodes that a fault has in its hands.
     taken: Mutex<BTreeSet<u64>>,
+    /// The ids that the nodes of the places have in the cluster: a new node in an old place has a new one.
+    names: Mutex<BTreeMap<u64, Vec<u64>>>,
+    peers: BTreeMap<u64, u16>,
     folder: Option<TempDir>,
     _turn: Turn,
 }
@@ -82,8 +98,6 @@ impl Field {
             ]);
             let data = folder.path().join(format!("node{id}"));
             let shim = Shim::new(&folder.path().join(format!("node{id}.shim")), &data);
-            // Keeping what may be lost takes memory and time, so only one node does.
-            shim.track(u64::from(shape.nodes) == id);
             let mut env = shape.env.clone();
             env.extend(shim.env());
             shims.insert(id, shim);
@@ -111,6 +125,8 @@ impl Field {
             network,
             history,
             taken: Mutex::default(),
+            names: Mutex::new(peers.keys().map(|id| (*id, vec![*id])).collect()),
+            peers,
             folder: Some(folder),
             _turn: turn,
         });
@@ -118,6 +134,20 @@ impl Field {
             field.node(id).start();
         }
         for id in field.ids() {
+            let ready = field.until_ready(id, LONG).await;
+            ready.unwrap_or_else(|why| panic!("node {id} is not ready: {why}"));
+        }
+        let kept = match shape.kept {
+            Kept::None => Vec::new(),
+            Kept::One => vec![field.tracked()],
+            Kept::All => field.ids(),
+        };
+        for id in kept {
+            // Not before, because the shim holds files open that were written and not synced, and the first start has
+            // written a program that is to be executed.
+            field.node(id).kill();
+            field.shim(id).track(true);
+            field.node(id).start();
             let ready = field.until_ready(id, LONG).await;
             ready.unwrap_or_else(|why| panic!("node {id} is not ready: {why}"));
         }
@@ -138,7 +168,86 @@ impl Field {
         self.folder.take().map(TempDir::keep).unwrap_or_default()
     }
 
-    /// The ids of all nodes.
+    /// The id that the node of a place has in the cluster.
+    #[must_use]
+    pub fn name_of(&self, place: u64) -> u64 {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = names.get(&place).and_then(|names| names.last());
+        names.copied().unwrap_or(place)
+    }
+
+    /// All ids that the nodes of each place have had.
+    #[must_use]
+    pub fn all_names(&self) -> BTreeMap<u64, Vec<u64>> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.clone()
+    }
+
+    fn place_of(&self, name: u64) -> Option<u64> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = names.iter();
+        names
+            .find(|(_, known)| known.last() == Some(&name))
+            .map(|(place, _)| *place)
+    }
+
+    /// Puts a new node with an empty folder into a place whose node has ended for ever. Returns the new node's id in the
+    /// cluster, once it is ready and votes.
+    ///
+    /// # Errors
+    /// When it does not get that far.
+    pub async fn replace(&self, place: u64, patience: Duration) -> Result<u64, String> {
+        let deadline = Instant::now() + patience;
+        let old = self.name_of(place);
+        let others: Vec<u64> = self.ids().into_iter().filter(|id| *id != place).collect();
+        let shown = async |what: &(dyn Fn(&Value) -> bool + Sync), why: &str| loop {
+            for other in &others {
+                let shown = self.shows(*other).await.unwrap_or_default();
+                let mut nodes = shown["nodes"].as_array().into_iter().flatten();
+                if nodes.any(what) {
+                    return Ok(());
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(why.to_owned());
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        // Nobody takes the address of a node that is alive.
+        let dead = |node: &Value| node["id"] == old && node["alive"] == false;
+        shown(&dead, "the old node is not known to be dead").await?;
+        let urls: Vec<_> = others.iter().map(|id| self.clients[id].url()).collect();
+        {
+            let mut node = self.node(place);
+            let data = node.data().to_owned();
+            std::fs::remove_dir_all(&data).map_err(|error| error.to_string())?;
+            node.settings().join = Some(Join {
+                urls: urls.join(","),
+                peer: self.peers[&place],
+            });
+            node.start();
+        }
+        self.until_ready(place, patience).await?;
+        let name = loop {
+            let shown = self.shows(place).await.unwrap_or_default();
+            match shown["node"].as_u64() {
+                Some(name) => break name,
+                None if Instant::now() >= deadline => return Err("it has no id".to_owned()),
+                None => tokio::time::sleep(PAUSE).await,
+            }
+        };
+        self.names
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(place)
+            .or_default()
+            .push(name);
+        let votes = |node: &Value| node["id"] == name && node["role"] == "voter";
+        shown(&votes, "the new node does not vote").await?;
+        Ok(name)
+    }
+
+    /// The places of all nodes, which are their ids at the beginning.
     #[must_use]
     pub fn ids(&self) -> Vec<u64> {
         self.nodes.keys().copied().collect()
@@ -177,7 +286,7 @@ impl Field {
         &self.shims[&id]
     }
 
-    /// The node whose power can fail.
+    /// The node whose power can fail, if it can of one only.
     #[must_use]
     pub fn tracked(&self) -> u64 {
         self.nodes.keys().copied().max().unwrap_or_default()
@@ -229,6 +338,7 @@ impl Field {
                 .flatten()
                 .max_by_key(|shown| shown["term"].as_u64());
             let leader = newest.and_then(|shown| shown["leader"].as_u64());
+            let leader = leader.and_then(|leader| self.place_of(leader));
             if let Some(leader) = leader.filter(|leader| ids.contains(leader)) {
                 return Ok(leader);
             }

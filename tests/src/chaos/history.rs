@@ -148,8 +148,8 @@ impl Default for History {
     }
 }
 
-/// More violations are only counted.
-const SHOWN: usize = 200;
+/// More violations are only kept for the report.
+const SHOWN: usize = 30;
 
 impl History {
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -4,7 +4,8 @@
 //! A run has two phases. In the first, faults come one after the other and over each other, never more than two at a time,
 //! and never taking away more than a minority but where the kind of fault says so. In the second, everything is made
 //! whole, and all must settle. `plan` draws the faults, `faults` inflicts them on the `field` of nodes, `workload` is the
-//! clients, `history` what they see, `invariants` what must hold, `report` the words about it.
+//! clients, `history` what they see, `invariants` what must hold, `report` the words about it. `validate`
+//! shows that all this finds bugs.
 
 pub mod faults;
 pub mod field;
@@ -12,6 +13,7 @@ pub mod history;
 pub mod invariants;
 pub mod plan;
 pub mod report;
+pub mod validate;
 pub mod workload;
 
 use std::collections::BTreeMap;
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use self::faults::{Done, Scene, inflict};
-use self::field::{Field, Shape};
+use self::field::{Field, Kept, Shape};
 use self::history::{History, Invariant};
 use self::invariants::Usage;
 use self::plan::{Kind, Plan, Reach};
@@ -52,6 +54,8 @@ pub struct Settings {
     pub rate: f64,
     /// No more jobs than this.
     pub jobs: u64,
+    /// Half of the programs take long, and so do pauses.
+    pub long: bool,
     /// More options for every node.
     pub args: Vec<String>,
     /// More variables for every node.
@@ -107,6 +111,11 @@ pub async fn run(settings: &Settings) -> Report {
     let shape = Shape {
         nodes: settings.nodes,
         slots: 2,
+        kept: match &settings.kinds {
+            kinds if kinds.contains(&Kind::PowerLossAll) => Kept::All,
+            kinds if kinds.contains(&Kind::PowerLoss) => Kept::One,
+            _ => Kept::None,
+        },
         args: settings.args.clone(),
         env: settings.env.clone(),
     };
@@ -121,11 +130,13 @@ pub async fn run(settings: &Settings) -> Report {
         seed: settings.seed,
         rate: settings.rate,
         jobs: settings.jobs,
+        long: settings.long,
         witness: witness.clone(),
     };
     let scene = Arc::new(Scene {
         field: Arc::clone(&field),
         witness: witness.clone(),
+        long: settings.long,
     });
     let usage = Arc::new(Usage::default());
     let stop = Arc::new(AtomicBool::new(false));
@@ -151,7 +162,7 @@ pub async fn run(settings: &Settings) -> Report {
     watching.shutdown().await;
 
     let text = std::fs::read_to_string(&witness).unwrap_or_default();
-    let executed = invariants::executions(&history, &text, &settled, &faults);
+    let executed = invariants::executions(&history, &text, &settled, &faults, &field.all_names());
     let mut loud = BTreeMap::new();
     for id in field.ids() {
         let log = field.node(id).log();

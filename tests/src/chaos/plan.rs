@@ -69,12 +69,13 @@ kinds! {
     ClockJump "clock-jump" Soft 8 "the wall clock of one node jumps an hour ahead or back",
     DiskFull "disk-full" Node 3 "a node's disk is full",
     PowerLoss "power-loss" Node 0 "a node loses all that it has not synced",
+    PowerLossAll "power-loss-all" All 0 "all nodes lose what they have not synced, at once",
     Damage "damage" Node 3 "a bit is flipped in the log or the watermark of a node while it is down, or the file is truncated",
     StaleLog "stale-log" Node 2 "a node's log is put back to an older copy while it is down",
     RollingRestart "rolling-restart" All 1 "SIGTERM and start, one node after the other",
-    MoveLeader "move-leader" Soft 0 "the leadership is moved by request",
-    Drain "drain" Soft 0 "a node is drained by request, and taken back",
-    Replace "replace" Node 0 "a node is killed for good, and a new one with an empty folder takes its place",
+    MoveLeader "move-leader" Soft 4 "the leadership is moved by request",
+    Drain "drain" Soft 3 "a node is drained by request, and taken back",
+    Replace "replace" Node 2 "a node is killed for good, and a new one with an empty folder takes its place",
     DamageLedger "damage-ledger" Node 0 "a bit is flipped in the ledger of a node while it is down",
     StaleFolder "stale-folder" Node 0 "the whole folder of a node is put back to an older copy while it is down",
 }
@@ -91,6 +92,7 @@ impl Kind {
                 | Self::KillMajority
                 | Self::KillAll
                 | Self::PowerLoss
+                | Self::PowerLossAll
         )
     }
 }

@@ -41,6 +41,8 @@ pub struct Workload {
     pub rate: f64,
     /// No more than so many.
     pub jobs: u64,
+    /// Half of the programs take long.
+    pub long: bool,
     /// The file that programs write to.
     pub witness: PathBuf,
 }
@@ -59,6 +61,9 @@ impl Workload {
     /// The program of a job.
     #[must_use]
     pub fn program(&self, job: u64) -> Program {
+        if self.long && job.is_multiple_of(2) {
+            return Program::Long;
+        }
         match self.random(job).u32(..1000) {
             0..3 => Program::Sleep,
             3..4 => Program::Long,
@@ -157,11 +162,11 @@ impl Workload {
 #[must_use]
 pub fn body(name: &str, program: Program, witness: &Path) -> Value {
     let source = match program {
-        Program::Echo => format!("{HEAD}\n{TAIL}\necho \"$NAME\"\n"),
-        Program::Sleep => format!("{HEAD}\nsleep 2\n{TAIL}\necho \"$NAME\"\n"),
-        Program::Long => format!("{HEAD}\nsleep 8\n{TAIL}\necho \"$NAME\"\n"),
-        Program::Large => format!("{HEAD}\n{TAIL}\nprintf '%{LARGE}s%s\\n' '' \"$NAME\"\n"),
-        Program::Fails => format!("{HEAD}\n{TAIL}\necho \"$NAME\"\nexit 3\n"),
+        Program::Echo => format!("{HEAD}\n{TAIL}\necho \"$NAME $$\"\n"),
+        Program::Sleep => format!("{HEAD}\nsleep 2\n{TAIL}\necho \"$NAME $$\"\n"),
+        Program::Long => format!("{HEAD}\nsleep 8\n{TAIL}\necho \"$NAME $$\"\n"),
+        Program::Large => format!("{HEAD}\n{TAIL}\nprintf '%{LARGE}s%s\\n' '' \"$NAME $$\"\n"),
+        Program::Fails => format!("{HEAD}\n{TAIL}\necho \"$NAME $$\"\nexit 3\n"),
         Program::Endless => format!("{HEAD}\nwhile :; do :; done\n"),
     };
     let limits = if program == Program::Endless {
@@ -174,53 +179,72 @@ pub fn body(name: &str, program: Program, witness: &Path) -> Value {
         "language": "bash",
         "source": source,
         "env": { "WITNESS": witness, "NAME": name },
-        "labels": { "name": name },
+        "labels": [name],
         "limits": limits,
     })
 }
 
-/// Whether a finished job ended as its program does, or in a way that the cluster may give it.
+/// Whether a finished job ended as its program does, or in a way that the cluster may give it. Returns the process whose
+/// output it has.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(name: &str, program: Program, cancelled: bool, shown: &Value) -> Result<(), String> {
+pub fn check(
+    name: &str,
+    program: Program,
+    cancelled: bool,
+    shown: &Value,
+) -> Result<Option<u32>, String> {
     let verdict = shown["verdict"].as_str().unwrap_or_default();
     let wrong = |what: &str| Err(format!("{what}: {}", short(shown)));
     if shown["state"] != "finished" {
         return wrong("it is not finished");
     }
-    if cancelled != (verdict == "cancelled") && (cancelled || verdict != "cancelled") {
+    if cancelled && verdict != "cancelled" {
         return wrong("its cancellation was confirmed, but it was not cancelled");
     }
     match verdict {
-        "cancelled" => return Ok(()),
+        "cancelled" => return Ok(None),
         "internal_error" => {
             let used_up = shown["message"]
                 .as_str()
                 .is_some_and(|message| message.starts_with("gave up after "));
             return if used_up {
-                Ok(())
+                Ok(None)
             } else {
                 wrong("an internal error")
             };
         }
         _ => {}
     }
-    let expected = match program {
-        Program::Echo | Program::Sleep | Program::Long => {
-            ("accepted", json!(0), format!("{name}\n"))
-        }
-        Program::Large => ("accepted", json!(0), format!("{:LARGE$}{name}\n", "")),
-        Program::Fails => ("runtime_error", json!(3), format!("{name}\n")),
-        Program::Endless => ("time_limit", Value::Null, String::new()),
+    let (expected, exit_code) = match program {
+        Program::Fails => ("runtime_error", json!(3)),
+        Program::Endless => ("time_limit", Value::Null),
+        Program::Echo | Program::Sleep | Program::Long | Program::Large => ("accepted", json!(0)),
     };
-    if verdict != expected.0 || shown["stdout"] != expected.2 {
+    if verdict != expected {
         return wrong("it ended in another way than its program does");
     }
-    if program != Program::Endless && shown["exit_code"] != expected.1 {
+    let stdout = shown["stdout"].as_str().unwrap_or_default();
+    if program == Program::Endless {
+        return if stdout.is_empty() {
+            Ok(None)
+        } else {
+            wrong("it printed what its program does not")
+        };
+    }
+    if shown["exit_code"] != exit_code {
         return wrong("its exit code is another");
     }
-    Ok(())
+    let blanks = if program == Program::Large { LARGE } else { 0 };
+    let pid = stdout
+        .strip_prefix(&" ".repeat(blanks))
+        .and_then(|rest| rest.strip_prefix(name)?.strip_prefix(' '))
+        .and_then(|rest| rest.strip_suffix('\n')?.parse().ok());
+    match pid {
+        Some(pid) => Ok(Some(pid)),
+        None => wrong("it printed what its program does not"),
+    }
 }
 
 /// A job without what makes it long.

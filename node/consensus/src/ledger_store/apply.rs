@@ -100,6 +100,8 @@ impl LedgerStore {
         for entry in entries {
             #[cfg(feature = "simulation")]
             crate::simulation::applied(&entry);
+            #[cfg(feature = "bugs")]
+            crate::bugs::applied(&entry);
             meta.applied = Some(entry.log_id);
             replies.push(match entry.payload {
                 EntryPayload::Blank => Replies::default(),

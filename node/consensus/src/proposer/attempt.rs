@@ -87,13 +87,20 @@ pub(super) async fn write(
     drop(batch);
     #[cfg(feature = "simulation")]
     crate::simulation::stamped(term, &encoded).await;
+    #[cfg(feature = "bugs")]
+    crate::bugs::stamped(term, &encoded).await;
     let (responder, written) = ProgressResponder::<TypeConfig, _>::complete_only();
-    let handed_over = parts
-        .raft
-        .write(encoded)
-        .with_leader(term)
-        .responder(responder)
-        .await;
+    let handed_over = parts.raft.write(encoded);
+    #[cfg(feature = "bugs")]
+    let fenced = !quorun_ledger::bugs::Bug::AssignWithoutFence.is_on();
+    #[cfg(not(feature = "bugs"))]
+    let fenced = true;
+    let handed_over = if fenced {
+        handed_over.with_leader(term)
+    } else {
+        handed_over
+    };
+    let handed_over = handed_over.responder(responder).await;
     if handed_over.is_err() {
         return Outcome::Ended;
     }

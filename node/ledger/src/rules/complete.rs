@@ -57,6 +57,10 @@ pub(super) fn release<S: Store>(
 }
 
 fn is_current(job: &Job, attempt: u32, node: NodeId) -> bool {
+    #[cfg(feature = "bugs")]
+    if crate::bugs::Bug::StaleAttempt.is_on() {
+        return job.state == JobState::Running;
+    }
     job.state == JobState::Running && job.attempt == attempt && job.node == Some(node)
 }
 
