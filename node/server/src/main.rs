@@ -21,6 +21,8 @@ mod node;
 mod output;
 mod peer_service;
 mod scheduler;
+#[cfg(test)]
+mod simulation;
 mod telemetry;
 mod watchers;
 mod worker;
