@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quorun_ledger::{Node, NodeId};
 use quorun_proto::v1::{NodeReport, PeerReport};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 #[derive(Debug, Default)]
 struct State {

@@ -24,6 +24,8 @@ mod peer_service;
 mod roster;
 mod scheduler;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod telemetry;
 mod watchers;
 mod worker;

@@ -3,11 +3,12 @@
 //! this loop calls eligible.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use quorun_consensus::Handle;
 use quorun_ledger::{Command, NodeId, Reply};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::ledger;
@@ -130,7 +131,7 @@ impl Scheduler {
 
     async fn propose(&self, command: Command) -> Option<Reply> {
         let deadline = Instant::now() + DEADLINE;
-        self.consensus.propose(command, deadline.into()).await.ok()
+        self.consensus.propose(command, deadline).await.ok()
     }
 }
 

@@ -49,6 +49,8 @@ struct World {
     /// The terms of the leaders that stamped a batch.
     stamped: BTreeMap<Digest, BTreeSet<u64>>,
     violations: Vec<String>,
+    /// Connections that were tried.
+    connections: usize,
 }
 
 type Digest = (usize, u32);
@@ -96,6 +98,7 @@ pub fn enter(seed: u64) -> Entered {
         applied: BTreeMap::new(),
         stamped: BTreeMap::new(),
         violations: Vec::new(),
+        connections: 0,
     }));
     Entered {
         not_send: PhantomData,
@@ -181,6 +184,16 @@ pub(crate) fn applied(entry: &Entry) {
 #[must_use]
 pub fn violations() -> Vec<String> {
     with(|world| world.violations.clone()).unwrap_or_default()
+}
+
+fn connecting() {
+    with(|world| world.connections += 1);
+}
+
+/// How many connections were tried.
+#[must_use]
+pub fn connections() -> usize {
+    with(|world| world.connections).unwrap_or(0)
 }
 
 /// How many entries were applied.

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Uri};
 use turmoil::net::{TcpListener, TcpStream};
@@ -64,7 +65,13 @@ pub(crate) fn connect_lazy(endpoint: &Endpoint) -> Channel {
     endpoint.connect_with_connector_lazy(tower::service_fn(|uri: Uri| async move {
         let host = uri.host().unwrap_or_default().to_owned();
         let port = uri.port_u16().unwrap_or(80);
-        let stream = TcpStream::connect((host, port)).await?;
-        Ok::<_, io::Error>(TokioIo::new(stream))
+        super::connecting();
+        let began = Instant::now();
+        match TcpStream::connect((host, port)).await {
+            Ok(stream) => Ok(TokioIo::new(stream)),
+            // turmoil refuses at once what it should lose: nobody can have answered so soon.
+            Err(_) if began.elapsed().is_zero() => std::future::pending().await,
+            Err(error) => Err::<_, io::Error>(error),
+        }
     }))
 }
