@@ -5,10 +5,12 @@
 //! takes for "never", and it is far away, because the machine may be busy with something else.
 //!
 //! - `QUORUN_BIN`: the program under test; otherwise it is built by cargo, in the profile of the tests.
+//! - `QUORUN_OLD_BIN`: an older version, for the test of the rolling upgrade; without it that test says that it is skipped.
 //! - `QUORUN_REQUIRE_ENGINE=1`: tests that need a container engine fail without one, instead of saying that they are
 //!   skipped.
 //! - `QUORUN_KEEP=1`: data folders and logs of the nodes stay where they are.
 
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod engine;
@@ -17,7 +19,9 @@ pub mod mix;
 pub mod node;
 pub mod ports;
 pub mod program;
+pub mod proxy;
 pub mod raw;
+pub mod shim;
 pub mod turn;
 pub mod wait;
 pub mod witness;
@@ -26,5 +30,6 @@ pub use client::{Answer, Client};
 pub use cluster::{Cluster, Plan};
 pub use engine::Engine;
 pub use node::{Executor, Node};
+pub use shim::Shim;
 pub use wait::{LONG, eventually, say, within};
 pub use witness::Witness;

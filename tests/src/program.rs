@@ -27,7 +27,13 @@ pub fn quorun() -> &'static Path {
 /// A command line of the program under test that sees none of the settings of the machine's owner.
 #[must_use]
 pub fn command() -> Command {
-    let mut command = Command::new(quorun());
+    command_of(quorun())
+}
+
+/// A command line of another program that is one of Quorun's, such as an older version.
+#[must_use]
+pub fn command_of(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("QUORUN_") {
             command.env_remove(name);

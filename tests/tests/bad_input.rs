@@ -417,6 +417,8 @@ impl Lone {
     fn settings(&self, id: u16) -> Settings {
         Settings {
             id: id.into(),
+            join: None,
+            program: None,
             peers: self.peers(),
             http: self.first + id - 1,
             cluster: "lone".to_owned(),

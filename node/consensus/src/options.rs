@@ -77,6 +77,8 @@ pub struct Options {
     /// A snapshot is built when so many entries were committed since the last one; a quarter of them is then kept in the
     /// log for followers that are only a little behind.
     pub snapshot_after: u64,
+    /// Peer addresses that are dialled at another address, so that tests can put themselves between the nodes.
+    pub dial: BTreeMap<String, String>,
 }
 
 impl Options {
@@ -98,6 +100,7 @@ impl Options {
             election_min: Duration::from_millis(300),
             election_max: Duration::from_millis(600),
             snapshot_after: 20_000,
+            dial: BTreeMap::new(),
         }
     }
 

@@ -477,3 +477,71 @@ async fn what_has_ended_says_so() {
     assert!(matches!(handle.state(), Err(Error::Stopped)));
     handle.view().counters().unwrap_err();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn voters_come_and_go_and_a_change_that_was_left_half_done_is_finished() {
+    let mut cluster = Cluster::new(4);
+    let joining = cluster.members.remove(&4).unwrap();
+    cluster.form().await;
+    let leader = cluster.leader().await;
+    cluster.propose(leader, submit(1, 10)).await;
+    cluster.members.insert(4, joining.clone());
+    cluster.start(4).await;
+    let handle = cluster.nodes[&leader].handle.clone();
+    handle.add_learner(4, joining.clone()).await.unwrap();
+    handle.add_learner(4, joining).await.unwrap(); // harmless
+    cluster.nodes[&4]
+        .until("the job", |status| status.applied_index >= 1)
+        .await;
+    let follower = cluster
+        .followers(leader)
+        .into_iter()
+        .find(|id| *id != 4)
+        .unwrap();
+    let error = cluster.nodes[&follower]
+        .handle
+        .change_voters([1, 2].into())
+        .await;
+    assert!(matches!(error, Err(Error::NotLeader)), "{error:?}");
+
+    // Of the new voters only the leader is there: the second half of the change cannot be committed, and its leader goes.
+    let others: Vec<_> = cluster
+        .followers(leader)
+        .into_iter()
+        .filter(|id| *id != 4)
+        .collect();
+    cluster.stop(4).await;
+    let absent = 4;
+    let wanted: BTreeSet<u64> = [leader, absent].into();
+    let changing = tokio::spawn(async move { handle.change_voters(wanted).await });
+    for id in &others {
+        cluster.nodes[id]
+            .until("the first half of the change", |status| status.changing)
+            .await;
+    }
+    cluster.stop(leader).await;
+    changing.await.unwrap().unwrap_err();
+
+    // Whoever leads next needs a majority of the old and of the new voters.
+    cluster.start(4).await;
+    cluster.start(leader).await;
+    let next = cluster.leader().await;
+    cluster.nodes[&next]
+        .until("the change", |status| status.changing)
+        .await;
+    cluster.nodes[&next].handle.finish_change().await.unwrap();
+    for node in cluster.nodes.values() {
+        let done = |status: &quorun_consensus::Status| {
+            !status.changing && status.voters == BTreeSet::from([leader, absent])
+        };
+        node.until("the second half of the change", done).await;
+    }
+    let now = cluster.leader().await;
+    for id in others {
+        // Whoever has lost its vote goes on following until it is put out.
+        cluster.nodes[&now].handle.remove_learner(id).await.unwrap();
+    }
+    cluster.propose(now, submit(2, 10)).await;
+    assert_eq!(cluster.nodes[&now].status().members.len(), 2);
+    cluster.end().await;
+}

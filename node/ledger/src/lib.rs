@@ -16,6 +16,8 @@
 //! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
 //! trait beneath and the transaction above it; [`view`] answers questions.
 
+#[cfg(feature = "bugs")]
+pub mod bugs;
 pub mod codec;
 pub mod command;
 pub mod event;

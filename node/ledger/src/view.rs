@@ -32,8 +32,16 @@ pub struct Counters {
     pub finished: u64,
     /// What they weigh, bytes.
     pub finished_bytes: u64,
+    /// Reports of workers that came from an attempt that was no longer current, and changed nothing.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fenced: u64,
     /// Over all records but this one.
     pub hash: StateHash,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // for serde
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Default for Counters {
@@ -50,6 +58,7 @@ impl Default for Counters {
             running: 0,
             finished: 0,
             finished_bytes: 0,
+            fenced: 0,
             hash: StateHash::default(),
         }
     }

@@ -48,6 +48,7 @@ fn a_removed_node_loses_its_work_and_never_comes_back() {
 
     let (reply, _) = ledger.run(complete(1, 1, 1, "late"));
     assert_eq!(reply, Reply::Completed(Completion::Fenced));
+    assert_eq!(ledger.view().counters().unwrap().fenced, 1);
     let (reply, _) = ledger.run(node_up(1, 2, 1));
     assert_eq!(reply, Reply::Rejected(Rejection::NodeRemoved));
     let (reply, _) = ledger.run(Command::Remove { node: 1 });

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quorun_ledger::{Node, NodeId};
 use quorun_proto::v1::{NodeReport, PeerReport};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 #[derive(Debug, Default)]
 struct State {
@@ -105,6 +106,23 @@ impl Liveness {
             .told
             .as_ref()
             .is_some_and(|(at, _)| at.elapsed() < self.timeout)
+    }
+
+    /// Leader only: whether a node has been heard of within the timeout.
+    #[must_use]
+    pub fn is_heard(&self, node: NodeId) -> bool {
+        let state = self.lock();
+        let heard = state.heard.get(&node);
+        state.leading_since.is_some() && heard.is_some_and(|(at, _)| at.elapsed() < self.timeout)
+    }
+
+    /// For how long a node has been silent, as far as this node can say since it leads; `None` when it does not.
+    #[must_use]
+    pub fn silence(&self, node: NodeId) -> Option<Duration> {
+        let state = self.lock();
+        let since = state.leading_since?;
+        let heard = state.heard.get(&node).map(|(at, _)| *at);
+        Some(heard.unwrap_or(since).elapsed())
     }
 
     /// Waits until a report brings something new.

@@ -14,6 +14,8 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use quorun_ledger::keys;
 
+use crate::disk::Tree;
+
 /// A larger value is split into pieces of this size: sled puts what is much larger into files that it never syncs.
 pub(super) const MAX_PIECE: usize = 8 * 1024;
 
@@ -75,7 +77,7 @@ pub(super) fn split(key: &[u8], value: &[u8], mut write: impl FnMut(Vec<u8>, Vec
 }
 
 /// The value of a record whose key holds `value`.
-pub(super) fn join(tree: &sled::Tree, key: &[u8], value: &[u8]) -> io::Result<Bytes> {
+pub(super) fn join(tree: &Tree, key: &[u8], value: &[u8]) -> io::Result<Bytes> {
     let count = match head(value)? {
         Head::Whole(body) => return Ok(Bytes::copy_from_slice(body)),
         Head::Split(count) => count,

@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use super::chunks::META;
 use super::frames::{FRAME, FrameReader, FrameWriter, header, invalid, put, take};
 use super::{CACHE, LedgerStore, Meta, closed, folder, load};
-use crate::disk::to_io;
+use crate::disk::{Batch, Tree, to_io};
 use crate::files;
 use crate::types::{Snapshot, SnapshotMeta, next_index};
 
@@ -132,7 +132,7 @@ impl Progress {
     /// Saves what lies under keys that are about to be written.
     pub(super) fn save<'a>(
         &mut self,
-        tree: &sled::Tree,
+        tree: &Tree,
         keys: impl Iterator<Item = &'a Vec<u8>>,
     ) -> io::Result<()> {
         for key in keys {
@@ -146,7 +146,7 @@ impl Progress {
     }
 
     /// The next pairs, as they were when the building began; possibly none of them. `None` behind the last key.
-    pub(super) fn step(&mut self, tree: &sled::Tree) -> io::Result<Option<Vec<RawPair>>> {
+    pub(super) fn step(&mut self, tree: &Tree) -> io::Result<Option<Vec<RawPair>>> {
         let from = self
             .done
             .as_deref()
@@ -300,7 +300,7 @@ impl LedgerStore {
         let (number, disk) = folder::create_next(data_dir, CACHE)?;
         let mut frames = FrameReader(BufReader::new(snapshot.file));
         check_header(&mut frames, &meta)?;
-        let mut batch = sled::Batch::default();
+        let mut batch = Batch::default();
         let mut size = 0;
         while let Some(frame) = frames.read()? {
             let mut rest = frame.as_slice();

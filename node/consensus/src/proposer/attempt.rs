@@ -53,6 +53,10 @@ fn uncertain(mut proposals: Vec<Proposal>, asked: NodeId) -> Outcome {
 }
 
 fn now_ms() -> u64 {
+    #[cfg(feature = "simulation")]
+    if let Some(now) = crate::simulation::now_ms() {
+        return now;
+    }
     // A clock before 1970 counts as 1970; the ledger's own time never goes back.
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -86,13 +90,22 @@ pub(super) async fn write(
     };
     let encoded = EncodedBatch::new(&batch);
     drop(batch);
+    #[cfg(feature = "simulation")]
+    crate::simulation::stamped(term, &encoded).await;
+    #[cfg(feature = "bugs")]
+    crate::bugs::stamped(term, &encoded).await;
     let (responder, written) = ProgressResponder::<TypeConfig, _>::complete_only();
-    let handed_over = parts
-        .raft
-        .write(encoded)
-        .with_leader(term)
-        .responder(responder)
-        .await;
+    let handed_over = parts.raft.write(encoded);
+    #[cfg(feature = "bugs")]
+    let fenced = !quorun_ledger::bugs::Bug::AssignWithoutFence.is_on();
+    #[cfg(not(feature = "bugs"))]
+    let fenced = true;
+    let handed_over = if fenced {
+        handed_over.with_leader(term)
+    } else {
+        handed_over
+    };
+    let handed_over = handed_over.responder(responder).await;
     if handed_over.is_err() {
         return Outcome::Ended;
     }

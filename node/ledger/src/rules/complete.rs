@@ -26,9 +26,14 @@ pub(super) fn complete<S: Store>(
             Completion::Committed
         }
         Some(job) if is_repeated(&job, attempt, node, &result) => Completion::Committed,
-        _ => Completion::Fenced,
+        _ => fenced(tx),
     };
     Ok(Reply::Completed(completion))
+}
+
+fn fenced<S>(tx: &mut Transaction<S>) -> Completion {
+    tx.counters.fenced += 1;
+    Completion::Fenced
 }
 
 /// An attempt given back counts as an attempt: a job that no node can run must come to an end.
@@ -46,12 +51,16 @@ pub(super) fn release<S: Store>(
             jobs::retry(tx, job, &format!("node {node} gave it back: {reason}"))?;
             Completion::Committed
         }
-        _ => Completion::Fenced,
+        _ => fenced(tx),
     };
     Ok(Reply::Completed(completion))
 }
 
 fn is_current(job: &Job, attempt: u32, node: NodeId) -> bool {
+    #[cfg(feature = "bugs")]
+    if crate::bugs::Bug::StaleAttempt.is_on() {
+        return job.state == JobState::Running;
+    }
     job.state == JobState::Running && job.attempt == attempt && job.node == Some(node)
 }
 

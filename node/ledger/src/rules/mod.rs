@@ -10,6 +10,7 @@ pub(crate) mod placement;
 mod submit;
 
 use crate::command::{Command, Reply};
+use crate::event::Event;
 use crate::keys;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
@@ -59,6 +60,7 @@ pub(crate) fn apply<S: Store>(
         Command::Remove { node } => nodes::remove(tx, node),
         Command::Configure { settings } => {
             tx.put(keys::SETTINGS.to_vec(), &settings)?;
+            tx.events.push(Event::SettingsChanged);
             Ok(Reply::Configured)
         }
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),

@@ -63,10 +63,12 @@ pub async fn status(State(app): State<App>) -> Result<Json<Value>, Problem> {
         "node": app.config.id,
         "leader": status.leader.filter(|_| app.liveness.in_touch()),
         "term": status.term,
+        "voters_changing": status.changing,
         "nodes": shown,
         "queue": { "jobs": counters.queued, "bytes": counters.queued_bytes },
         "running": counters.running,
         "finished": { "jobs": counters.finished, "bytes": counters.finished_bytes },
+        "fenced": counters.fenced,
         "applied_index": applied,
         "state_hash": hash.to_string(),
     })))

@@ -1,0 +1,128 @@
+//! The faults: planned from the seed, carried out on the simulated cluster.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom as _;
+
+/// Who is hit. Who leads is found out when it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Victim {
+    Leader,
+    Follower,
+    Majority,
+    All,
+}
+
+/// What happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nodes lose their memory, and what they had not synced.
+    Crash(Victim),
+    /// The first so many of the nodes, in this order, are cut off from the others.
+    Partition { order: Vec<usize>, first: usize },
+    /// Nothing goes between the leader and the others.
+    CutLeader,
+    /// What the leader sends is lost; what is sent to it is not, or the other way round.
+    OneWay { from_leader: bool },
+    /// Two halves that only reach one node in common.
+    Bridge { order: Vec<usize> },
+    /// What two nodes send each other stays on its way until the fault ends.
+    Hold { a: usize, b: usize },
+    /// Messages take up to so long.
+    Slow { latency: Duration },
+    /// Syncing takes up to so long.
+    SlowDisks { sync: Duration },
+    /// The leader is asked to hand over.
+    Move,
+}
+
+pub(super) const NAMES: [&str; 12] = [
+    "crash of the leader",
+    "crash of a follower",
+    "crash of a majority",
+    "crash of all",
+    "partition",
+    "leader cut off",
+    "one way",
+    "bridge",
+    "messages held",
+    "slow network",
+    "slow disks",
+    "leader moved",
+];
+
+impl Fault {
+    /// Its place in [`NAMES`].
+    pub(super) const fn kind(&self) -> usize {
+        match self {
+            Self::Crash(Victim::Leader) => 0,
+            Self::Crash(Victim::Follower) => 1,
+            Self::Crash(Victim::Majority) => 2,
+            Self::Crash(Victim::All) => 3,
+            Self::Partition { .. } => 4,
+            Self::CutLeader => 5,
+            Self::OneWay { .. } => 6,
+            Self::Bridge { .. } => 7,
+            Self::Hold { .. } => 8,
+            Self::Slow { .. } => 9,
+            Self::SlowDisks { .. } => 10,
+            Self::Move => 11,
+        }
+    }
+
+    fn draw(rng: &mut SmallRng, nodes: usize) -> Self {
+        let mut order: Vec<usize> = (0..nodes).collect();
+        order.shuffle(rng);
+        match rng.random_range(0..16) {
+            0..=2 => Self::Crash(Victim::Leader),
+            3 | 4 => Self::Crash(Victim::Follower),
+            5 => Self::Crash(Victim::Majority),
+            6 => Self::Crash(Victim::All),
+            7 => Self::Partition {
+                first: rng.random_range(1..nodes),
+                order,
+            },
+            8 | 9 => Self::CutLeader,
+            10 => Self::OneWay {
+                from_leader: rng.random(),
+            },
+            11 => Self::Bridge { order },
+            12 => Self::Hold {
+                a: order[0],
+                b: order[1],
+            },
+            13 => Self::Slow {
+                latency: Duration::from_millis(rng.random_range(50..400)),
+            },
+            14 => Self::SlowDisks {
+                sync: Duration::from_millis(rng.random_range(20..500)),
+            },
+            _ => Self::Move,
+        }
+    }
+}
+
+/// A fault, when it happens, and how long it lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Planned {
+    pub(super) at: Duration,
+    pub(super) lasts: Duration,
+    pub(super) fault: Fault,
+}
+
+/// Faults for a time, some of which overlap.
+pub(super) fn plan(rng: &mut SmallRng, nodes: usize, length: Duration) -> Vec<Planned> {
+    let mut plan = Vec::new();
+    let mut at = Duration::from_millis(rng.random_range(500..3_000));
+    while at < length {
+        plan.push(Planned {
+            at,
+            lasts: Duration::from_millis(rng.random_range(50..4_000)),
+            fault: Fault::draw(rng, nodes),
+        });
+        at += Duration::from_millis(rng.random_range(100..3_500));
+    }
+    plan
+}
