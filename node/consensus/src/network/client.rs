@@ -497,7 +497,7 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
         let runtime = tokio::runtime::Handle::current();
-        let peers = Arc::new(Peers::new(ClusterId([1; 16]), 1, runtime));
+        let peers = Arc::new(Peers::new(ClusterId([1; 16]), 1, runtime, BTreeMap::new()));
         let member = Member {
             peer: address,
             http: String::new(),
