@@ -27,7 +27,7 @@ use crate::output::Outputs;
 use crate::peer_service::PeerService;
 use crate::roster::Roster;
 use crate::scheduler::Scheduler;
-use crate::settings::ClusterSettings;
+use crate::settings::{ClusterSettings, Effective};
 use crate::watchers::Watchers;
 use crate::worker::Worker;
 
@@ -118,7 +118,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     if config.join.is_empty() {
         consensus.bootstrap().await.context("form the cluster")?;
     }
-    let settings = ClusterSettings::new(&config);
+    let settings = ClusterSettings::new(Effective::own(&config));
     settings.changed(&consensus).await?;
 
     let languages = Arc::new(config.languages.clone());

@@ -20,6 +20,18 @@ pub struct Effective {
     pub replace_voter: Duration,
 }
 
+impl Effective {
+    /// What a node's own configuration says.
+    #[must_use]
+    pub const fn own(config: &Config) -> Self {
+        Self {
+            retention: config.retention,
+            retention_bytes: config.retention_bytes,
+            replace_voter: config.replace_voter,
+        }
+    }
+}
+
 /// The settings as this node's ledger has them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
@@ -30,13 +42,9 @@ pub struct ClusterSettings {
 impl ClusterSettings {
     /// Nothing is set in the ledger yet.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
+    pub fn new(own: Effective) -> Self {
         Self {
-            own: Effective {
-                retention: config.retention,
-                retention_bytes: config.retention_bytes,
-                replace_voter: config.replace_voter,
-            },
+            own,
             set: watch::Sender::new(Settings::default()),
         }
     }

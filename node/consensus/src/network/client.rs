@@ -346,14 +346,6 @@ impl NetStreamAppend<TypeConfig> for Connection {
             };
             let input = futures::stream::once(std::future::ready(first)).chain(input);
             let mut client = self.client()?;
-            // openraft pauses after a failure before it gives the next request, not before it calls this. A peer whose
-            // connection is refused would be called again and again without a pause, did the call not wait for that.
-            let mut input = input;
-            let Some(first) = input.next().await else {
-                let nothing: BoxStream<'s, _> = Box::pin(futures::stream::empty());
-                return Ok(nothing);
-            };
-            let input = futures::stream::once(std::future::ready(first)).chain(input);
             let sent = Arc::new(Sent::default());
             let counter = sent.clone();
             let requests = input.map(move |request| {

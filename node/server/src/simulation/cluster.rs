@@ -24,6 +24,7 @@ use crate::liveness::Liveness;
 use crate::output::Outputs;
 use crate::peer_service::PeerService;
 use crate::scheduler::Scheduler;
+use crate::settings::{ClusterSettings, Effective};
 use crate::watchers::Watchers;
 
 const TICK: Duration = Duration::from_millis(2);
@@ -126,7 +127,11 @@ async fn process(
         liveness,
         eligible,
         node_timeout: NODE_TIMEOUT,
-        retention_bytes: u64::MAX,
+        settings: ClusterSettings::new(Effective {
+            retention: Duration::MAX,
+            retention_bytes: u64::MAX,
+            replace_voter: Duration::MAX,
+        }),
     };
     tokio::spawn(scheduler.run());
     tokio::task::spawn_local(Rc::clone(&worker).follow(notices));
