@@ -82,7 +82,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Options with the default times: a heartbeat every 100 ms, elections after 300 to 600 ms, a snapshot every 20,000
+    /// Options with the default times: a heartbeat every 50 ms, elections after 150 to 300 ms, a snapshot every 20,000
     /// entries.
     #[must_use]
     pub fn new(
@@ -96,9 +96,9 @@ impl Options {
             cluster,
             members,
             data_dir,
-            heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(300),
-            election_max: Duration::from_millis(600),
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(150),
+            election_max: Duration::from_millis(300),
             snapshot_after: 20_000,
             dial: BTreeMap::new(),
         }
@@ -154,7 +154,7 @@ mod tests {
     fn the_default_times_are_valid() {
         let options = Options::new(1, ClusterId([7; 16]), BTreeMap::new(), PathBuf::new());
         let config = options.raft().unwrap();
-        assert_eq!(config.heartbeat_interval, 100);
+        assert_eq!(config.heartbeat_interval, 50);
         assert_eq!(config.max_in_snapshot_log_to_keep, 5_000);
     }
 }

@@ -98,8 +98,8 @@ pub enum Command {
     },
     /// Lets a node into the cluster: gives it an id that no node has ever had.
     Admit {
-        /// host:port of its peer port. Whoever was let in with the same address and has not announced itself yet gets
-        /// the same id again: it is a retry.
+        /// host:port of its peer port. Whoever was let in with the same address gets the same id again: it is a retry,
+        /// unless the node that had it was removed.
         peer: String,
         /// host:port of its HTTP port; empty when not known.
         http: String,

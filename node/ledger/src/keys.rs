@@ -8,7 +8,7 @@
 //! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
 //! | `i` | idempotency key | the job that has it, and the request's fingerprint |
 //! | `j` | job | [`Job`](crate::job::Job) |
-//! | `m` | node | [`Admission`](crate::node::Admission) of a node that has not announced itself yet |
+//! | `m` | node | [`Admission`](crate::node::Admission) of a node that was let in |
 //! | `n` | node | [`Node`](crate::node::Node) |
 //! | `o` | job | [`Output`](crate::job::Output) |
 //! | `p` | | [`Settings`](crate::settings::Settings) of the cluster |
@@ -80,13 +80,13 @@ pub fn nodes() -> Range {
     table(b'n')
 }
 
-/// A node that was let in and has not announced itself yet.
+/// A node that was let in.
 #[must_use]
 pub fn admission(id: NodeId) -> Vec<u8> {
     key(b'm', &[&id.to_be_bytes()])
 }
 
-/// All nodes that were let in and have not announced themselves yet.
+/// All nodes that were let in and not removed.
 #[must_use]
 pub fn admissions() -> Range {
     table(b'm')

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The id of a node, from its command line or from its admission; never 0 and never used again for another node.
 pub type NodeId = u64;
 
-/// A node that was let into the cluster and has not announced itself yet.
+/// A node that was let into the cluster, as opposed to one that it began with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
     /// host:port of its peer port.

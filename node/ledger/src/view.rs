@@ -178,7 +178,7 @@ impl<S: Store> View<S> {
             .collect()
     }
 
-    /// Nodes that were let in and have not announced themselves yet, by id.
+    /// Nodes that were let in and not removed, by id.
     ///
     /// # Errors
     /// When the store cannot be read.

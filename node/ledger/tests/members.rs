@@ -27,9 +27,11 @@ fn an_admitted_node_gets_an_id_that_nobody_ever_had() {
     assert_eq!(reply, Reply::Admitted { node: 4 }, "a retry");
     ledger.run(node_up(4, 1, 1));
     let waiting = ledger.view().admissions().unwrap();
-    assert_eq!(waiting.len(), 1, "node 4 has announced itself: {waiting:?}");
+    assert_eq!(waiting.len(), 2, "{waiting:?}");
+    let (reply, _) = ledger.run(admit("a:1", 5));
+    assert_eq!(reply, Reply::Admitted { node: 4 }, "a very late retry");
     ledger.run(Command::Remove { node: 5 });
-    let (reply, _) = ledger.run(admit("a:1", 4));
+    let (reply, _) = ledger.run(admit("b:1", 4));
     assert_eq!(reply, Reply::Admitted { node: 6 }, "5 is used up");
 }
 

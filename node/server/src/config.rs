@@ -81,10 +81,10 @@ pub struct Settings {
     /// Silence after which a voter gives its vote to a learner that lives, seconds [default: 300]
     #[arg(long, env = "QUORUN_REPLACE_VOTER_S", value_name = "S")]
     pub replace_voter_s: Option<u64>,
-    /// Raft heartbeat, milliseconds [default: 100]
+    /// Raft heartbeat, milliseconds [default: 50]
     #[arg(long, env = "QUORUN_HEARTBEAT_MS", value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
-    /// Shortest silence of the leader before an election, milliseconds; the longest is twice that [default: 300]
+    /// Shortest silence of the leader before an election, milliseconds; the longest is twice that [default: 150]
     #[arg(long, env = "QUORUN_ELECTION_MS", value_name = "MS")]
     pub election_ms: Option<u64>,
     /// Log entries between two snapshots of the ledger [default: 20000]
@@ -422,8 +422,8 @@ impl Config {
             stdin_kb <= 16 * 1024,
             "--max-stdin-kb {stdin_kb} is out of range; at most 16384 KiB"
         );
-        let heartbeat = settings.heartbeat_ms.unwrap_or(100);
-        let election = settings.election_ms.unwrap_or(300);
+        let heartbeat = settings.heartbeat_ms.unwrap_or(50);
+        let election = settings.election_ms.unwrap_or(150);
         ensure!(
             heartbeat >= 10 && election >= 2 * heartbeat,
             "--election-ms {election} must be at least twice --heartbeat-ms {heartbeat}, which must be at least 10"

@@ -47,7 +47,6 @@ pub(super) fn up<S: Store>(
         }
     }
     let busy = tx.nodes.get(&id).map_or(0, |known| known.busy);
-    tx.remove(keys::admission(id))?;
     tx.set_node(Node {
         id,
         incarnation: announcement.incarnation,

@@ -20,6 +20,7 @@ use super::problem::Problem;
 use super::{App, body, path};
 use crate::config::split_host_port;
 use crate::jobs::Error;
+use crate::ledger;
 use crate::roster::has_majority;
 
 /// How long a proposal may take before the client is told to try again.
@@ -158,13 +159,13 @@ pub async fn admit(
     let status = app.consensus.status().borrow().clone();
     let same = |(_, member): &(&NodeId, &Member)| member.peer == request.peer;
     if let Some((id, _)) = status.members.iter().find(same) {
-        let view = app.consensus.view();
         let id = *id;
-        let waits = tokio::task::spawn_blocking(move || {
-            view.admissions()
-                .map(|all| all.iter().any(|(known, _)| *known == id))
+        let known = ledger::read(&app.consensus, move |view| {
+            let admitted = view.admissions()?.iter().any(|(known, _)| *known == id);
+            Ok(admitted && view.node(id)?.is_none())
         });
-        let waits = waits.await.ok().and_then(Result::ok).unwrap_or(false);
+        // Let in, and not come yet: this is it.
+        let waits = known.await.map_err(Error::from)?;
         if !waits {
             // Whoever had this address has lost its place, if it has gone.
             if alive(&app).contains(&id) {
