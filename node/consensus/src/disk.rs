@@ -35,6 +35,7 @@ impl Disk {
     pub(crate) fn open(path: &Path, cache: u64) -> io::Result<Self> {
         let fresh = !path.try_exists()?;
         fs::create_dir_all(path)?;
+        remove_unfinished(path)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         let db = loop {
             match open_sled(path, cache) {
@@ -98,6 +99,18 @@ fn open_sled(path: &Path, cache: u64) -> io::Result<sled::Db> {
             Err(io::Error::other(format!("sled cannot read it: {what}")))
         }
     }
+}
+
+/// Removes what a crash has left of a file that sled was writing its page table to: it would take it for the newest one,
+/// and not open. Without it the database itself is read, which holds everything.
+fn remove_unfinished(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ext| ext == "generating") {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_locked(error: &io::Error) -> bool {
