@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 use crate::engine::Sweep;
-use crate::node::{Executor, Node, Settings};
+use crate::node::{Executor, Join, Node, Settings};
 use crate::turn::Turn;
 use crate::{LONG, eventually, ports};
 
@@ -84,6 +84,7 @@ impl Plan {
                 let settings = Settings {
                     id,
                     peers: peers.join(","),
+                    join: None,
                     http: first + n,
                     cluster: self.name.clone(),
                     executor: self.executor,
@@ -181,6 +182,64 @@ impl Cluster {
             }
         }
         true
+    }
+
+    /// One more node, that joins the cluster and is ready. Returns its id.
+    pub async fn join(&mut self) -> u64 {
+        let settings = self.joining();
+        self.start_joining(settings).await
+    }
+
+    /// What a node is started with that joins this cluster.
+    ///
+    /// # Panics
+    /// When the cluster has no nodes.
+    #[must_use]
+    pub fn joining(&mut self) -> Settings {
+        let first = ports::free(2, &[]);
+        let urls: Vec<_> = self
+            .clients()
+            .iter()
+            .map(|client| client.url().to_owned())
+            .collect();
+        let model = self.nodes.values_mut().next().expect("a node").settings();
+        let mut settings = model.clone();
+        let folder = self.folder.as_ref().expect("a folder").path();
+        settings.join = Some(Join {
+            urls: urls.join(","),
+            peer: first + 1,
+        });
+        settings.http = first;
+        settings.data = folder.join(format!("joined-{first}"));
+        settings
+    }
+
+    /// A node with these settings that gets its id from the cluster. Returns that, when the node is ready.
+    pub async fn start_joining(&mut self, settings: Settings) -> u64 {
+        let log = settings.data.with_extension("log");
+        let mut node = Node::new(settings, log);
+        node.start();
+        let id = eventually("the cluster gives the new node an id", async || {
+            if let Some(status) = node.ended() {
+                node.show_log();
+                panic!("the new node has ended: {status}");
+            }
+            let request = node.client().request(reqwest::Method::GET, "/v1/cluster");
+            let answer = Client::try_send(request).await.map_err(|e| e.to_string())?;
+            answer.json()["node"].as_u64().ok_or_else(|| answer.text())
+        })
+        .await;
+        node.settings().id = id;
+        self.nodes.insert(id, node);
+        let node = self.node(id);
+        let what = format!("node {id} is ready");
+        eventually(&what, async || node.ready().await).await;
+        id
+    }
+
+    /// Takes a node that has ended for ever out of the test.
+    pub fn forget(&mut self, id: u64) {
+        self.nodes.remove(&id);
     }
 
     /// Waits until every node that runs is ready.

@@ -37,6 +37,15 @@ impl Executor {
     }
 }
 
+/// How a node joins a cluster.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// URLs of nodes of the cluster.
+    pub urls: String,
+    /// Its peer port.
+    pub peer: u16,
+}
+
 /// What a node is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -44,6 +53,8 @@ pub struct Settings {
     pub id: u64,
     /// The list that every node gets.
     pub peers: String,
+    /// Joins a running cluster instead of forming one.
+    pub join: Option<Join>,
     /// Its HTTP port.
     pub http: u16,
     /// Name of the cluster.
@@ -61,6 +72,25 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The options that say which cluster the node belongs to.
+    fn place(&self) -> Vec<String> {
+        let given = match &self.join {
+            Some(join) => vec![
+                ("--join", join.urls.clone()),
+                ("--peer", format!("127.0.0.1:{}", join.peer)),
+            ],
+            None => vec![
+                ("--id", self.id.to_string()),
+                ("--peers", self.peers.clone()),
+                ("--cluster", self.cluster.clone()),
+            ],
+        };
+        given
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_owned(), value])
+            .collect()
+    }
+
     /// The command line of `quorun serve`.
     #[must_use]
     pub fn command(&self) -> Command {
@@ -68,12 +98,10 @@ impl Settings {
         command
             .env("PATH", PATH)
             .arg("serve")
-            .args(["--id", &self.id.to_string()])
-            .args(["--peers", &self.peers])
+            .args(self.place())
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
             .arg("--data")
             .arg(&self.data)
-            .args(["--cluster", &self.cluster])
             .args(["--executor", self.executor.name()])
             .args(["--slots", &self.slots.to_string()])
             .arg("--until-stdin-closes")

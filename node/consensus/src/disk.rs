@@ -1,11 +1,21 @@
 //! A sled database whose writes can be made to reach the disk.
+//!
+//! [`Tree`], [`Batch`] and [`Iter`] are sled's own, called as sled's own are. With the feature `simulation` each of them
+//! has a second form, for nodes that run in a simulation: [`simulation::disk`](crate::simulation).
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::RangeBounds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use sled::IVec;
+
+#[cfg(feature = "simulation")]
+use crate::simulation::disk as simulated;
 
 /// sled takes back less than a segment at a time, and puts values over a quarter of one into files that it never syncs.
 const SEGMENT: usize = 2 << 20;
@@ -17,9 +27,20 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// An open database.
 #[derive(Clone)]
 pub(crate) struct Disk {
-    db: sled::Db,
-    file: std::sync::Arc<File>,
+    tree: Tree,
     path: PathBuf,
+}
+
+/// What lies on the disk: keys in their order, and their values.
+#[derive(Clone)]
+pub(crate) enum Tree {
+    Sled {
+        db: sled::Db,
+        /// sled's own file, to sync it.
+        file: Arc<File>,
+    },
+    #[cfg(feature = "simulation")]
+    Simulated(simulated::Image),
 }
 
 impl std::fmt::Debug for Disk {
@@ -35,6 +56,13 @@ impl Disk {
     pub(crate) fn open(path: &Path, cache: u64) -> io::Result<Self> {
         let fresh = !path.try_exists()?;
         fs::create_dir_all(path)?;
+        #[cfg(feature = "simulation")]
+        if let Some(image) = simulated::open(path, fresh) {
+            return Ok(Self {
+                tree: Tree::Simulated(image),
+                path: path.to_owned(),
+            });
+        }
         remove_unfinished(path)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         let db = loop {
@@ -53,8 +81,10 @@ impl Disk {
         };
         let file = File::open(path.join("db"))?;
         let disk = Self {
-            db,
-            file: std::sync::Arc::new(file),
+            tree: Tree::Sled {
+                db,
+                file: Arc::new(file),
+            },
             path: path.to_owned(),
         };
         if fresh {
@@ -65,8 +95,8 @@ impl Disk {
         Ok(disk)
     }
 
-    pub(crate) fn tree(&self) -> &sled::Tree {
-        &self.db
+    pub(crate) const fn tree(&self) -> &Tree {
+        &self.tree
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -76,8 +106,135 @@ impl Disk {
     /// Returns when everything that was written before the call is on disk. sled's own flush does not wait for the
     /// drive on Linux (`sync_file_range`); that is what the second step is for.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.db.flush().map_err(to_io)?;
-        self.file.sync_data()
+        match &self.tree {
+            Tree::Sled { db, file } => {
+                db.flush().map_err(to_io)?;
+                file.sync_data()
+            }
+            #[cfg(feature = "simulation")]
+            Tree::Simulated(image) => {
+                image.sync();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Tree {
+    /// The value of a key.
+    pub(crate) fn get(&self, key: impl AsRef<[u8]>) -> sled::Result<Option<IVec>> {
+        match self {
+            Self::Sled { db, .. } => db.get(key),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => Ok(image.get(key.as_ref())),
+        }
+    }
+
+    /// Writes one key.
+    pub(crate) fn insert(&self, key: &[u8], value: impl Into<IVec>) -> sled::Result<()> {
+        match self {
+            Self::Sled { db, .. } => db.insert(key, value).map(drop),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => {
+                image.write(vec![(key.into(), Some(value.into()))]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes a batch: all of it or, after a crash, nothing of it.
+    pub(crate) fn apply_batch(&self, batch: Batch) -> sled::Result<()> {
+        match self {
+            Self::Sled { db, .. } => db.apply_batch(batch.sled),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => {
+                image.write(batch.writes);
+                Ok(())
+            }
+        }
+    }
+
+    /// The pairs whose keys are in a range.
+    pub(crate) fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Iter {
+        match self {
+            Self::Sled { db, .. } => Iter::Sled(db.range(range)),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => Iter::Simulated(image.range(range)),
+        }
+    }
+
+    /// The pairs whose keys begin with a prefix.
+    pub(crate) fn scan_prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
+        match self {
+            Self::Sled { db, .. } => Iter::Sled(db.scan_prefix(prefix)),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => Iter::Simulated(image.scan_prefix(prefix.as_ref())),
+        }
+    }
+
+    /// All pairs.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> Iter {
+        self.range::<&[u8], _>(..)
+    }
+}
+
+/// Pairs in the order of their keys, taken from either end.
+pub(crate) enum Iter {
+    Sled(sled::Iter),
+    #[cfg(feature = "simulation")]
+    Simulated(simulated::Iter),
+}
+
+impl Iterator for Iter {
+    type Item = sled::Result<(IVec, IVec)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Sled(iter) => iter.next(),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(iter) => iter.next().map(Ok),
+        }
+    }
+}
+
+impl DoubleEndedIterator for Iter {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::Sled(iter) => iter.next_back(),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(iter) => iter.next_back().map(Ok),
+        }
+    }
+}
+
+/// Writes that happen together.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    sled: sled::Batch,
+    #[cfg(feature = "simulation")]
+    writes: simulated::Writes,
+}
+
+impl Batch {
+    pub(crate) fn insert(&mut self, key: impl Into<IVec>, value: impl Into<IVec>) {
+        let (key, value) = (key.into(), value.into());
+        #[cfg(feature = "simulation")]
+        if crate::simulation::active() {
+            self.writes.push((key, Some(value)));
+            return;
+        }
+        self.sled.insert(key, value);
+    }
+
+    pub(crate) fn remove(&mut self, key: impl Into<IVec>) {
+        let key = key.into();
+        #[cfg(feature = "simulation")]
+        if crate::simulation::active() {
+            self.writes.push((key, None));
+            return;
+        }
+        self.sled.remove(key);
     }
 }
 

@@ -202,7 +202,7 @@ impl Handle {
         }
     }
 
-    fn ended(&self) -> Error {
+    pub(crate) fn ended(&self) -> Error {
         if *self.shared.shutdown.borrow() {
             return Error::Stopped;
         }

@@ -17,19 +17,25 @@
 //! RUNNING. Raft has threads of its own, so that nothing else on the node can keep it from its heartbeats. The disk is
 //! written by a thread of its own as well, and the ledger is read and written outside the asynchronous threads.
 //!
+//! MEMBERS come and go by entries of the log that the leader writes (`members`).
+//!
 //! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing.
 
+mod blocking;
 mod disk;
 mod error;
 mod files;
 mod handle;
 mod ledger_store;
 mod log_store;
+mod members;
 mod network;
 mod node;
 mod options;
 mod proposer;
 mod read;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod status;
 #[cfg(test)]
 mod suite;

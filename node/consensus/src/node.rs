@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use futures::Stream;
 use quorun_ledger::NodeId;
 use quorun_proto::v1::consensus_server::ConsensusServer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::service::{InterceptorLayer, Routes};
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 
+use crate::blocking::blocking;
 use crate::error::Error;
 use crate::handle::{Handle, Notice, Shared};
 use crate::ledger_store::{LedgerStore, StateMachine};
@@ -86,7 +89,11 @@ fn run<F>(
     let (alive, ended) = watch::channel(());
     let stores = runtime.block_on(async {
         let handle = runtime.handle().clone();
-        match launch(options, listener, extra, eligible, handle, ended).await {
+        let launched = async {
+            let incoming = incoming(listener).map_err(Error::Listen)?;
+            launch(options, incoming, extra, eligible, handle, ended).await
+        };
+        match launched.await {
             Ok((node, handle, notices)) => {
                 let handed_over = tell.send(Ok((handle, notices)));
                 if handed_over.is_ok() {
@@ -111,7 +118,7 @@ fn run<F>(
 }
 
 /// A running node.
-struct Running {
+pub(crate) struct Running {
     id: NodeId,
     raft: Raft,
     log: LogStore,
@@ -120,17 +127,16 @@ struct Running {
     server: tokio::task::JoinHandle<()>,
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(Error::Storage(error.to_string())))
+fn incoming(listener: std::net::TcpListener) -> std::io::Result<TcpIncoming> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    Ok(TcpIncoming::from(listener).with_nodelay(Some(true)))
 }
 
-async fn launch<F>(
+/// Opens the stores, starts Raft on this runtime, and serves the connections that come in.
+pub(crate) async fn launch<F, I, IO>(
     options: Options,
-    listener: std::net::TcpListener,
+    incoming: I,
     extra: F,
     eligible: watch::Receiver<BTreeSet<NodeId>>,
     runtime: tokio::runtime::Handle,
@@ -138,14 +144,13 @@ async fn launch<F>(
 ) -> Result<(Running, Handle, mpsc::UnboundedReceiver<Notice>), Error>
 where
     F: FnOnce(&Handle) -> Routes,
+    I: Stream<Item = std::io::Result<IO>> + Send + 'static,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let config = Arc::new(options.raft()?);
     for member in options.members.values() {
         Peers::check_address(&member.peer)?;
     }
-    listener.set_nonblocking(true).map_err(Error::Listen)?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(Error::Listen)?;
-
     let location = Location {
         data_dir: options.data_dir.clone(),
         cluster: options.cluster,
@@ -171,7 +176,8 @@ where
             }
         }
     })
-    .await?;
+    .await
+    .unwrap_or_else(|error| Err(Error::Storage(error.to_string())))?;
     log.guard_purges(Arc::new(ledger.clone()));
 
     let (notify, notices) = mpsc::unbounded_channel();
@@ -198,10 +204,11 @@ where
 
     let (status_tx, status) = watch::channel(Status::default());
     tokio::spawn(watch_log(log.failure(), fatal_tx.clone()));
-    tokio::task::spawn_blocking({
+    tokio::spawn({
         let (ledger, fatal) = (ledger.clone(), fatal_tx.clone());
-        move || {
-            if let Err(error) = ledger.check() {
+        async move {
+            let checked = blocking(move || ledger.check()).await.flatten();
+            if let Err(error) = checked {
                 fatal.send_replace(Some(format!("the ledger is damaged: {error}")));
             }
         }
@@ -265,7 +272,6 @@ where
             options.id,
         )))
         .add_routes(routes);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let id = options.id;
     let server = tokio::spawn(async move {
         if let Err(error) = server.serve_with_incoming(incoming).await {
@@ -297,7 +303,7 @@ async fn watch_log(
 
 impl Running {
     /// Returns when consensus is to end, with the stores that are then to be closed.
-    async fn serve(mut self) -> Option<(LogStore, LedgerStore)> {
+    pub(crate) async fn serve(mut self) -> Option<(LogStore, LedgerStore)> {
         // An error means that nobody holds the handle any more.
         let _ = self.shutdown.wait_for(|shutdown| *shutdown).await;
         self.end().await

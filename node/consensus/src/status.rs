@@ -27,6 +27,8 @@ pub struct Status {
     pub applied_index: u64,
     /// Who votes.
     pub voters: BTreeSet<NodeId>,
+    /// The voters are being changed: `voters` are those of before and after together.
+    pub changing: bool,
     /// Who follows without a vote.
     pub learners: BTreeSet<NodeId>,
     /// Voters and learners.
@@ -111,6 +113,7 @@ fn read(
             .max(applied)
             .saturating_sub(1),
         initialized: !voters.is_empty(),
+        changing: membership.get_joint_config().len() > 1,
         voters,
         learners: membership.learner_ids().collect(),
         members: membership

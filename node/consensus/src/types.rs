@@ -7,6 +7,11 @@ use quorun_ledger::{Batch, NodeId, Reply, codec};
 
 use crate::options::Member;
 
+#[cfg(not(feature = "simulation"))]
+type AsyncRuntime = openraft_rt_tokio::TokioRuntime;
+#[cfg(feature = "simulation")]
+type AsyncRuntime = crate::simulation::RaftRuntime;
+
 openraft::declare_raft_types!(
     /// Textbook Raft: one leader for a term, u64 ids.
     pub(crate) TypeConfig:
@@ -16,6 +21,7 @@ openraft::declare_raft_types!(
         Node = Member,
         Term = u64,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, NodeId>,
+        AsyncRuntime = AsyncRuntime,
 );
 
 pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{JobId, JobResult, JobSpec};
 use crate::node::NodeId;
+use crate::settings::Settings;
 
 /// One entry of the Raft log: commands that the leader's proposer packed together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +96,26 @@ pub enum Command {
         /// Whether it is to get no new assignments.
         draining: bool,
     },
+    /// Lets a node into the cluster: gives it an id that no node has ever had.
+    Admit {
+        /// host:port of its peer port. Whoever was let in with the same address and has not announced itself yet gets
+        /// the same id again: it is a retry.
+        peer: String,
+        /// host:port of its HTTP port; empty when not known.
+        http: String,
+        /// The highest id among the members of the consensus: the ledger may not have heard of all of them.
+        floor: NodeId,
+    },
+    /// Removes a node for ever: what it was running goes to others, and its id is not used again.
+    Remove {
+        /// The node.
+        node: NodeId,
+    },
+    /// Replaces the settings of the cluster.
+    Configure {
+        /// What holds from now on.
+        settings: Settings,
+    },
     /// Removes finished jobs whose retention is over, the oldest first.
     Expire {
         /// At most this many.
@@ -117,6 +138,9 @@ impl Command {
             Self::NodeUp { .. } => "node_up",
             Self::NodeLost { .. } => "node_lost",
             Self::Drain { .. } => "drain",
+            Self::Admit { .. } => "admit",
+            Self::Remove { .. } => "remove",
+            Self::Configure { .. } => "configure",
             Self::Expire { .. } => "expire",
         }
     }
@@ -155,6 +179,13 @@ pub enum Reply {
         /// Attempts that the node no longer holds.
         requeued: u32,
     },
+    /// The node was let in.
+    Admitted {
+        /// The id that it has from now on.
+        node: NodeId,
+    },
+    /// The settings hold.
+    Configured,
     /// So many jobs were removed.
     Expired {
         /// Removed jobs.
@@ -191,6 +222,9 @@ pub enum Rejection {
         /// The job that has the key.
         job: JobId,
     },
+    /// The node was removed from the cluster; its id is not used again.
+    #[error("the node was removed from the cluster")]
+    NodeRemoved,
     /// The job is not queued.
     #[error("the job is not queued")]
     NotQueued,

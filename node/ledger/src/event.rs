@@ -36,9 +36,11 @@ pub enum Event {
         /// The job.
         job: JobId,
     },
-    /// A node announced itself, was lost, or changed its willingness.
+    /// A node announced itself, was lost, changed its willingness, was let in, or was removed.
     NodeChanged {
         /// The node.
         node: NodeId,
     },
+    /// The settings of the cluster are others.
+    SettingsChanged,
 }

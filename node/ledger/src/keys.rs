@@ -4,11 +4,14 @@
 //! | --- | --- | --- |
 //! | `a` | node, job | number of the attempt that holds a slot of the node |
 //! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
+//! | `d` | node | empty: nodes that were removed for ever |
 //! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
 //! | `i` | idempotency key | the job that has it, and the request's fingerprint |
 //! | `j` | job | [`Job`](crate::job::Job) |
+//! | `m` | node | [`Admission`](crate::node::Admission) of a node that has not announced itself yet |
 //! | `n` | node | [`Node`](crate::node::Node) |
 //! | `o` | job | [`Output`](crate::job::Output) |
+//! | `p` | | [`Settings`](crate::settings::Settings) of the cluster |
 //! | `q` | language, 0, order | the queued job |
 //! | `s` | job | [`JobSpec`](crate::job::JobSpec) |
 //!
@@ -20,6 +23,8 @@ use crate::node::NodeId;
 
 /// The key of the counters.
 pub const COUNTERS: &[u8] = b"c";
+/// The key of the cluster's settings.
+pub const SETTINGS: &[u8] = b"p";
 /// The first byte that no key of the ledger starts with; what is from here on belongs to the keeper of the records.
 pub const END: u8 = b'z';
 
@@ -73,6 +78,36 @@ pub fn node(id: NodeId) -> Vec<u8> {
 #[must_use]
 pub fn nodes() -> Range {
     table(b'n')
+}
+
+/// A node that was let in and has not announced itself yet.
+#[must_use]
+pub fn admission(id: NodeId) -> Vec<u8> {
+    key(b'm', &[&id.to_be_bytes()])
+}
+
+/// All nodes that were let in and have not announced themselves yet.
+#[must_use]
+pub fn admissions() -> Range {
+    table(b'm')
+}
+
+/// A node that was removed.
+#[must_use]
+pub fn removed(id: NodeId) -> Vec<u8> {
+    key(b'd', &[&id.to_be_bytes()])
+}
+
+/// All nodes that were removed.
+#[must_use]
+pub fn removals() -> Range {
+    table(b'd')
+}
+
+/// The node of a key that ends with one.
+#[must_use]
+pub fn node_of(key: &[u8]) -> Option<NodeId> {
+    Some(NodeId::from_be_bytes(key.get(1..)?.try_into().ok()?))
 }
 
 /// The attempt of a job that holds a slot of a node.

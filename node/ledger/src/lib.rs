@@ -12,7 +12,7 @@
 //! fenced otherwise. [`Command::NodeLost`] and a [`Command::NodeUp`] with a new incarnation put what the node was
 //! running back to the front of the queue. A job whose attempts are used up ends with `internal_error`.
 //!
-//! WHERE THINGS ARE. [`job`], [`node`] and [`language`] are the words; [`command`] is what goes in and [`event`] what
+//! WHERE THINGS ARE. [`job`], [`node`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
 //! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
 //! trait beneath and the transaction above it; [`view`] answers questions.
 
@@ -25,6 +25,7 @@ pub mod keys;
 pub mod language;
 pub mod node;
 mod rules;
+pub mod settings;
 pub mod store;
 pub mod transaction;
 pub mod view;
@@ -37,7 +38,8 @@ pub use job::{
     StepLimits, TestCase, TestResult, Verdict,
 };
 pub use language::Language;
-pub use node::{Node, NodeId};
+pub use node::{Admission, Node, NodeId};
+pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};
 pub use view::{Counters, JobFilter, JobPage, View};

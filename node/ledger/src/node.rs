@@ -4,8 +4,17 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-/// The id of a node, from its command line; never 0 and never used again for another node.
+/// The id of a node, from its command line or from its admission; never 0 and never used again for another node.
 pub type NodeId = u64;
+
+/// A node that was let into the cluster and has not announced itself yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admission {
+    /// host:port of its peer port.
+    pub peer: String,
+    /// host:port of its HTTP port; empty when not known.
+    pub http: String,
+}
 
 /// A node as the ledger sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

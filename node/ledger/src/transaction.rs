@@ -143,6 +143,13 @@ impl<S: Store> Transaction<S> {
         Some(node)
     }
 
+    /// Forgets a node that holds no attempts any more.
+    pub(crate) fn forget_node(&mut self, id: NodeId) -> Result<(), StoreError> {
+        self.nodes.remove(&id);
+        self.changed_nodes.remove(&id);
+        self.remove(keys::node(id))
+    }
+
     /// Takes a node in, or replaces its record.
     pub(crate) fn set_node(&mut self, node: Node) {
         self.changed_nodes.insert(node.id);

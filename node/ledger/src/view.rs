@@ -7,7 +7,8 @@ use crate::codec;
 use crate::hash::StateHash;
 use crate::job::{Job, JobId, JobSpec, JobState, Output};
 use crate::keys;
-use crate::node::{Node, NodeId};
+use crate::node::{Admission, Node, NodeId};
+use crate::settings::Settings;
 use crate::store::{Store, StoreError};
 
 /// The figures that the ledger keeps about itself.
@@ -166,6 +167,49 @@ impl<S: Store> View<S> {
         self.pairs(keys::nodes())
             .map(|pair| pair.and_then(|(key, value)| decode(&key, &value)))
             .collect()
+    }
+
+    /// Nodes that were let in and have not announced themselves yet, by id.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn admissions(&self) -> Result<Vec<(NodeId, Admission)>, StoreError> {
+        self.pairs(keys::admissions())
+            .map(|pair| {
+                let (key, value) = pair?;
+                let node = keys::node_of(&key).ok_or_else(|| malformed(&key))?;
+                Ok((node, decode(&key, &value)?))
+            })
+            .collect()
+    }
+
+    /// Nodes that were removed for ever, by id.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn removed(&self) -> Result<Vec<NodeId>, StoreError> {
+        self.pairs(keys::removals())
+            .map(|pair| {
+                let (key, _) = pair?;
+                keys::node_of(&key).ok_or_else(|| malformed(&key))
+            })
+            .collect()
+    }
+
+    /// Whether a node was removed for ever.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn is_removed(&self, node: NodeId) -> Result<bool, StoreError> {
+        Ok(self.store.get(&keys::removed(node))?.is_some())
+    }
+
+    /// The settings of the cluster.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn settings(&self) -> Result<Settings, StoreError> {
+        Ok(self.read(keys::SETTINGS)?.unwrap_or_default())
     }
 
     /// The attempts that hold a slot of a node, oldest job first.

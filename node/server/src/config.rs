@@ -12,6 +12,7 @@ use quorun_executor::{Kind, Options};
 use quorun_ledger::{Language, Limits, NodeId};
 use serde::Deserialize;
 
+use crate::join::Place;
 use crate::languages;
 
 /// What executes jobs.
@@ -43,12 +44,19 @@ pub struct Settings {
     /// All nodes of the cluster, the same on every node: 1=host:7000,2=host:7000,3=host:7000
     #[arg(long, env = "QUORUN_PEERS", value_name = "LIST")]
     pub peers: Option<String>,
+    /// Join a running cluster instead of forming one: URLs of any of its nodes, as http://host:8080,http://other:8080. The
+    /// node gets its id from the cluster; needs --peer. Once it has joined, its data folder says where it belongs
+    #[arg(long, env = "QUORUN_JOIN", value_name = "URLS")]
+    pub join: Option<String>,
     /// Where clients are listened to [default: 127.0.0.1:8080]
     #[arg(long, env = "QUORUN_HTTP", value_name = "ADDR")]
     pub http: Option<SocketAddr>,
     /// Where peers are listened to [default: this node's address in --peers]
     #[arg(long, env = "QUORUN_PEER", value_name = "ADDR")]
     pub peer: Option<SocketAddr>,
+    /// host:port under which the other nodes reach this one's peer port; with --join [default: --peer]
+    #[arg(long, env = "QUORUN_ADVERTISE_PEER", value_name = "HOST:PORT")]
+    pub advertise_peer: Option<String>,
     /// host:port under which other machines reach this node's HTTP port [default: derived from --http and --peers]
     #[arg(long, env = "QUORUN_ADVERTISE_HTTP", value_name = "HOST:PORT")]
     pub advertise_http: Option<String>,
@@ -70,6 +78,9 @@ pub struct Settings {
     /// Silence after which a node is declared lost, milliseconds [default: 2000]
     #[arg(long, env = "QUORUN_NODE_TIMEOUT_MS", value_name = "MS")]
     pub node_timeout_ms: Option<u64>,
+    /// Silence after which a voter gives its vote to a learner that lives, seconds [default: 300]
+    #[arg(long, env = "QUORUN_REPLACE_VOTER_S", value_name = "S")]
+    pub replace_voter_s: Option<u64>,
     /// Raft heartbeat, milliseconds [default: 100]
     #[arg(long, env = "QUORUN_HEARTBEAT_MS", value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
@@ -149,8 +160,10 @@ impl Settings {
             under,
             id,
             peers,
+            join,
             http,
             peer,
+            advertise_peer,
             advertise_http,
             data,
             executor,
@@ -158,6 +171,7 @@ impl Settings {
             languages,
             cluster,
             node_timeout_ms,
+            replace_voter_s,
             heartbeat_ms,
             election_ms,
             snapshot_after,
@@ -317,18 +331,22 @@ fn most(settings: &Settings) -> anyhow::Result<Limits> {
 /// A node's configuration, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This node.
+    /// This node; 0 until a node that joins has got its id.
     pub id: NodeId,
-    /// The list as it was given, in canonical form; the same on every node.
+    /// The list as it was given, in canonical form; the same on every node. Empty for a node that joins.
     pub peers: String,
     /// The nodes of the list.
     pub members: BTreeMap<NodeId, Member>,
-    /// Follows from the cluster's name and the list.
+    /// URLs of members, for a node that joins.
+    pub join: Vec<String>,
+    /// Follows from the cluster's name and the list; told by the cluster to a node that joins.
     pub cluster: ClusterId,
     /// Where clients are listened to.
     pub http: SocketAddr,
     /// Where peers are listened to.
     pub peer: SocketAddr,
+    /// How others reach the peer port.
+    pub advertise_peer: String,
     /// How others reach the HTTP port.
     pub advertise_http: String,
     /// This node's folder.
@@ -341,6 +359,8 @@ pub struct Config {
     pub languages: Vec<Language>,
     /// Silence after which a node is lost.
     pub node_timeout: Duration,
+    /// Silence after which a voter is replaced.
+    pub replace_voter: Duration,
     /// Raft heartbeat.
     pub heartbeat: Duration,
     /// Shortest election timeout.
@@ -368,29 +388,16 @@ impl Config {
     /// One clear line about the first setting that is missing or wrong.
     pub fn new(settings: Settings) -> anyhow::Result<Self> {
         let most = most(&settings)?;
-        let id = settings
-            .id
-            .context("--id is missing: this node's number in --peers, for example --id 1")?;
-        let list = settings.peers.context(
-            "--peers is missing: all nodes of the cluster, for example 1=host1:7000,2=host2:7000,3=host3:7000",
-        )?;
-        let members = parse_peers(&list)?;
-        let own = members.get(&id).with_context(|| {
-            let ids: Vec<_> = members.keys().map(ToString::to_string).collect();
-            format!(
-                "--id {id} is not in --peers, which has {}; every node must be in the list",
-                ids.join(", ")
-            )
-        })?;
-        let peers = canonical(&members);
-        let name = settings.cluster.unwrap_or_else(|| "quorun".to_owned());
         let http = settings
             .http
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
-        let (own_host, own_port) = split_host_port(&own.peer)?;
-        let peer = settings
-            .peer
-            .unwrap_or_else(|| default_listen(own_host, own_port));
+        let place = if settings.join.is_some() {
+            Origin::joining(&settings)?
+        } else {
+            Origin::listed(&settings)?
+        };
+        let (own_host, _) = split_host_port(&place.advertise_peer)?;
+        let own_host = own_host.to_owned();
         let slots = settings.slots.unwrap_or_else(|| {
             let cores = std::thread::available_parallelism().map_or(2, usize::from);
             u32::try_from(cores).unwrap_or(u32::MAX).max(2)
@@ -427,20 +434,29 @@ impl Config {
             runtime.is_none() || executor == ExecutorKind::Docker,
             "--runtime is for --executor docker; the process executor has none"
         );
+        let replace_voter = settings.replace_voter_s.unwrap_or(300);
+        ensure!(
+            replace_voter >= 1,
+            "--replace-voter-s {replace_voter} is too short; at least 1"
+        );
         Ok(Self {
-            id,
-            cluster: cluster_id(&name, &peers),
-            peers,
+            id: place.id,
+            cluster: place.cluster,
+            peers: place.peers,
+            members: place.members,
+            join: place.join,
             http,
-            peer,
+            peer: place.peer,
+            advertise_peer: place.advertise_peer,
             advertise_http: settings
                 .advertise_http
-                .unwrap_or_else(|| advertised(http, own_host)),
+                .unwrap_or_else(|| advertised(http, &own_host)),
             data: settings.data.unwrap_or_else(|| PathBuf::from("data")),
             executor,
             slots,
             languages: languages::load(settings.languages.as_deref(), &most)?,
             node_timeout: Duration::from_millis(node_timeout),
+            replace_voter: Duration::from_secs(replace_voter),
             heartbeat: Duration::from_millis(heartbeat),
             election: Duration::from_millis(election),
             snapshot_after: settings.snapshot_after.unwrap_or(20_000).max(10),
@@ -457,7 +473,113 @@ impl Config {
             },
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
+        })
+    }
+
+    /// Takes the place that the cluster has given to a node that joins.
+    pub fn settle(&mut self, place: Place) {
+        self.id = place.id;
+        self.cluster = place.cluster;
+    }
+}
+
+/// Where a node comes from: a list that it is in, or a cluster that it joins.
+struct Origin {
+    id: NodeId,
+    cluster: ClusterId,
+    peers: String,
+    members: BTreeMap<NodeId, Member>,
+    join: Vec<String>,
+    peer: SocketAddr,
+    advertise_peer: String,
+}
+
+impl Origin {
+    fn listed(settings: &Settings) -> anyhow::Result<Self> {
+        let id = settings
+            .id
+            .context("--id is missing: this node's number in --peers, for example --id 1")?;
+        let list = settings.peers.as_deref().context(
+            "--peers is missing: all nodes of the cluster, for example 1=host1:7000,2=host2:7000,3=host3:7000; or --join, to join a cluster that runs",
+        )?;
+        let members = parse_peers(list)?;
+        let own = members.get(&id).with_context(|| {
+            let ids: Vec<_> = members.keys().map(ToString::to_string).collect();
+            format!(
+                "--id {id} is not in --peers, which has {}; every node must be in the list, unless it joins a cluster that runs (--join)",
+                ids.join(", ")
+            )
+        })?;
+        ensure!(
+            settings.advertise_peer.is_none(),
+            "--advertise-peer is for --join; the nodes of --peers are reached at the addresses of the list"
+        );
+        let advertise_peer = own.peer.clone();
+        let (own_host, own_port) = split_host_port(&advertise_peer)?;
+        let peers = canonical(&members);
+        let name = settings.cluster.as_deref().unwrap_or("quorun");
+        Ok(Self {
+            id,
+            cluster: cluster_id(name, &peers),
+            peer: settings
+                .peer
+                .unwrap_or_else(|| default_listen(own_host, own_port)),
+            peers,
             members,
+            join: Vec::new(),
+            advertise_peer,
+        })
+    }
+
+    fn joining(settings: &Settings) -> anyhow::Result<Self> {
+        let given = [
+            ("--id", settings.id.is_some()),
+            ("--peers", settings.peers.is_some()),
+            ("--cluster", settings.cluster.is_some()),
+        ];
+        for (option, is_given) in given {
+            ensure!(
+                !is_given,
+                "{option} and --join do not go together: a node that joins gets its id and its cluster from the members"
+            );
+        }
+        let urls = settings.join.as_deref().unwrap_or_default();
+        let join: Vec<String> = urls
+            .split(',')
+            .map(str::trim)
+            .filter(|url| !url.is_empty())
+            .map(ToOwned::to_owned)
+            .collect();
+        ensure!(
+            !join.is_empty(),
+            "--join is empty; it should be URLs of the cluster's nodes, for example http://host1:8080"
+        );
+        for url in &join {
+            ensure!(
+                url.strip_prefix("http://")
+                    .is_some_and(|rest| !rest.is_empty()),
+                "--join: \"{url}\" should be the URL of a node, for example http://host1:8080"
+            );
+        }
+        let peer = settings.peer.context(
+            "--peer is missing: where this node listens to its peers, for example 0.0.0.0:7000",
+        )?;
+        let advertise_peer = match &settings.advertise_peer {
+            Some(address) => address.clone(),
+            None if peer.ip().is_unspecified() => bail!(
+                "--advertise-peer is missing: HOST:PORT under which the other nodes reach {peer}"
+            ),
+            None => peer.to_string(),
+        };
+        split_host_port(&advertise_peer)?;
+        Ok(Self {
+            id: 0,
+            cluster: ClusterId([0; 16]),
+            peers: String::new(),
+            members: BTreeMap::new(),
+            join,
+            peer,
+            advertise_peer,
         })
     }
 }
@@ -480,7 +602,7 @@ fn parse_peers(list: &str) -> anyhow::Result<BTreeMap<NodeId, Member>> {
             .filter(|n| *n > 0)
             .with_context(|| format!("--peers: \"{id}\" should be a number from 1"))?;
         let address = address.trim();
-        split_host_port(address)?;
+        split_host_port(address).context("--peers")?;
         let member = Member {
             peer: address.to_owned(),
             http: String::new(),
@@ -519,16 +641,18 @@ fn cluster_id(name: &str, peers: &str) -> ClusterId {
     ClusterId(id)
 }
 
-fn split_host_port(address: &str) -> anyhow::Result<(&str, u16)> {
+/// Host and port of `HOST:PORT`.
+pub fn split_host_port(address: &str) -> anyhow::Result<(&str, u16)> {
     let (host, port) = address
         .rsplit_once(':')
-        .with_context(|| format!("--peers: \"{address}\" should be HOST:PORT"))?;
-    let port =
-        port.parse().ok().filter(|p| *p > 0).with_context(|| {
-            format!("--peers: \"{address}\" has no port number from 1 to 65535")
-        })?;
+        .with_context(|| format!("\"{address}\" should be HOST:PORT"))?;
+    let port = port
+        .parse()
+        .ok()
+        .filter(|p| *p > 0)
+        .with_context(|| format!("\"{address}\" has no port number from 1 to 65535"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    ensure!(!host.is_empty(), "--peers: \"{address}\" has no host");
+    ensure!(!host.is_empty(), "\"{address}\" has no host");
     Ok((host, port))
 }
 
@@ -564,7 +688,7 @@ mod tests {
     }
 
     fn error(settings: Settings) -> String {
-        Config::new(settings).unwrap_err().to_string()
+        format!("{:#}", Config::new(settings).unwrap_err())
     }
 
     #[test]
@@ -586,6 +710,66 @@ mod tests {
         assert!(error(settings(1, "0=a:1")).contains("number from 1"));
         assert!(error(settings(1, "1=a:99999")).contains("no port number"));
         assert!(error(Settings::default()).contains("--id is missing"));
+    }
+
+    #[test]
+    fn a_node_that_joins_needs_no_list() {
+        let joining = || Settings {
+            join: Some("http://a:8080, http://b:8080".to_owned()),
+            peer: Some("10.0.0.4:7000".parse().unwrap()),
+            ..Settings::default()
+        };
+        let config = Config::new(joining()).unwrap();
+        assert_eq!(config.join, ["http://a:8080", "http://b:8080"]);
+        assert_eq!(config.advertise_peer, "10.0.0.4:7000");
+        assert!(config.members.is_empty());
+        for (wrong, words) in [
+            (
+                Settings {
+                    id: Some(4),
+                    ..joining()
+                },
+                "--id and --join",
+            ),
+            (
+                Settings {
+                    peers: Some("1=a:1".to_owned()),
+                    ..joining()
+                },
+                "--peers and --join",
+            ),
+            (
+                Settings {
+                    join: Some(" ,".to_owned()),
+                    ..joining()
+                },
+                "--join is empty",
+            ),
+            (
+                Settings {
+                    join: Some("a:8080".to_owned()),
+                    ..joining()
+                },
+                "http://host1:8080",
+            ),
+            (
+                Settings {
+                    peer: None,
+                    ..joining()
+                },
+                "--peer is missing",
+            ),
+            (
+                Settings {
+                    peer: Some("0.0.0.0:7000".parse().unwrap()),
+                    ..joining()
+                },
+                "--advertise-peer is missing",
+            ),
+        ] {
+            let error = error(wrong);
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::join::Place;
 
 const FILE: &str = "identity.json";
 const LOCK: &str = "lock";
@@ -17,6 +18,7 @@ struct Record {
     /// Format of this file.
     version: u32,
     cluster: String,
+    /// Empty for a node that has joined a running cluster.
     peers: String,
     id: u64,
     /// Counts the starts of the node.
@@ -25,19 +27,17 @@ struct Record {
 
 /// A data folder that belongs to this process until it ends.
 #[derive(Debug)]
-pub struct Identity {
-    /// Counts the starts of the node, from 1.
-    pub incarnation: u64,
+pub struct Folder {
     /// Held as long as the process lives; the kernel lets go of it whatever happens.
     _lock: File,
+    dir: PathBuf,
 }
 
-/// Takes the data folder for this process and counts the start.
+/// Takes a data folder for this process.
 ///
 /// # Errors
-/// When another process has the folder, when it belongs to another cluster or node, or when it cannot be written.
-pub fn claim(config: &Config) -> anyhow::Result<Identity> {
-    let dir = &config.data;
+/// When another process has it, or it cannot be made.
+pub fn lock(dir: &Path) -> anyhow::Result<Folder> {
     std::fs::create_dir_all(dir)
         .with_context(|| format!("make the data folder {}", dir.display()))?;
     let lock_path = dir.join(LOCK);
@@ -53,9 +53,51 @@ pub fn claim(config: &Config) -> anyhow::Result<Identity> {
             dir.display()
         );
     }
+    Ok(Folder {
+        _lock: lock,
+        dir: dir.to_owned(),
+    })
+}
+
+/// The place of a node that has joined a running cluster with this folder; `None` in a fresh folder.
+///
+/// # Errors
+/// When the folder belongs to a node that was started with a list of peers, or the record cannot be read.
+pub fn joined(folder: &Folder) -> anyhow::Result<Option<Place>> {
+    let path = folder.dir.join(FILE);
+    let Some(record) = read(&path)? else {
+        return Ok(None);
+    };
+    if !record.peers.is_empty() {
+        bail!(
+            "the data folder {} belongs to node {}, which was started with --peers {}; start it so again, or join with an empty --data folder",
+            folder.dir.display(),
+            record.id,
+            record.peers
+        );
+    }
+    let cluster = record
+        .cluster
+        .parse()
+        .with_context(|| format!("{} has a cluster that is none", path.display()))?;
+    let id = record.id;
+    Ok(Some(Place { id, cluster }))
+}
+
+/// Makes the folder that of the node of `config`, and counts its start: from 1.
+///
+/// # Errors
+/// When it belongs to another cluster or node, or when it cannot be written.
+pub fn claim(folder: &Folder, config: &Config) -> anyhow::Result<u64> {
+    let dir = &folder.dir;
     let path = dir.join(FILE);
     let cluster = config.cluster.to_string();
     let incarnation = match read(&path)? {
+        Some(record) if record.peers.is_empty() && !config.peers.is_empty() => bail!(
+            "the data folder {} belongs to node {}, which has joined a running cluster; start it with --join, and without --peers and --id",
+            dir.display(),
+            record.id
+        ),
         Some(record) => {
             if record.cluster != cluster && record.peers == config.peers {
                 bail!(
@@ -115,10 +157,7 @@ pub fn claim(config: &Config) -> anyhow::Result<Identity> {
             incarnation,
         },
     )?;
-    Ok(Identity {
-        incarnation,
-        _lock: lock,
-    })
+    Ok(incarnation)
 }
 
 fn read(path: &Path) -> anyhow::Result<Option<Record>> {
@@ -168,25 +207,55 @@ mod tests {
         .unwrap()
     }
 
+    fn claim(config: &Config) -> anyhow::Result<u64> {
+        super::claim(&lock(&config.data)?, config)
+    }
+
     #[test]
     fn every_start_counts_and_foreign_folders_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let own = config(dir.path(), 1, "1=a:1,2=b:2");
-        assert_eq!(claim(&own).unwrap().incarnation, 1);
-        assert_eq!(claim(&own).unwrap().incarnation, 2);
+        assert_eq!(claim(&own).unwrap(), 1);
+        assert_eq!(claim(&own).unwrap(), 2);
         let error = claim(&config(dir.path(), 2, "1=a:1,2=b:2")).unwrap_err();
         assert!(error.to_string().contains("belongs to node 1"), "{error}");
         let error = claim(&config(dir.path(), 1, "1=a:1,2=b:3")).unwrap_err();
         assert!(error.to_string().contains("another cluster"), "{error}");
+        let error = joined(&lock(dir.path()).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("with --peers"), "{error}");
+    }
+
+    #[test]
+    fn a_place_that_was_given_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::new(Settings {
+            join: Some("http://a:1".to_owned()),
+            peer: Some("127.0.0.1:7".parse().unwrap()),
+            data: Some(dir.path().to_owned()),
+            ..Settings::default()
+        })
+        .unwrap();
+        let folder = lock(dir.path()).unwrap();
+        assert_eq!(joined(&folder).unwrap(), None);
+        let place = Place {
+            id: 7,
+            cluster: quorun_consensus::ClusterId([5; 16]),
+        };
+        config.settle(place);
+        assert_eq!(super::claim(&folder, &config).unwrap(), 1);
+        assert_eq!(joined(&folder).unwrap(), Some(place));
+        drop(folder);
+        let error = claim(&self::config(dir.path(), 7, "7=a:1")).unwrap_err();
+        assert!(error.to_string().contains("with --join"), "{error}");
     }
 
     #[test]
     fn a_folder_that_has_lost_its_count_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let own = config(dir.path(), 1, "1=a:1");
-        drop(claim(&own).unwrap());
+        claim(&own).unwrap();
         std::fs::create_dir(dir.path().join("log")).unwrap();
-        assert_eq!(claim(&own).unwrap().incarnation, 2);
+        assert_eq!(claim(&own).unwrap(), 2);
         let path = dir.path().join(FILE);
         let most = std::fs::read_to_string(&path).unwrap().replace(
             "\"incarnation\": 2",
@@ -207,7 +276,7 @@ mod tests {
     fn one_process_has_the_folder() {
         let dir = tempfile::tempdir().unwrap();
         let own = config(dir.path(), 1, "1=a:1");
-        let held = claim(&own).unwrap();
+        let held = lock(&own.data).unwrap();
         let error = claim(&own).unwrap_err();
         assert!(error.to_string().contains("in use"), "{error}");
         drop(held);

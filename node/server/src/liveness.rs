@@ -107,6 +107,23 @@ impl Liveness {
             .is_some_and(|(at, _)| at.elapsed() < self.timeout)
     }
 
+    /// Leader only: whether a node has been heard of within the timeout.
+    #[must_use]
+    pub fn is_heard(&self, node: NodeId) -> bool {
+        let state = self.lock();
+        let heard = state.heard.get(&node);
+        state.leading_since.is_some() && heard.is_some_and(|(at, _)| at.elapsed() < self.timeout)
+    }
+
+    /// For how long a node has been silent, as far as this node can say since it leads; `None` when it does not.
+    #[must_use]
+    pub fn silence(&self, node: NodeId) -> Option<Duration> {
+        let state = self.lock();
+        let since = state.leading_since?;
+        let heard = state.heard.get(&node).map(|(at, _)| *at);
+        Some(heard.unwrap_or(since).elapsed())
+    }
+
     /// Waits until a report brings something new.
     pub async fn news(&self) {
         self.news.notified().await;

@@ -23,6 +23,8 @@ const ANNOUNCE_DEADLINE: Duration = Duration::from_secs(5);
 const PEER_DEADLINE: Duration = Duration::from_secs(2);
 /// Pause before a peer that did not answer is asked again.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long a removed node waits to be put out of the consensus.
+const PUT_OUT: Duration = Duration::from_secs(30);
 /// How long a node tries to reach itself under its own address.
 const SELF_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -48,6 +50,14 @@ pub enum Refusal {
         reason: String,
         /// This node's list.
         peers: String,
+    },
+    /// The node was removed from the cluster.
+    #[error(
+        "node {id} was removed from the cluster, and its id is not used again: move its data folder away, and start it with --join to come back as a new node"
+    )]
+    Removed {
+        /// The id.
+        id: NodeId,
     },
     /// A newer process of this node has announced itself.
     #[error(
@@ -77,6 +87,12 @@ struct Inner {
     /// Announced and not declared lost since.
     announced: watch::Sender<bool>,
     announce: Notify,
+    /// A node's record has changed.
+    news: Notify,
+    /// The ledger says that this node was removed.
+    removed: watch::Sender<bool>,
+    /// The leader says that this node is not a member.
+    outside: watch::Sender<bool>,
     /// Lost nodes, with the incarnation whose sandboxes have been looked for on this node's engine.
     swept: Mutex<BTreeMap<NodeId, u64>>,
 }
@@ -103,6 +119,9 @@ impl Membership {
                 draining: watch::Sender::new(false),
                 announced: watch::Sender::new(false),
                 announce,
+                news: Notify::new(),
+                removed: watch::Sender::new(false),
+                outside: watch::Sender::new(false),
                 swept: Mutex::default(),
             }),
         }
@@ -120,6 +139,12 @@ impl Membership {
         *self.inner.announced.borrow()
     }
 
+    /// Whether this node is about to end.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        *self.inner.draining.borrow()
+    }
+
     /// From now on this node reports that it takes no work.
     pub fn drain(&self) {
         self.inner.draining.send_replace(true);
@@ -132,6 +157,7 @@ impl Membership {
     /// When the ledger cannot be read.
     pub async fn node_changed(&self, node: NodeId) -> Result<(), ledger::ReadFailed> {
         self.inner.liveness.node_changed(node);
+        self.inner.news.notify_one();
         let record = ledger::read(&self.inner.consensus, move |view| view.node(node)).await?;
         if node != self.inner.config.id {
             if let Some(record) = record {
@@ -189,7 +215,25 @@ impl Membership {
         tokio::spawn(async move { executor.remove_orphans_of(id, incarnation).await });
     }
 
-    /// Announces this node whenever that is due, until another process has taken its place.
+    /// Waits until a node's record has changed.
+    pub async fn news(&self) {
+        self.inner.news.notified().await;
+    }
+
+    /// Waits until this node, which the ledger has removed, no longer belongs to the consensus: until then its vote may
+    /// be needed for its own removal.
+    async fn put_out(&self) {
+        self.inner.removed.send_replace(true);
+        let mut outside = self.inner.outside.subscribe();
+        if tokio::time::timeout(PUT_OUT, outside.wait_for(|outside| *outside))
+            .await
+            .is_err()
+        {
+            warn!("this node was removed, but nobody has confirmed it");
+        }
+    }
+
+    /// Announces this node whenever that is due, until another process has taken its place or it was removed.
     pub async fn announce(&self) -> Refusal {
         let inner = &self.inner;
         let languages: BTreeSet<String> = inner
@@ -215,6 +259,12 @@ impl Membership {
                         return Refusal::Replaced {
                             id: inner.config.id,
                             current,
+                        };
+                    }
+                    Ok(Reply::Rejected(Rejection::NodeRemoved)) => {
+                        self.put_out().await;
+                        return Refusal::Removed {
+                            id: inner.config.id,
                         };
                     }
                     Ok(reply) => {
@@ -286,6 +336,9 @@ impl Membership {
                 }
             }
             Ok(Err(status)) => {
+                if status.code() == Code::PermissionDenied && *self.inner.removed.borrow() {
+                    self.inner.outside.send_replace(true);
+                }
                 debug!(code = ?status.code(), message = status.message(), "report not delivered");
             }
             Err(_) => debug!("report not delivered in time"),
@@ -319,10 +372,7 @@ impl Membership {
     /// When another process does.
     pub async fn meet_self(&self, process: &str) -> Result<(), Refusal> {
         let config = &self.inner.config;
-        let address = config
-            .members
-            .get(&config.id)
-            .map_or_else(String::new, |m| m.peer.clone());
+        let address = config.advertise_peer.clone();
         let started = Instant::now();
         while started.elapsed() < SELF_DEADLINE {
             match self.hello(config.id, process).await {
@@ -344,7 +394,7 @@ impl Membership {
         }
         warn!(
             address,
-            "this node does not reach itself under its address in --peers; is it right?"
+            "this node does not reach itself under the address that the others have; is it right?"
         );
         Ok(())
     }

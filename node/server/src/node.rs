@@ -1,14 +1,14 @@
 //! A node: all its parts, from start to end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use quorun_consensus::{Handle, Notice};
+use quorun_consensus::{Handle, Member, Notice};
 use quorun_executor::{Executor, Labels, Options};
-use quorun_ledger::{Command, Event};
+use quorun_ledger::{Command, Event, NodeId};
 use quorun_proto::v1::peer_server::PeerServer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -20,27 +20,42 @@ use crate::config::Config;
 use crate::http::{self, App};
 use crate::identity;
 use crate::jobs::Jobs;
+use crate::join;
 use crate::liveness::Liveness;
 use crate::membership::Membership;
 use crate::output::Outputs;
 use crate::peer_service::PeerService;
+use crate::roster::Roster;
 use crate::scheduler::Scheduler;
+use crate::settings::ClusterSettings;
 use crate::watchers::Watchers;
 use crate::worker::Worker;
 
 /// How long a node that was told to end waits for what it executes.
-const DRAIN: Duration = Duration::from_secs(20);
+const DRAIN: Duration = Duration::from_secs(16);
 /// How long it then waits until the rest has been given back to the others.
 const HAND_BACK: Duration = Duration::from_secs(3);
-/// How long it then waits for its last answers to reach the clients.
-const LAST_ANSWERS: Duration = Duration::from_secs(3);
+/// How long it then waits for its last answers to reach the clients: as long as they may take, and a little.
+const LAST_ANSWERS: Duration = Duration::from_secs(8);
 /// Runs a node until it is told to end.
 ///
 /// # Errors
 /// When it cannot start, must not run, or its storage has failed.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let identity = identity::claim(&config)?;
-    let incarnation = identity.incarnation;
+pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let folder = identity::lock(&config.data)?;
+    let peer_listener = listen(config.peer, "peers", "--peer")?;
+    let http_listener = listen(config.http, "clients", "--http")?;
+    http_listener
+        .set_nonblocking(true)
+        .context("prepare the HTTP listener")?;
+    if !config.join.is_empty() {
+        let place = match identity::joined(&folder)? {
+            Some(place) => place,
+            None => join::join(&config, &config.join, &stop).await?,
+        };
+        config.settle(place);
+    }
+    let incarnation = identity::claim(&folder, &config)?;
     info!(
         node = config.id,
         incarnation,
@@ -51,12 +66,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         version = crate::VERSION,
         "node starts"
     );
-    let peer_listener = listen(config.peer, "peers", "--peer")?;
-    let http_listener = listen(config.http, "clients", "--http")?;
-    http_listener
-        .set_nonblocking(true)
-        .context("prepare the HTTP listener")?;
-
     let (executor, upkeep) = start_executor(&config, incarnation)?;
     let mut tasks = JoinSet::new();
     tasks.spawn(upkeep);
@@ -69,7 +78,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let options = quorun_consensus::Options {
         id: config.id,
         cluster: config.cluster,
-        members: config.members.clone(),
+        members: known_members(&config),
         data_dir: config.data.clone(),
         heartbeat: config.heartbeat,
         election_min: config.election,
@@ -103,7 +112,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         liveness.clone(),
     );
     membership.meet_self(&process).await?;
-    consensus.bootstrap().await.context("form the cluster")?;
+    if config.join.is_empty() {
+        consensus.bootstrap().await.context("form the cluster")?;
+    }
+    let settings = ClusterSettings::new(&config);
+    settings.changed(&consensus).await?;
 
     let languages = Arc::new(config.languages.clone());
     let worker = Worker::new(
@@ -120,14 +133,22 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         liveness: liveness.clone(),
         eligible,
         node_timeout: config.node_timeout,
-        retention_bytes: config.retention_bytes,
+        settings: settings.clone(),
     };
     tasks.spawn(scheduler.run());
+    let roster = Roster {
+        consensus: consensus.clone(),
+        liveness: liveness.clone(),
+        membership: membership.clone(),
+        settings: settings.clone(),
+    };
+    tasks.spawn(roster.run());
     tasks.spawn(dispatch(
         notices,
         worker.clone(),
         watchers.clone(),
         membership.clone(),
+        (settings.clone(), consensus.clone()),
     ));
     let reporting = membership.clone();
     tasks.spawn(async move { reporting.report().await });
@@ -139,15 +160,17 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         outputs,
         config.ceilings.queue,
     );
+    let closing = CancellationToken::new();
     let app = App {
         languages,
         jobs,
         consensus: consensus.clone(),
         membership: membership.clone(),
         liveness,
+        settings,
+        closing: closing.clone(),
         config: Arc::new(config),
     };
-    let closing = CancellationToken::new();
     let http_done = serve_http(app, http_listener, closing.clone())?;
 
     let refusal = tokio::select! {
@@ -170,9 +193,21 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     executor.shutdown().await;
     consensus.shutdown().await;
     tasks.shutdown().await;
-    drop(identity);
+    drop(folder);
     info!("node has ended");
     result
+}
+
+/// The members that the consensus begins with; of a node that joins only itself, which it does not form a cluster of.
+fn known_members(config: &Config) -> BTreeMap<NodeId, Member> {
+    if config.join.is_empty() {
+        return config.members.clone();
+    }
+    let own = Member {
+        peer: config.advertise_peer.clone(),
+        http: config.advertise_http.clone(),
+    };
+    BTreeMap::from([(config.id, own)])
 }
 
 fn listen(address: SocketAddr, whom: &str, option: &str) -> anyhow::Result<TcpListener> {
@@ -233,13 +268,18 @@ async fn dispatch(
     worker: Worker,
     watchers: Watchers,
     membership: Membership,
+    (settings, consensus): (ClusterSettings, Handle),
 ) {
     while let Some(notice) = notices.recv().await {
         let result = match notice {
             Notice::Events(events) => {
                 let mut result = Ok(());
                 for event in events {
-                    result = result.and(event_of(event, &worker, &watchers, &membership).await);
+                    let done = match event {
+                        Event::SettingsChanged => settings.changed(&consensus).await,
+                        event => event_of(event, &worker, &watchers, &membership).await,
+                    };
+                    result = result.and(done);
                 }
                 result
             }
@@ -249,7 +289,9 @@ async fn dispatch(
                 let reconciled = worker.reconcile().await;
                 // After the worker, so that a watcher that looks finds the attempts.
                 watchers.all_changed();
-                known.and(reconciled)
+                known
+                    .and(reconciled)
+                    .and(settings.changed(&consensus).await)
             }
         };
         if let Err(error) = result {
@@ -289,6 +331,7 @@ async fn event_of(
             watchers.changed(job);
         }
         Event::NodeChanged { node } => membership.node_changed(node).await?,
+        Event::SettingsChanged => {} // not a matter of these
     }
     Ok(())
 }

@@ -4,14 +4,15 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
-use quorun_consensus::Handle;
+use quorun_consensus::{Error as ConsensusError, Handle};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{JobId, JobState};
 use quorun_proto::FROM_KEY;
 use quorun_proto::v1::peer_server::Peer;
 use quorun_proto::v1::{
-    Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, OutputChunk,
-    Stream as WireStream, WatchReply, WatchRequest, watch_reply::Event,
+    Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, MoveLeaderReply,
+    MoveLeaderRequest, OutputChunk, Stream as WireStream, WatchReply, WatchRequest,
+    watch_reply::Event,
 };
 use tonic::{Request, Response, Status};
 
@@ -111,6 +112,23 @@ impl Peer for PeerService {
             is_leader: leading,
             peers,
         }))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderReply>, Status> {
+        let to = Some(request.into_inner().to).filter(|to| *to != 0);
+        self.consensus
+            .transfer_leadership(to)
+            .await
+            .map_err(|error| match error {
+                ConsensusError::NotLeader => Status::unavailable(error.to_string()),
+                ConsensusError::Failed(_) => Status::failed_precondition(error.to_string()),
+                _ => Status::internal(error.to_string()),
+            })?;
+        let leader = self.consensus.status().borrow().leader.unwrap_or(0);
+        Ok(Response::new(MoveLeaderReply { leader }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchReply, Status>> + Send>>;

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::ledger;
 use crate::liveness::Liveness;
+use crate::settings::ClusterSettings;
 
 /// How long a proposal of the scheduler may take.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -31,7 +32,7 @@ pub struct Scheduler {
     /// Silence after which a node is lost.
     pub node_timeout: Duration,
     /// How many bytes finished jobs may hold.
-    pub retention_bytes: u64,
+    pub settings: ClusterSettings,
 }
 
 impl Scheduler {
@@ -105,6 +106,7 @@ impl Scheduler {
 
     /// Removes what is over its time or its size, a batch at a time, until nothing is.
     async fn expire(&self) {
+        let keep_bytes = self.settings.current().retention_bytes;
         loop {
             let due = ledger::read(&self.consensus, |view| {
                 Ok((view.next_expiry()?, view.counters()?.finished_bytes))
@@ -112,12 +114,12 @@ impl Scheduler {
             .await;
             let Ok((next, bytes)) = due else { return };
             let old = next.is_some_and(|at| at <= now_ms());
-            if !old && bytes <= self.retention_bytes {
+            if !old && bytes <= keep_bytes {
                 return;
             }
             let command = Command::Expire {
                 limit: EXPIRE_AT_ONCE,
-                keep_bytes: self.retention_bytes,
+                keep_bytes,
             };
             match self.propose(command).await {
                 Some(Reply::Expired { jobs: 0 }) | None => return,

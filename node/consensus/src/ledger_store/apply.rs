@@ -9,6 +9,7 @@ use quorun_ledger::{Event, Transaction};
 use tokio::sync::{mpsc, watch};
 
 use super::{LedgerStore, SnapshotFile};
+use crate::blocking::blocking;
 use crate::handle::Notice;
 use crate::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 
@@ -73,6 +74,7 @@ impl StateMachine {
         let store = self.store.clone();
         let (replies, events) = blocking(move || store.apply(entries))
             .await
+            .and_then(|applied| applied)
             .inspect_err(|error| self.failed(error))?;
         for (responder, replies) in responders.into_iter().zip(replies) {
             if let Some(responder) = responder {
@@ -87,14 +89,6 @@ impl StateMachine {
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
-}
-
 impl LedgerStore {
     /// Applies entries as one. Returns what the commands of each were answered, and all their events.
     pub(super) fn apply(&self, entries: Vec<Entry>) -> io::Result<(Vec<Replies>, Vec<Event>)> {
@@ -104,6 +98,8 @@ impl LedgerStore {
         let mut transaction = Transaction::begin(self).map_err(io::Error::other)?;
         let mut changed = false;
         for entry in entries {
+            #[cfg(feature = "simulation")]
+            crate::simulation::applied(&entry);
             meta.applied = Some(entry.log_id);
             replies.push(match entry.payload {
                 EntryPayload::Blank => Replies::default(),
@@ -187,6 +183,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let meta = meta.clone();
         blocking(move || store.install(&meta, snapshot))
             .await
+            .and_then(|installed| installed)
             .inspect_err(|error| self.failed(error))?;
         // Nobody needs to listen.
         let _ = self.notices.send(Notice::Reset);
@@ -195,7 +192,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         let store = self.store.clone();
-        blocking(move || store.current_snapshot()).await
+        blocking(move || store.current_snapshot()).await?
     }
 }
 
@@ -208,6 +205,6 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let store = self.0.clone();
-        blocking(move || store.build()).await
+        blocking(move || store.build()).await?
     }
 }

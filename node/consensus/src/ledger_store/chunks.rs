@@ -16,7 +16,7 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use quorun_ledger::keys;
 
-use crate::disk::to_io;
+use crate::disk::{Tree, to_io};
 use crate::error::NewerFormat;
 
 /// A larger value is split into pieces of this size: sled puts what is much larger into files that it never syncs.
@@ -131,7 +131,7 @@ pub(super) fn split(key: &[u8], record: &[u8], mut write: impl FnMut(Vec<u8>, Ve
 }
 
 /// The value of a record whose key holds `value`.
-pub(super) fn join(tree: &sled::Tree, key: &[u8], value: &[u8]) -> io::Result<Bytes> {
+pub(super) fn join(tree: &Tree, key: &[u8], value: &[u8]) -> io::Result<Bytes> {
     let count = match head(key, value)? {
         Head::Whole(body) => return Ok(Bytes::copy_from_slice(body)),
         Head::Split(count) => count,
@@ -147,9 +147,9 @@ pub(super) fn join(tree: &sled::Tree, key: &[u8], value: &[u8]) -> io::Result<By
 }
 
 /// Puts the format into a database that is empty; of another one, checks that it is ours.
-pub(super) fn check_format(tree: &sled::Tree) -> io::Result<()> {
+pub(super) fn check_format(tree: &Tree) -> io::Result<()> {
     let Some(found) = tree.get(FORMAT).map_err(to_io)? else {
-        if !tree.is_empty() {
+        if tree.range::<&[u8], _>(..).next().is_some() {
             return Err(invalid(FORMAT, "missing"));
         }
         let mut format = MAGIC.to_vec();

@@ -42,7 +42,7 @@ use self::check::Check;
 use self::chunks::{Head, META};
 use self::snapshot::Progress;
 pub(crate) use self::snapshot::{SnapshotFile, folder as snapshot_folder};
-use crate::disk::{Disk, to_io};
+use crate::disk::{Batch, Disk, Iter, Tree, to_io};
 use crate::error::{Error, NewerFormat};
 use crate::log_store::{DiskLogId, PurgeGuard};
 use crate::types::{LogId, StoredMembership, next_index};
@@ -309,7 +309,7 @@ impl LedgerStore {
             if let Some(building) = &mut current.building {
                 building.save(disk.tree(), raw.keys())?;
             }
-            let mut batch = sled::Batch::default();
+            let mut batch = Batch::default();
             for (key, value) in raw {
                 match value {
                     Some(value) => batch.insert(key, value),
@@ -324,7 +324,7 @@ impl LedgerStore {
         Ok(())
     }
 
-    fn reading<T>(&self, read: impl FnOnce(&sled::Tree) -> io::Result<T>) -> Result<T, StoreError> {
+    fn reading<T>(&self, read: impl FnOnce(&Tree) -> io::Result<T>) -> Result<T, StoreError> {
         let current = self.inner.current.read();
         let disk = current.disk.as_ref().ok_or_else(closed);
         disk.and_then(|disk| read(disk.tree()))
@@ -374,7 +374,7 @@ fn load(disk: &Disk) -> io::Result<(Meta, StateHash)> {
 }
 
 /// The keys and values of sled that make the ledger's writes, among them the chunks that are no longer needed.
-fn raw_writes(tree: &sled::Tree, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
+fn raw_writes(tree: &Tree, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
     let mut raw = BTreeMap::new();
     for (key, value) in writes {
         let old = tree.get(&key).map_err(to_io)?;
@@ -428,12 +428,12 @@ impl Store for LedgerStore {
     }
 }
 
-fn range(tree: &sled::Tree, from: &[u8], to: &[u8]) -> Option<sled::Iter> {
+fn range(tree: &Tree, from: &[u8], to: &[u8]) -> Option<Iter> {
     (from < to).then(|| tree.range::<&[u8], _>((Bound::Included(from), Bound::Excluded(to))))
 }
 
 fn pair(
-    tree: &sled::Tree,
+    tree: &Tree,
     found: Option<sled::Result<(sled::IVec, sled::IVec)>>,
 ) -> io::Result<Option<Pair>> {
     let Some((key, value)) = found.transpose().map_err(to_io)? else {

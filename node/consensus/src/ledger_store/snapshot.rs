@@ -24,7 +24,7 @@ use super::check::Check;
 use super::chunks::{self, META};
 use super::frames::{FRAME, FrameReader, FrameWriter, header, invalid, put, take};
 use super::{CACHE, LedgerStore, Meta, closed, folder, is_damage, load};
-use crate::disk::{Disk, to_io};
+use crate::disk::{Batch, Disk, Tree, to_io};
 use crate::files;
 use crate::types::{LogId, Snapshot, SnapshotMeta, next_index};
 
@@ -135,7 +135,7 @@ impl Progress {
     /// Saves what lies under keys that are about to be written.
     pub(super) fn save<'a>(
         &mut self,
-        tree: &sled::Tree,
+        tree: &Tree,
         keys: impl Iterator<Item = &'a Vec<u8>>,
     ) -> io::Result<()> {
         for key in keys {
@@ -149,7 +149,7 @@ impl Progress {
     }
 
     /// The next pairs, as they were when the building began; possibly none of them. `None` behind the last key.
-    pub(super) fn step(&mut self, tree: &sled::Tree) -> io::Result<Option<Vec<RawPair>>> {
+    pub(super) fn step(&mut self, tree: &Tree) -> io::Result<Option<Vec<RawPair>>> {
         let from = self
             .done
             .as_deref()
@@ -234,7 +234,7 @@ fn unpack<R: io::Read>(
 ) -> io::Result<(u64, Disk, StateHash)> {
     let (number, disk) = folder::create_next(data_dir, CACHE)?;
     chunks::check_format(disk.tree())?;
-    let mut batch = sled::Batch::default();
+    let mut batch = Batch::default();
     let mut size = 0;
     let mut check = Check::default();
     while let Some(frame) = frames.read()? {

@@ -614,7 +614,9 @@ fn a_value_that_is_not_what_was_written_is_noticed() {
         tree.insert(&key, good.clone()).unwrap();
         // Missing, or with the value of another time.
         if key != keys::COUNTERS {
-            tree.remove(&key).unwrap();
+            let mut removal = crate::disk::Batch::default();
+            removal.remove(key.as_slice());
+            tree.apply_batch(removal).unwrap();
             store.check().unwrap_err();
             if !key.starts_with(b"zc") {
                 tree.insert(&key, chunks::whole(&key, b"another")).unwrap();

@@ -23,7 +23,7 @@ use std::io;
 use std::ops::RangeBounds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -35,7 +35,8 @@ use tokio::sync::{oneshot, watch};
 use self::memory::{Inner, weight};
 use self::record::{Encoded, Extent};
 pub(crate) use self::watermark::DiskLogId;
-use self::writer::{Op, Writer};
+use self::writer::{Handover, Op, Writer};
+use crate::blocking::blocking;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::ledger_store::LogRange;
@@ -68,7 +69,7 @@ impl Location {
 #[derive(Clone, Debug)]
 pub(crate) struct LogStore {
     shared: Arc<Shared>,
-    ops: mpsc::Sender<Op>,
+    ops: Handover,
     writer: Arc<Mutex<Option<thread::JoinHandle<()>>>>,
     purge_guard: Option<Arc<dyn PurgeGuard>>,
 }
@@ -120,7 +121,6 @@ impl LogStore {
             inner: Mutex::new(inner),
             failure: watch::Sender::new(None),
         });
-        let (ops, waiting) = mpsc::channel();
         let writer = Writer::new(
             shared.clone(),
             opened.watermark,
@@ -129,6 +129,16 @@ impl LogStore {
             opened.records,
             opened.garbage,
         );
+        #[cfg(feature = "simulation")]
+        if crate::simulation::active() {
+            return Ok(Self {
+                shared,
+                ops: writer.simulate(),
+                writer: Arc::default(),
+                purge_guard: None,
+            });
+        }
+        let (ops, waiting) = Handover::new();
         let writer = thread::Builder::new()
             .name(format!("log-writer-{}", location.node))
             .spawn({
@@ -190,9 +200,7 @@ impl LogStore {
         if let Some(failure) = &*self.shared.failure.borrow() {
             return Err(io::Error::other(failure.clone()));
         }
-        self.ops
-            .send(op)
-            .map_err(|_| io::Error::other("the log is closed"))
+        self.ops.send(op)
     }
 
     /// Reads a range: all of it that the log holds, or the first part of it that exceeds `limit` bytes.
@@ -224,11 +232,7 @@ impl LogStore {
                 (next, end.min(inner.tail_first()), inner.extents(next, end))
             };
             let shared = self.shared.clone();
-            let read = tokio::task::spawn_blocking(move || {
-                shared.read_records(&extents, next, end, limit)
-            })
-            .await
-            .map_err(io::Error::other)??;
+            let read = blocking(move || shared.read_records(&extents, next, end, limit)).await??;
             if read.is_empty() {
                 missed = Some(next); // unless it was purged meanwhile
             }
@@ -409,9 +413,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
         if let Some(guard) = self.purge_guard.clone() {
-            tokio::task::spawn_blocking(move || guard.make_durable(upto.index))
-                .await
-                .map_err(io::Error::other)??;
+            blocking(move || guard.make_durable(upto.index)).await??;
         }
         self.shared.inner.lock().purge(upto);
         self.hand_over(Op::Purge(upto))

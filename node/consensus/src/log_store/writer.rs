@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::record::{self, Encoded, Extent};
 use super::watermark::{DiskLogId, State, Watermark};
 use super::{Shared, read_record};
-use crate::disk::to_io;
+use crate::disk::{Batch, to_io};
 use crate::types::{LogId, TypeConfig, Vote, next_index};
 
 pub(super) const STATE_KEY: &[u8] = b"s";
@@ -43,6 +43,34 @@ pub(super) enum Op {
     /// Written with the next change; nobody waits for it.
     Committed(Option<LogId>),
     Close,
+}
+
+/// The way to the writer.
+#[derive(Clone, Debug)]
+pub(super) enum Handover {
+    Thread(mpsc::Sender<Op>),
+    #[cfg(feature = "simulation")]
+    Task(tokio::sync::mpsc::UnboundedSender<Op>),
+}
+
+impl Handover {
+    /// To a writer that is a thread.
+    pub(super) fn new() -> (Self, mpsc::Receiver<Op>) {
+        let (ops, waiting) = mpsc::channel();
+        (Self::Thread(ops), waiting)
+    }
+
+    pub(super) fn send(&self, op: Op) -> io::Result<()> {
+        let taken = match self {
+            Self::Thread(ops) => ops.send(op).is_ok(),
+            #[cfg(feature = "simulation")]
+            Self::Task(ops) => ops.send(op).is_ok(),
+        };
+        if taken {
+            return Ok(());
+        }
+        Err(io::Error::other("the log is closed"))
+    }
 }
 
 impl Op {
@@ -88,13 +116,22 @@ pub(super) struct Writer {
 /// Changes on their way to the disk.
 #[derive(Default)]
 struct Staged {
-    batch: sled::Batch,
+    batch: Batch,
     /// Entries that are not packed yet; they follow the records.
     pending: Vec<Encoded>,
     /// How the records change: the new one at a first index, or `None` where it is gone.
     records: BTreeMap<u64, Option<Extent>>,
     waiters: Vec<Waiter>,
     changed: bool,
+}
+
+/// What has been handed to the database and is not safe yet.
+enum Unsynced {
+    Nothing,
+    /// Nobody waits for it, but the log is closed.
+    Remainder,
+    /// A change of the log's state, which also goes into the watermark.
+    Change,
 }
 
 impl Writer {
@@ -150,17 +187,49 @@ impl Writer {
         }
     }
 
+    /// The same as a task of the simulation. A crash can come while the disk is written.
+    #[cfg(feature = "simulation")]
+    pub(super) fn simulate(mut self) -> Handover {
+        let (ops, mut waiting) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut ops = Vec::new();
+            while waiting.recv_many(&mut ops, MAX_OPS).await > 0 {
+                let ops = std::mem::take(&mut ops);
+                let close = ops.iter().any(|op| matches!(op, Op::Close));
+                let started = Instant::now();
+                let (staged, unsynced) = self.stage_and_apply(ops, close);
+                tokio::time::sleep(crate::simulation::sync_time()).await;
+                self.settle(staged, unsynced, started);
+                if close {
+                    return;
+                }
+            }
+        });
+        Handover::Task(ops)
+    }
+
     fn write(&mut self, ops: Vec<Op>, close: bool) {
         let started = Instant::now();
+        let (staged, unsynced) = self.stage_and_apply(ops, close);
+        self.settle(staged, unsynced, started);
+    }
+
+    /// Hands the changes to the database, which may lose them as long as they are not synced.
+    fn stage_and_apply(&mut self, ops: Vec<Op>, close: bool) -> (Staged, io::Result<Unsynced>) {
         let mut staged = Staged::default();
-        let result = if self.failed {
+        let unsynced = if self.failed {
             staged.waiters = waiters(ops);
             Err(io::Error::other("the log's writer has failed before"))
         } else {
             self.stage(ops, &mut staged)
-                .and_then(|()| self.commit(&mut staged, close))
+                .and_then(|()| self.apply(&mut staged, close))
         };
-        match result {
+        (staged, unsynced)
+    }
+
+    /// Waits for the disk, and tells those who wait for it.
+    fn settle(&mut self, staged: Staged, unsynced: io::Result<Unsynced>, started: Instant) {
+        match unsynced.and_then(|unsynced| self.sync(&unsynced)) {
             Ok(()) => {
                 let durable = next_index(self.state.last().as_ref());
                 {
@@ -322,7 +391,7 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, staged: &mut Staged, close: bool) -> io::Result<()> {
+    fn apply(&mut self, staged: &mut Staged, close: bool) -> io::Result<Unsynced> {
         let disk = self.shared.disk()?;
         let mut removals = 0;
         while let Some(extent) = self.garbage.front() {
@@ -341,18 +410,32 @@ impl Writer {
                 let batch = std::mem::take(&mut staged.batch);
                 disk.tree().apply_batch(batch).map_err(to_io)?;
             }
-            return if close { disk.sync() } else { Ok(()) };
+            return Ok(if close {
+                Unsynced::Remainder
+            } else {
+                Unsynced::Nothing
+            });
         }
         self.state.change += 1;
         staged.batch.insert(STATE_KEY, codec::encode(&self.state));
         self.insert_committed(&mut staged.batch);
         let batch = std::mem::take(&mut staged.batch);
         disk.tree().apply_batch(batch).map_err(to_io)?;
-        disk.sync()?;
-        self.watermark.write(&self.state)
+        Ok(Unsynced::Change)
     }
 
-    fn insert_committed(&self, batch: &mut sled::Batch) {
+    fn sync(&self, unsynced: &Unsynced) -> io::Result<()> {
+        match unsynced {
+            Unsynced::Nothing => Ok(()),
+            Unsynced::Remainder => self.shared.disk()?.sync(),
+            Unsynced::Change => {
+                self.shared.disk()?.sync()?;
+                self.watermark.write(&self.state)
+            }
+        }
+    }
+
+    fn insert_committed(&self, batch: &mut Batch) {
         if let Some(committed) = self.committed {
             batch.insert(COMMITTED_KEY, codec::encode(&DiskLogId::from(committed)));
         }

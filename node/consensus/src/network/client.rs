@@ -32,6 +32,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::MAX_MESSAGE;
 use super::check::Identity;
+use crate::blocking::blocking;
 use crate::error::Error;
 use crate::ledger_store::SnapshotFile;
 use crate::options::{ClusterId, Member};
@@ -97,7 +98,7 @@ impl Peers {
             _ => {
                 // The connection lives on consensus' own runtime, whoever asks for it first.
                 let _entered = self.runtime.enter();
-                let channel = endpoint(address)?.connect_lazy();
+                let channel = connect_lazy(&endpoint(address)?);
                 channels.insert((target, lane), (address.to_owned(), channel.clone()));
                 channel
             }
@@ -138,6 +139,14 @@ fn endpoint(address: &str) -> Result<Endpoint, Error> {
                 .initial_connection_window_size(CONNECTION_WINDOW)
         })
         .map_err(|error| Error::Options(format!("the peer address {address:?}: {error}")))
+}
+
+fn connect_lazy(endpoint: &Endpoint) -> Channel {
+    #[cfg(feature = "simulation")]
+    if crate::simulation::active() {
+        return crate::simulation::net::connect_lazy(endpoint);
+    }
+    endpoint.connect_lazy()
 }
 
 /// Whether a call failed before anything of it can have reached its target.
@@ -373,9 +382,7 @@ impl NetSnapshot<TypeConfig> for Connection {
         let bytes = snapshot.snapshot.file.metadata().map_err(failed)?.len();
         let header = wire::snapshot_header_to(&vote, &snapshot.meta, bytes);
         let (chunks, outgoing) = mpsc::channel(CHUNKS);
-        let reader = tokio::task::spawn_blocking(move || {
-            read_chunks(header, snapshot.snapshot.file, &chunks)
-        });
+        let reader = tokio::spawn(read_chunks(header, snapshot.snapshot.file, chunks));
         let call = client.install_snapshot(ReceiverStream::new(outgoing));
         let reply = tokio::select! {
             reply = call => reply.map_err(|status| unreachable_peer(&status))?.into_inner(),
@@ -391,25 +398,30 @@ impl NetSnapshot<TypeConfig> for Connection {
     }
 }
 
-fn read_chunks(
+async fn read_chunks(
     header: v1::SnapshotHeader,
     mut file: std::fs::File,
-    chunks: &mpsc::Sender<v1::SnapshotChunk>,
+    chunks: mpsc::Sender<v1::SnapshotChunk>,
 ) -> std::io::Result<()> {
     let mut next = v1::SnapshotChunk {
         header: Some(header),
         ..v1::SnapshotChunk::default()
     };
     loop {
-        if chunks.blocking_send(next).is_err() {
+        if chunks.send(next).await.is_err() {
             return Ok(()); // the call has ended; what came of it is known there
         }
-        let mut data = vec![0; CHUNK];
-        let length = file.read(&mut data)?;
-        if length == 0 {
+        let read = blocking(move || {
+            let mut data = vec![0; CHUNK];
+            let length = file.read(&mut data)?;
+            data.truncate(length);
+            std::io::Result::Ok((file, data))
+        });
+        let data;
+        (file, data) = read.await??;
+        if data.is_empty() {
             return Ok(());
         }
-        data.truncate(length);
         next = v1::SnapshotChunk {
             header: None,
             crc32: crc32fast::hash(&data),

@@ -1,6 +1,7 @@
 //! The Consensus service: what the peers ask of this node.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,11 +13,11 @@ use openraft::raft::{TransferLeaderRequest, VoteRequest};
 use openraft::{LinearizerOption, ReadPolicy};
 use quorun_ledger::{Command, codec};
 use quorun_proto::v1;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::blocking::blocking;
 use crate::ledger_store::{SnapshotFile, snapshot_folder};
 use crate::proposer::{Proposer, Refusal};
 use crate::types::{LogId, Raft, Snapshot, SnapshotMeta, Vote};
@@ -54,7 +55,9 @@ impl Service {
         bytes: u64,
     ) -> Result<(), Status> {
         let failed = |error: io::Error| Status::internal(format!("keep the snapshot: {error}"));
-        let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
+        let path = path.to_owned();
+        let created = blocking(move || File::create(path)).await;
+        let mut file = created.and_then(|file| file).map_err(failed)?;
         let mut received = 0;
         while let Some(chunk) = chunks.message().await? {
             if crc32fast::hash(&chunk.data) != chunk.crc32 {
@@ -64,13 +67,17 @@ impl Service {
             if received > bytes {
                 return Err(Status::invalid_argument("more chunks than were announced"));
             }
-            file.write_all(&chunk.data).await.map_err(failed)?;
+            let written = blocking(move || {
+                file.write_all(&chunk.data)?;
+                io::Result::Ok(file)
+            });
+            file = written.await.and_then(|file| file).map_err(failed)?;
         }
         if received < bytes {
             return Err(Status::data_loss("fewer chunks than were announced"));
         }
-        file.flush().await.map_err(failed)?;
-        file.sync_all().await.map_err(failed)
+        let synced = blocking(move || file.sync_all()).await;
+        synced.and_then(|synced| synced).map_err(failed)
     }
 
     async fn install(
@@ -80,11 +87,8 @@ impl Service {
         meta: SnapshotMeta,
     ) -> Result<v1::SnapshotReply, Status> {
         let (received, announced) = (path.to_owned(), meta.clone());
-        let checked =
-            tokio::task::spawn_blocking(move || SnapshotFile::open_received(received, &announced));
-        let snapshot = checked
+        let snapshot = blocking(move || SnapshotFile::open_received(received, &announced))
             .await
-            .map_err(io::Error::other)
             .and_then(|opened| opened)
             .map_err(|error| Status::data_loss(error.to_string()))?;
         let response = self
@@ -181,7 +185,9 @@ impl v1::consensus_server::Consensus for Service {
             Err(status) => Err(status),
         };
         // Installing has given the file another name, unless it was refused.
-        if let Err(error) = tokio::fs::remove_file(&path).await
+        let received = path.clone();
+        let removed = blocking(move || std::fs::remove_file(received)).await;
+        if let Err(error) = removed.and_then(|removed| removed)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(%error, path = %path.display(), "a received snapshot could not be removed");

@@ -49,6 +49,10 @@ fn uncertain(mut proposals: Vec<Proposal>) -> Outcome {
 }
 
 fn now_ms() -> u64 {
+    #[cfg(feature = "simulation")]
+    if let Some(now) = crate::simulation::now_ms() {
+        return now;
+    }
     // A clock before 1970 counts as 1970; the ledger's own time never goes back.
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -81,6 +85,8 @@ pub(super) async fn write(
     };
     let encoded = EncodedBatch::new(&batch);
     drop(batch);
+    #[cfg(feature = "simulation")]
+    crate::simulation::stamped(term, &encoded).await;
     let (responder, written) = ProgressResponder::<TypeConfig, _>::complete_only();
     let handed_over = parts
         .raft

@@ -157,6 +157,13 @@ impl Peer for Hello {
         Err(tonic::Status::unimplemented("heartbeat"))
     }
 
+    async fn move_leader(
+        &self,
+        _: Request<v1::MoveLeaderRequest>,
+    ) -> Result<Response<v1::MoveLeaderReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("move_leader"))
+    }
+
     async fn watch(
         &self,
         _: Request<v1::WatchRequest>,

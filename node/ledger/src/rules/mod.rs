@@ -10,6 +10,8 @@ pub(crate) mod placement;
 mod submit;
 
 use crate::command::{Command, Reply};
+use crate::event::Event;
+use crate::keys;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
@@ -54,6 +56,13 @@ pub(crate) fn apply<S: Store>(
         ),
         Command::NodeLost { node, incarnation } => nodes::lost(tx, node, incarnation),
         Command::Drain { node, draining } => nodes::drain(tx, node, draining),
+        Command::Admit { peer, http, floor } => nodes::admit(tx, peer, http, floor),
+        Command::Remove { node } => nodes::remove(tx, node),
+        Command::Configure { settings } => {
+            tx.put(keys::SETTINGS.to_vec(), &settings)?;
+            tx.events.push(Event::SettingsChanged);
+            Ok(Reply::Configured)
+        }
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
     }
 }

@@ -1,11 +1,12 @@
-//! Nodes that come, go silent, and drain.
+//! Nodes that come, go silent, drain, and leave for ever.
 
 use std::collections::BTreeSet;
 
 use crate::command::{Rejection, Reply};
 use crate::event::Event;
 use crate::job::JobState;
-use crate::node::{Node, NodeId};
+use crate::keys;
+use crate::node::{Admission, Node, NodeId};
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
@@ -29,6 +30,9 @@ pub(super) fn up<S: Store>(
     announcement: Announcement,
 ) -> Result<Reply, StoreError> {
     let id = announcement.node;
+    if tx.view().is_removed(id)? {
+        return Ok(Reply::Rejected(Rejection::NodeRemoved));
+    }
     let mut requeued = 0;
     let mut draining = false;
     if let Some(known) = tx.nodes.get(&id) {
@@ -43,6 +47,7 @@ pub(super) fn up<S: Store>(
         }
     }
     let busy = tx.nodes.get(&id).map_or(0, |known| known.busy);
+    tx.remove(keys::admission(id))?;
     tx.set_node(Node {
         id,
         incarnation: announcement.incarnation,
@@ -95,6 +100,48 @@ pub(super) fn drain<S: Store>(
     node.draining = draining;
     tx.events.push(Event::NodeChanged { node: id });
     Ok(Reply::Node { requeued: 0 })
+}
+
+/// Gives an id that is above all that were ever given: a node that was removed may come back with an old configuration,
+/// and in Raft a reused id could bring a majority of one back to life.
+pub(super) fn admit<S: Store>(
+    tx: &mut Transaction<S>,
+    peer: String,
+    http: String,
+    floor: NodeId,
+) -> Result<Reply, StoreError> {
+    let admissions = tx.view().admissions()?;
+    if let Some((id, _)) = admissions.iter().find(|(_, known)| known.peer == peer) {
+        return Ok(Reply::Admitted { node: *id });
+    }
+    let highest = [
+        Some(floor),
+        tx.nodes.last_key_value().map(|(id, _)| *id),
+        admissions.last().map(|(id, _)| *id),
+        tx.view().removed()?.last().copied(),
+    ];
+    let highest = highest.into_iter().flatten().max().unwrap_or(0);
+    let Some(node) = highest.checked_add(1) else {
+        return Err(StoreError::Inconsistent(
+            "the ids of nodes are used up".to_owned(),
+        ));
+    };
+    tx.put(keys::admission(node), &Admission { peer, http })?;
+    tx.events.push(Event::NodeChanged { node });
+    Ok(Reply::Admitted { node })
+}
+
+/// The node need not have announced itself, nor be known at all: what matters is that it never takes part again.
+pub(super) fn remove<S: Store>(tx: &mut Transaction<S>, id: NodeId) -> Result<Reply, StoreError> {
+    if tx.view().is_removed(id)? {
+        return Ok(Reply::Node { requeued: 0 });
+    }
+    let requeued = requeue_all(tx, id, "its node was removed")?;
+    tx.forget_node(id)?;
+    tx.remove(keys::admission(id))?;
+    tx.put(keys::removed(id), &())?;
+    tx.events.push(Event::NodeChanged { node: id });
+    Ok(Reply::Node { requeued })
 }
 
 /// Takes all attempts from a node. The newest job is put back first, so that the oldest ends up at the very front.

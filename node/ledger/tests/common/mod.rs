@@ -3,6 +3,8 @@
 #![allow(dead_code)] // every suite uses its own part
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
+pub mod witness;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;

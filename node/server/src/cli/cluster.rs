@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Subcommand;
-use http::{Method, StatusCode};
-use serde_json::Value;
+use http::Method;
+use serde_json::{Value, json};
 
 use super::Target;
 use super::client::{Client, problem};
 
-/// Look at a cluster.
+/// Look at a cluster, and change it.
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
     /// Show the nodes, who leads, and what waits
@@ -21,25 +21,158 @@ pub enum ClusterCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Give a node a place before it comes: whoever then joins from this address has it (quorun serve --join)
+    Add {
+        /// HOST:PORT under which the others will reach its peer port
+        peer: String,
+        /// HOST:PORT under which its HTTP port will be reached
+        #[arg(long, value_name = "HOST:PORT")]
+        http: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Remove a node for ever; what it was running goes to others
+    Remove {
+        /// Its id
+        node: u64,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Give a node no more work; if it leads, another one takes over
+    Drain {
+        /// Its id
+        node: u64,
+        /// Give it work again
+        #[arg(long)]
+        undo: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Have another node lead
+    MoveLeader {
+        /// The voter that is to lead [default: the one that is best placed]
+        node: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show the settings of the whole cluster, and change those that are given
+    Settings {
+        /// Finished jobs are kept this long, seconds
+        #[arg(long, value_name = "S")]
+        retention_s: Option<u64>,
+        /// Finished jobs are kept up to this size, MiB; the oldest go first
+        #[arg(long, value_name = "MB")]
+        retention_mb: Option<u64>,
+        /// Silence after which a voter gives its vote to a learner, seconds
+        #[arg(long, value_name = "S")]
+        replace_voter_s: Option<u64>,
+        /// Forget the settings of the cluster: each node's own configuration decides again
+        #[arg(long, conflicts_with_all = ["retention_s", "retention_mb", "replace_voter_s"])]
+        reset: bool,
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 /// Does what the command says.
 pub async fn cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
     match command {
         ClusterCommand::Status { target, json } => {
-            let client = Client::new(&target.url)?;
-            let (status, body) = client.json(Method::GET, "/v1/cluster", None).await?;
-            if status != StatusCode::OK {
-                bail!("{status}: {}", problem(&body));
-            }
+            let body = ask(&target, Method::GET, "/v1/cluster", None).await?;
             if json {
                 println!("{body:#}");
             } else {
                 print!("{}", table(&body));
             }
         }
+        ClusterCommand::Add { peer, http, target } => {
+            let request = json!({ "peer": peer, "http": http });
+            let body = ask(&target, Method::POST, "/v1/cluster/nodes", Some(request)).await?;
+            println!(
+                "node {} has a place; start it with: quorun serve --join {} --peer {peer}",
+                text(&body["id"]),
+                target.url
+            );
+        }
+        ClusterCommand::Remove { node, target } => {
+            let path = format!("/v1/cluster/nodes/{node}");
+            let body = ask(&target, Method::DELETE, &path, None).await?;
+            let state = if body["removed"] == true {
+                "has been removed"
+            } else {
+                "is being removed"
+            };
+            println!(
+                "node {node} {state}; jobs that went to others: {}",
+                text(&body["requeued"])
+            );
+        }
+        ClusterCommand::Drain { node, undo, target } => {
+            let path = format!("/v1/cluster/nodes/{node}/drain");
+            let request = json!({ "draining": !undo });
+            ask(&target, Method::POST, &path, Some(request)).await?;
+            let work = if undo { "work again" } else { "no more work" };
+            println!("node {node} is given {work}");
+        }
+        ClusterCommand::MoveLeader { node, target } => {
+            let request = json!({ "node": node });
+            let body = ask(&target, Method::POST, "/v1/cluster/leader", Some(request)).await?;
+            println!("node {} leads", text(&body["leader"]));
+        }
+        ClusterCommand::Settings {
+            retention_s,
+            retention_mb,
+            replace_voter_s,
+            reset,
+            target,
+        } => {
+            const PATH: &str = "/v1/cluster/settings";
+            let given = [
+                ("retention_s", retention_s),
+                ("retention_mb", retention_mb),
+                ("replace_voter_s", replace_voter_s),
+            ];
+            let mut body = ask(&target, Method::GET, PATH, None).await?;
+            if reset || given.iter().any(|(_, value)| value.is_some()) {
+                let mut set = if reset { json!({}) } else { body["set"].take() };
+                for (name, value) in given {
+                    if let Some(value) = value {
+                        set[name] = value.into();
+                    }
+                }
+                ask(&target, Method::PUT, PATH, Some(set)).await?;
+                body = ask(&target, Method::GET, PATH, None).await?;
+            }
+            for (name, _) in given {
+                let own = body["set"][name].is_null();
+                let origin = if own {
+                    "the node's own"
+                } else {
+                    "the cluster's"
+                };
+                println!(
+                    "{name:<16} {:>10}  {origin}",
+                    text(&body["effective"][name])
+                );
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sends a request that must succeed.
+async fn ask(
+    target: &Target,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> anyhow::Result<Value> {
+    let client = Client::new(&target.url)?;
+    let (status, answer) = client.json(method, path, body.as_ref()).await?;
+    if !status.is_success() {
+        bail!("{status}: {}", problem(&answer));
+    }
+    Ok(answer)
 }
 
 fn text(value: &Value) -> String {

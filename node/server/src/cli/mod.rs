@@ -1,6 +1,6 @@
 //! The command line.
 
-mod client;
+pub mod client;
 mod cluster;
 mod dev;
 mod health;
@@ -33,7 +33,7 @@ enum Command {
     Dev(dev::DevArgs),
     /// Run a program on a cluster: print what it prints, exit as it exits
     Run(run::RunArgs),
-    /// Look at a cluster
+    /// Look at a cluster, and change it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Exit with 0 if a node can take requests and work, with 1 otherwise

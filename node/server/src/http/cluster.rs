@@ -63,6 +63,7 @@ pub async fn status(State(app): State<App>) -> Result<Json<Value>, Problem> {
         "node": app.config.id,
         "leader": status.leader.filter(|_| app.liveness.in_touch()),
         "term": status.term,
+        "voters_changing": status.changing,
         "nodes": shown,
         "queue": { "jobs": counters.queued, "bytes": counters.queued_bytes },
         "running": counters.running,

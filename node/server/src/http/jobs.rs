@@ -73,12 +73,21 @@ pub async fn submit(
     let key = idempotency(&headers, &spec)?;
     let job = app.jobs.submit(spec, key).await?;
     if let Some(patience) = patience
-        && let Some(details) = app.jobs.wait(job, Instant::now() + patience).await?
+        && let Some(details) = finished(&app, job, patience).await?
     {
         return Ok(answer(StatusCode::OK, &details));
     }
     let details = app.jobs.get(job, false).await?;
     Ok(answer(StatusCode::ACCEPTED, &details))
+}
+
+/// The job once it has finished; `None` when the time is up, or when this node is about to end: the client can go on
+/// waiting at another one.
+async fn finished(app: &App, job: JobId, patience: Duration) -> Result<Option<Details>, Problem> {
+    tokio::select! {
+        details = app.jobs.wait(job, Instant::now() + patience) => Ok(details?),
+        () = app.closing.cancelled() => Ok(None),
+    }
 }
 
 /// How a job stands; with `wait`, once it has finished or the time is up.
@@ -95,7 +104,7 @@ pub async fn get(
     if let Some(patience) = patience
         && details.job.state != JobState::Finished
     {
-        details = match app.jobs.wait(id, Instant::now() + patience).await? {
+        details = match finished(&app, id, patience).await? {
             Some(details) => details,
             None => app.jobs.get(id, stale).await?,
         };

@@ -87,7 +87,20 @@ pub async fn run(
     if params.stream == Some(true) {
         return Ok(stream(&app, job));
     }
-    match app.jobs.wait(job, Instant::now() + PATIENCE).await? {
+    let waited = tokio::select! {
+        waited = app.jobs.wait(job, Instant::now() + PATIENCE) => waited?,
+        () = app.last_moment() => {
+            return Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "node-ending",
+                "This node is about to end",
+                format!("job {job} was accepted and goes on; ask another node for it at /v1/jobs/{job}"),
+            )
+            .with("job", job.to_string())
+            .retry());
+        }
+    };
+    match waited {
         Some(details) => Ok(answer(&details)),
         None => Err(Problem::new(
             StatusCode::GATEWAY_TIMEOUT,

@@ -7,28 +7,36 @@ mod health;
 mod jobs;
 mod lang;
 mod languages;
+mod members;
 mod problem;
 mod submission;
 mod view;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request};
-use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use http::{Method, StatusCode, Uri};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use quorun_consensus::Handle;
 use quorun_ledger::Language;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::config::Config;
 use crate::jobs::Jobs;
 use crate::liveness::Liveness;
 use crate::membership::Membership;
+use crate::settings::ClusterSettings;
 use problem::Problem;
 use submission::Rules;
+
+/// How long a client that waits for the end of a job goes on waiting when its node is about to end.
+const LAST_MOMENT: Duration = Duration::from_secs(6);
 
 /// What the handlers know.
 #[derive(Clone)]
@@ -45,6 +53,10 @@ pub struct App {
     pub membership: Membership,
     /// Who is alive.
     pub liveness: Liveness,
+    /// What holds for the whole cluster.
+    pub settings: ClusterSettings,
+    /// Cancelled when this node is about to end: whoever waits for a job is told to ask elsewhere.
+    pub closing: CancellationToken,
 }
 
 impl App {
@@ -52,8 +64,14 @@ impl App {
         Rules {
             languages: &self.languages,
             ceilings: &self.config.ceilings,
-            retention: self.config.retention,
+            retention: self.settings.current().retention,
         }
+    }
+
+    /// Returns when this node is about to end and a client that still waits must be told something.
+    async fn last_moment(&self) {
+        self.closing.cancelled().await;
+        tokio::time::sleep(LAST_MOMENT).await;
     }
 }
 
@@ -66,6 +84,14 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}/events", get(events::events))
         .route("/v1/languages", get(languages::list))
         .route("/v1/cluster", get(cluster::status))
+        .route("/v1/cluster/nodes", post(members::admit))
+        .route("/v1/cluster/nodes/{id}", delete(members::remove))
+        .route("/v1/cluster/nodes/{id}/drain", post(members::drain))
+        .route("/v1/cluster/leader", post(members::move_leader))
+        .route(
+            "/v1/cluster/settings",
+            get(members::settings).put(members::configure),
+        )
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .fallback(unknown_path)
@@ -81,7 +107,20 @@ pub fn router(app: App) -> Router {
             )
             .into_response()
         }))
+        .layer(middleware::map_response_with_state(
+            app.clone(),
+            close_when_draining,
+        ))
         .with_state(app)
+}
+
+/// A node that drains keeps no connection open: its clients are better served elsewhere.
+async fn close_when_draining(State(app): State<App>, mut response: Response) -> Response {
+    if app.membership.draining() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
 
 async fn unknown_path(uri: Uri) -> Problem {

@@ -76,7 +76,7 @@ impl Problem {
     }
 
     /// Tells the client to try again soon.
-    fn retry(mut self) -> Self {
+    pub fn retry(mut self) -> Self {
         self.retry_after = true;
         self
     }

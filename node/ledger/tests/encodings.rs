@@ -1,0 +1,398 @@
+//! The bytes of everything that the ledger keeps or sends: `golden/written.txt` has what this version writes,
+//! `golden/read.txt` what earlier versions have written and how it must be read for ever.
+//!
+//! A difference in `written.txt` is a change of format. On purpose, it takes three steps: `UPDATE_GOLDENFILES=1 cargo test
+//! -p quorun-ledger --test encodings`; the former bytes go into `read.txt` as a block of their own; and the nodes of a
+//! running cluster must still compute the same ledger while some of them have the former version.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod common;
+
+use std::error::Error;
+use std::fmt::{Debug, Write as _};
+
+use bytes::Bytes;
+use common::{Ledger, complete, id, node_up, result, spec, submit};
+use quorun_ledger::codec::{decode, encode};
+use quorun_ledger::view::KeyRecord;
+use quorun_ledger::{
+    Admission, Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult,
+    JobSpec, Limits, Node, Outcome, Output, Rejection, Reply, Settings, SourceFile, TestCase,
+    TestResult, Verdict, keys,
+};
+use serde::de::DeserializeOwned;
+
+fn play(name: &str) {
+    let path = format!("{}/tests/golden/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    goldenscript::run(&mut Bench, path).unwrap();
+}
+
+#[test]
+fn what_is_written_is_what_was_agreed() {
+    play("written");
+}
+
+#[test]
+fn what_was_written_is_read() {
+    play("read");
+}
+
+/// `encode NAME` shows a sample's bytes, `keys` all keys, `decode KIND BYTES...` what bytes are read as.
+struct Bench;
+
+impl goldenscript::Runner for Bench {
+    type Command = goldenscript::Command;
+
+    fn run(
+        &mut self,
+        line: &goldenscript::Command,
+        _: &goldenscript::Context,
+    ) -> Result<String, Box<dyn Error>> {
+        let mut args = line.consume_args();
+        let output = match line.name.as_str() {
+            "encode" => hex(&sample(args.next_pos().ok_or("no name")?)?),
+            "keys" => all_keys(),
+            "decode" => {
+                let kind = args.next_pos().ok_or("no kind")?;
+                let bytes: String = std::iter::from_fn(|| args.next_pos()).collect();
+                read(kind, &unhex(&bytes)?)?
+            }
+            other => return Err(format!("there is no {other}").into()),
+        };
+        args.reject_next()?;
+        Ok(output)
+    }
+}
+
+/// Thirty-two bytes a line.
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for line in bytes.chunks(32) {
+        for byte in line {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+    if !text.len().is_multiple_of(2) || !text.is_ascii() {
+        return Err("not pairs of digits".into());
+    }
+    (0..text.len())
+        .step_by(2)
+        .map(|at| Ok(u8::from_str_radix(&text[at..at + 2], 16)?))
+        .collect()
+}
+
+/// Decodes, and encodes again: what this version reads it must be able to write.
+fn shown<T: DeserializeOwned + serde::Serialize + Debug>(
+    bytes: &[u8],
+) -> Result<String, Box<dyn Error>> {
+    let value: T = decode(bytes).map_err(|error| {
+        // What else there is changes with every new command.
+        let text = error.to_string();
+        text.split(", expected one of")
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    })?;
+    let same = encode(&value) == bytes;
+    Ok(format!(
+        "{value:#?}\n{}",
+        if same {
+            "written the same"
+        } else {
+            "written anew"
+        }
+    ))
+}
+
+fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
+    match kind {
+        "batch" => shown::<Batch>(bytes),
+        "command" => shown::<Command>(bytes),
+        "reply" => shown::<Reply>(bytes),
+        "job" => shown::<Job>(bytes),
+        "spec" => shown::<JobSpec>(bytes),
+        "output" => shown::<Output>(bytes),
+        "node" => shown::<Node>(bytes),
+        "key" => shown::<KeyRecord>(bytes),
+        "counters" => shown::<Counters>(bytes),
+        "admission" => shown::<Admission>(bytes),
+        "settings" => shown::<Settings>(bytes),
+        other => Err(format!("there is no kind {other}").into()),
+    }
+}
+
+/// Every field set.
+fn full_spec() -> JobSpec {
+    JobSpec {
+        language: "python".to_owned(),
+        files: vec![
+            SourceFile {
+                name: "main.py".to_owned(),
+                content: Bytes::from_static(b"print(1)\n"),
+            },
+            SourceFile {
+                name: "lib/data".to_owned(),
+                content: Bytes::from_static(&[0, 255, 10]),
+            },
+        ],
+        entrypoint: "main.py".to_owned(),
+        stdin: Bytes::from_static(b"in"),
+        tests: vec![
+            TestCase::default(),
+            TestCase {
+                stdin: Bytes::from_static(b"1"),
+                expected: Some(Bytes::from_static(b"2")),
+            },
+        ],
+        stop_on_failure: true,
+        args: vec!["-x".to_owned()],
+        env: [("LANG".to_owned(), "C".to_owned())].into(),
+        limits: Limits {
+            cpu_ms: 1,
+            wall_ms: 2,
+            memory_kb: 3,
+            processes: 4,
+            output_kb: 5,
+            open_files: 6,
+            file_kb: Some(7),
+            stack_kb: 8,
+        },
+        labels: vec!["label".to_owned()],
+        isolation_key: Some("tenant".to_owned()),
+        retention_ms: 9,
+        max_attempts: 10,
+    }
+}
+
+fn full_result() -> JobResult {
+    let outcome = Outcome {
+        verdict: Verdict::TimeLimit,
+        exit_code: Some(-1),
+        signal: Some(9),
+        cpu_us: 1,
+        wall_us: 1 << 40,
+        memory_kb: 3,
+        message: Some("over the CPU time".to_owned()),
+    };
+    JobResult {
+        outcome: outcome.clone(),
+        output: Output {
+            stdout: Bytes::from_static(b"out"),
+            stderr: Bytes::from_static(b"err"),
+            stdout_truncated: true,
+            stderr_truncated: true,
+            compile: Some(Compile {
+                exit_code: Some(0),
+                signal: Some(11),
+                stdout: Bytes::from_static(b"o"),
+                stderr: Bytes::from_static(b"e"),
+                truncated: true,
+                cpu_us: 1,
+                wall_us: 2,
+                memory_kb: 3,
+                cached: true,
+            }),
+            tests: vec![TestResult {
+                outcome,
+                stdout: Bytes::from_static(b"a"),
+                stderr: Bytes::from_static(b"b"),
+                stdout_truncated: true,
+                stderr_truncated: true,
+            }],
+        },
+    }
+}
+
+fn full_settings() -> Settings {
+    Settings {
+        retention_ms: Some(1),
+        retention_bytes: Some(2),
+        replace_voter_ms: Some(3),
+    }
+}
+
+fn full_submit() -> Command {
+    Command::Submit {
+        id: id(1),
+        spec: full_spec(),
+        key: Some(IdempotencyKey {
+            key: "k".to_owned(),
+            fingerprint: [7; 16],
+        }),
+    }
+}
+
+fn full_complete() -> Command {
+    Command::Complete {
+        job: id(1),
+        attempt: 2,
+        node: 3,
+        result: full_result(),
+    }
+}
+
+/// A ledger whose job 1 has everything that a record can have: finished in its second attempt on node 2; job 2 waits.
+fn lived() -> Ledger {
+    let mut ledger = Ledger::default();
+    ledger.run(node_up(1, 1, 1));
+    ledger.run(full_submit());
+    ledger.run(Command::NodeLost {
+        node: 1,
+        incarnation: 1,
+    });
+    ledger.run(node_up(2, 4, 2));
+    ledger.time_ms += 5;
+    let end = Command::Complete {
+        job: id(1),
+        attempt: 2,
+        node: 2,
+        result: full_result(),
+    };
+    ledger.run(end);
+    ledger.run(Command::Drain {
+        node: 1,
+        draining: true,
+    });
+    ledger.run(submit(3));
+    ledger.eligible.clear();
+    ledger.run(submit(2));
+    ledger
+}
+
+fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
+    if let Some(command) = sample_command(name) {
+        return Ok(encode(&command));
+    }
+    if let Some(reply) = sample_reply(name) {
+        return Ok(encode(&reply));
+    }
+    let ledger = lived();
+    let view = ledger.view();
+    Ok(match name {
+        "batch" => encode(&Batch {
+            time_ms: 1 << 40,
+            eligible: [1, 300].into(),
+            commands: vec![submit(1), Command::Cancel { job: id(2) }],
+        }),
+        "empty-batch" => encode(&Batch {
+            time_ms: 0,
+            eligible: [].into(),
+            commands: Vec::new(),
+        }),
+        "job" => encode(&view.job(id(1))?),
+        "queued-job" => encode(&view.job(id(2))?),
+        "running-job" => encode(&view.job(id(3))?),
+        "spec" => encode(&full_spec()),
+        "plain-spec" => encode(&spec("c")),
+        "output" => encode(&full_result().output),
+        "plain-output" => encode(&result("x").output),
+        "node" => encode(&view.node(1)?),
+        "key" => encode(&view.key("k")?),
+        "admission" => encode(&Admission {
+            peer: "a:1".to_owned(),
+            http: "a:2".to_owned(),
+        }),
+        "settings" => encode(&full_settings()),
+        "counters" => encode(&view.counters()?),
+        other => return Err(format!("there is no sample {other}").into()),
+    })
+}
+
+fn sample_command(name: &str) -> Option<Command> {
+    Some(match name {
+        "submit" => full_submit(),
+        "plain-submit" => submit(1),
+        "assign" => Command::Assign {
+            job: id(1),
+            node: 2,
+        },
+        "complete" => full_complete(),
+        "plain-complete" => complete(1, 1, 1, "x"),
+        "release" => Command::Release {
+            job: id(1),
+            attempt: 1,
+            node: 2,
+            reason: "no engine".to_owned(),
+        },
+        "cancel" => Command::Cancel { job: id(1) },
+        "up" => node_up(1, 2, 3),
+        "lost" => Command::NodeLost {
+            node: 1,
+            incarnation: 2,
+        },
+        "drain" => Command::Drain {
+            node: 1,
+            draining: true,
+        },
+        "admit" => Command::Admit {
+            peer: "a:1".to_owned(),
+            http: "a:2".to_owned(),
+            floor: 3,
+        },
+        "remove" => Command::Remove { node: 1 },
+        "configure" => Command::Configure {
+            settings: full_settings(),
+        },
+        "plain-configure" => Command::Configure {
+            settings: Settings::default(),
+        },
+        "expire" => Command::Expire {
+            limit: 1,
+            keep_bytes: u64::MAX,
+        },
+        _ => return None,
+    })
+}
+
+fn sample_reply(name: &str) -> Option<Reply> {
+    let rejected = |rejection| Some(Reply::Rejected(rejection));
+    Some(match name {
+        "submitted" => Reply::Submitted {
+            job: id(1),
+            joined: true,
+        },
+        "assigned" => Reply::Assigned { attempt: 1 },
+        "committed" => Reply::Completed(Completion::Committed),
+        "fenced" => Reply::Completed(Completion::Fenced),
+        "cancelled" => Reply::Cancelled,
+        "node-reply" => Reply::Node { requeued: 1 },
+        "admitted" => Reply::Admitted { node: 1 },
+        "configured" => Reply::Configured,
+        "expired" => Reply::Expired { jobs: 1 },
+        "unknown-job" => return rejected(Rejection::UnknownJob),
+        "unknown-node" => return rejected(Rejection::UnknownNode),
+        "already-finished" => return rejected(Rejection::AlreadyFinished),
+        "key-conflict" => return rejected(Rejection::KeyConflict { job: id(1) }),
+        "not-queued" => return rejected(Rejection::NotQueued),
+        "node-removed" => return rejected(Rejection::NodeRemoved),
+        "no-room" => return rejected(Rejection::NoRoom),
+        "stale-incarnation" => return rejected(Rejection::StaleIncarnation { current: 1 }),
+        _ => return None,
+    })
+}
+
+fn all_keys() -> String {
+    let all = [
+        ("admission", keys::admission(258)),
+        ("attempt", keys::attempt(258, id(3))),
+        ("counters", keys::COUNTERS.to_vec()),
+        ("expiry", keys::expiry(1 << 40, id(3))),
+        ("idempotency", keys::idempotency("k")),
+        ("job", keys::job(id(3))),
+        ("node", keys::node(258)),
+        ("output", keys::output(id(3))),
+        ("queued", keys::queued("c", 1 << 63)),
+        ("removed", keys::removed(258)),
+        ("settings", keys::SETTINGS.to_vec()),
+        ("spec", keys::spec(id(3))),
+    ];
+    all.iter()
+        .map(|(name, key)| format!("{name} {}", hex(key)))
+        .collect()
+}

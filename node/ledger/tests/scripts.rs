@@ -1,0 +1,389 @@
+//! The ledger's behaviour as scripts that can be read: `scripts/*.txt` hold commands, and below each block what they were
+//! answered, what happened, and what the ledger then holds. After every command the invariants are looked at.
+//!
+//! `UPDATE_GOLDENFILES=1 cargo test -p quorun-ledger --test scripts` writes the answers anew; the change is then to be
+//! read as one reads code.
+//!
+//! ```text
+//! later 500 | earlier 500            the leader's clock goes on or back, milliseconds
+//! eligible 1 2                       whom the leader believes able to take work; nobody when bare
+//! up n1 slots=2 incarnation=1 languages="python,c"
+//! lost n1 incarnation=1
+//! drain n1 | undrain n1
+//! submit j1 lang=python key=k1 request=a attempts=3 keep=60000 size=8
+//! assign j1 n1
+//! complete j1 attempt=1 node=1 text=hello verdict=accepted
+//! release j1 attempt=1 node=1 reason="no engine"
+//! cancel j1
+//! expire limit=10 bytes=1000
+//! admit address floor=3 | remove n1
+//! configure keep=5 bytes=6 replace=7
+//! place                              an empty batch: the bare scheduling decision
+//! dump                               everything that the ledger holds
+//! ```
+//!
+//! A command is a batch of its own, unless it stands between `batch` and `apply`. `(command)` says nothing. `[twice]` after
+//! a command applies it two times, as a proposer does that was not told what came of the first time.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use common::witness::{Witness, submitted};
+use common::{Ledger, id, node_up, result, spec};
+use goldenscript::{ArgumentConsumer, Context};
+use quorun_ledger::{
+    Applied, Command, IdempotencyKey, JobFilter, JobId, NodeId, Settings, Verdict, keys,
+};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// One test for each script.
+macro_rules! scripts {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            play(stringify!($name));
+        })*
+
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+scripts!(
+    attempts,
+    cancel,
+    drain,
+    fencing,
+    incarnations,
+    keys_and_retries,
+    languages,
+    life,
+    membership,
+    placement,
+    release,
+    repeated,
+    requeue,
+    retention,
+    settings,
+    time,
+);
+
+fn play(name: &str) {
+    let path = format!("{}/tests/scripts/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    goldenscript::run(&mut Stage::default(), path).unwrap();
+}
+
+#[test]
+fn every_script_is_played() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts");
+    let found: BTreeSet<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    let played: BTreeSet<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(found, played);
+}
+
+/// A ledger that is played to.
+#[derive(Default)]
+struct Stage {
+    ledger: Ledger,
+    witness: Witness,
+    /// Commands since `batch`.
+    collected: Option<Vec<Command>>,
+}
+
+impl goldenscript::Runner for Stage {
+    type Command = goldenscript::Command;
+
+    fn run(&mut self, line: &goldenscript::Command, context: &Context) -> Outcome<String> {
+        let mut args = line.consume_args();
+        let mut output = String::new();
+        match line.name.as_str() {
+            "later" | "earlier" => {
+                let by: u64 = positional(&mut args, "milliseconds")?.parse()?;
+                let now = self.ledger.time_ms;
+                self.ledger.time_ms = if line.name == "later" {
+                    now + by
+                } else {
+                    now - by
+                };
+            }
+            "eligible" => {
+                self.ledger.eligible = std::iter::from_fn(|| args.next_pos())
+                    .map(NodeId::from_str)
+                    .collect::<Result<_, _>>()?;
+            }
+            "batch" => self.collected = Some(Vec::new()),
+            "apply" => {
+                let commands = self.collected.take().ok_or("apply without batch")?;
+                output = self.apply(commands);
+            }
+            "place" => output = self.apply(Vec::new()),
+            "dump" => output = self.dump()?,
+            name => {
+                let command = command(name, &mut args)?;
+                let times = if context.tags.contains("twice") { 2 } else { 1 };
+                for _ in 0..times {
+                    match &mut self.collected {
+                        Some(collected) => collected.push(command.clone()),
+                        None => output += &self.apply(vec![command.clone()]),
+                    }
+                }
+            }
+        }
+        args.reject_next()?;
+        Ok(output)
+    }
+
+    fn end_script(&mut self) -> Outcome<()> {
+        match self.collected {
+            Some(_) => Err("batch without apply".into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Stage {
+    fn apply(&mut self, commands: Vec<Command>) -> String {
+        let jobs = submitted(&commands);
+        let applied = self.ledger.batch(commands);
+        self.witness.check(&jobs, &applied, &self.ledger.store);
+        told(&applied)
+    }
+
+    fn dump(&self) -> Outcome<String> {
+        let view = self.ledger.view();
+        let mut text = String::new();
+        let mut jobs = view
+            .jobs(&JobFilter::default(), None, usize::MAX, usize::MAX)?
+            .jobs;
+        jobs.sort_by_key(|job| (job.order, job.id));
+        for job in jobs {
+            write!(text, "{}: {}", short(job.id), job.state.as_str())?;
+            write!(text, ", attempt {}/{}", job.attempt, job.max_attempts)?;
+            if let Some(node) = job.node {
+                write!(text, " on n{node}")?;
+            }
+            if let Some(outcome) = job.outcome {
+                write!(text, ", {}", outcome.verdict.as_str())?;
+                if let Some(message) = outcome.message {
+                    write!(text, " ({message})")?;
+                }
+                let output = view.output(job.id)?.ok_or("finished without an output")?;
+                write!(text, " {:?}", String::from_utf8_lossy(&output.stdout))?;
+            }
+            let times = [
+                ("submitted", Some(job.submitted_ms)),
+                ("started", job.started_ms),
+                ("finished", job.finished_ms),
+            ];
+            for (what, time) in times {
+                if let Some(time) = time {
+                    write!(text, ", {what} {time}")?;
+                }
+            }
+            if let Some(key) = job.key {
+                write!(text, ", key {key}")?;
+            }
+            writeln!(text)?;
+        }
+        for node in view.nodes()? {
+            write!(text, "n{}: incarnation {}", node.id, node.incarnation)?;
+            write!(text, ", busy {}/{}", node.busy, node.slots)?;
+            for (job, attempt) in view.attempts(node.id)? {
+                write!(text, " {}#{attempt}", short(job))?;
+            }
+            if node.draining {
+                write!(text, ", draining")?;
+            }
+            if node.lost {
+                write!(text, ", lost")?;
+            }
+            writeln!(text)?;
+        }
+        for (node, admission) in view.admissions()? {
+            writeln!(text, "n{node}: admitted at {}", admission.peer)?;
+        }
+        for node in view.removed()? {
+            writeln!(text, "n{node}: removed")?;
+        }
+        let settings = view.settings()?;
+        if settings != Settings::default() {
+            writeln!(text, "{settings:?}")?;
+        }
+        for (key, _) in self.ledger.store.iter().filter(|(key, _)| key[0] == b'i') {
+            let key = String::from_utf8_lossy(&key[1..]);
+            let record = view.key(&key)?.ok_or("a key without a record")?;
+            writeln!(text, "key {key}: {}", short(record.job))?;
+        }
+        let expiries = keys::expiries();
+        for (key, _) in self.ledger.store.iter() {
+            if (&expiries.0[..]..&expiries.1[..]).contains(&&key[..]) {
+                let (time, job) = keys::parts_of_expiry(key).ok_or("a malformed key")?;
+                writeln!(text, "expires {time}: {}", short(job))?;
+            }
+        }
+        let counters = view.counters()?;
+        writeln!(
+            text,
+            "queued {} ({} bytes), running {}, finished {} ({} bytes), time {}",
+            counters.queued,
+            counters.queued_bytes,
+            counters.running,
+            counters.finished,
+            counters.finished_bytes,
+            counters.time_ms,
+        )?;
+        Ok(text)
+    }
+}
+
+/// Replies and events; whatever is new in them is seen, because nothing is picked out.
+fn told(applied: &Applied) -> String {
+    let mut text = String::new();
+    for reply in &applied.replies {
+        let _ = writeln!(text, "{reply:?}");
+    }
+    for event in &applied.events {
+        let _ = writeln!(text, "  {event:?}");
+    }
+    for n in 1..=9 {
+        text = text.replace(&id(n).to_string(), &format!("j{n}"));
+    }
+    text
+}
+
+fn short(job: JobId) -> String {
+    format!("j{}", job.as_bytes()[15])
+}
+
+fn positional<'a>(args: &mut ArgumentConsumer<'a>, what: &str) -> Outcome<&'a str> {
+    Ok(args.next_pos().ok_or_else(|| format!("no {what} given"))?)
+}
+
+/// A number with its letter before it, as in `j1`.
+fn name<T: FromStr<Err: Error + 'static>>(
+    args: &mut ArgumentConsumer<'_>,
+    letter: char,
+) -> Outcome<T> {
+    let text = positional(args, "name")?;
+    let number = text
+        .strip_prefix(letter)
+        .ok_or_else(|| format!("{text} does not begin with {letter}"))?;
+    Ok(number.parse()?)
+}
+
+fn job(args: &mut ArgumentConsumer<'_>) -> Outcome<JobId> {
+    Ok(id(name(args, 'j')?))
+}
+
+/// The value of `key=value`, or what it is by default.
+fn option<T: FromStr<Err: Error + 'static>>(
+    args: &mut ArgumentConsumer<'_>,
+    key: &str,
+    default: T,
+) -> Outcome<T> {
+    Ok(args.take_key(key).map_or(Ok(default), str::parse)?)
+}
+
+fn command(kind: &str, args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
+    Ok(match kind {
+        "submit" => submit(args)?,
+        "assign" => Command::Assign {
+            job: job(args)?,
+            node: name(args, 'n')?,
+        },
+        "complete" => {
+            let mut result = result(args.take_key("text").unwrap_or_default());
+            result.outcome.verdict = verdict(args.take_key("verdict").unwrap_or("accepted"))?;
+            Command::Complete {
+                job: job(args)?,
+                attempt: option(args, "attempt", 1)?,
+                node: option(args, "node", 1)?,
+                result,
+            }
+        }
+        "release" => Command::Release {
+            job: job(args)?,
+            attempt: option(args, "attempt", 1)?,
+            node: option(args, "node", 1)?,
+            reason: args.take_key("reason").unwrap_or("no engine").to_owned(),
+        },
+        "cancel" => Command::Cancel { job: job(args)? },
+        "up" => up(args)?,
+        "lost" => Command::NodeLost {
+            node: name(args, 'n')?,
+            incarnation: option(args, "incarnation", 1)?,
+        },
+        "drain" | "undrain" => Command::Drain {
+            node: name(args, 'n')?,
+            draining: kind == "drain",
+        },
+        "admit" => Command::Admit {
+            floor: option(args, "floor", 0)?,
+            peer: positional(args, "address")?.to_owned(),
+            http: String::new(),
+        },
+        "remove" => Command::Remove {
+            node: name(args, 'n')?,
+        },
+        "configure" => Command::Configure {
+            settings: Settings {
+                retention_ms: args.take_key("keep").map(str::parse).transpose()?,
+                retention_bytes: args.take_key("bytes").map(str::parse).transpose()?,
+                replace_voter_ms: args.take_key("replace").map(str::parse).transpose()?,
+            },
+        },
+        "expire" => Command::Expire {
+            limit: option(args, "limit", 1_000)?,
+            keep_bytes: option(args, "bytes", u64::MAX)?,
+        },
+        other => return Err(format!("there is no command {other}").into()),
+    })
+}
+
+fn submit(args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
+    let mut spec = spec(args.take_key("lang").unwrap_or("python"));
+    spec.max_attempts = option(args, "attempts", spec.max_attempts)?;
+    spec.retention_ms = option(args, "keep", spec.retention_ms)?;
+    spec.stdin = Bytes::from(vec![b'x'; option(args, "size", 0)?]);
+    let request = args.take_key("request").unwrap_or("a");
+    let digit = *request.as_bytes().first().ok_or("an empty request")?;
+    let key = args.take_key("key").map(|key| IdempotencyKey {
+        key: key.to_owned(),
+        fingerprint: [digit; 16],
+    });
+    let id = job(args)?;
+    Ok(Command::Submit { id, spec, key })
+}
+
+fn up(args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
+    let incarnation = option(args, "incarnation", 1)?;
+    let slots = option(args, "slots", 1)?;
+    let known = args.take_key("languages").unwrap_or("python,c");
+    let mut command = node_up(name(args, 'n')?, incarnation, slots);
+    if let Command::NodeUp { languages, .. } = &mut command {
+        *languages = known.split(',').map(str::to_owned).collect();
+    }
+    Ok(command)
+}
+
+fn verdict(text: &str) -> Outcome<Verdict> {
+    let all = [
+        Verdict::Accepted,
+        Verdict::RuntimeError,
+        Verdict::TimeLimit,
+        Verdict::InternalError,
+    ];
+    let found = all.into_iter().find(|verdict| verdict.as_str() == text);
+    Ok(found.ok_or_else(|| format!("no verdict {text}"))?)
+}

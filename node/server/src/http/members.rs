@@ -1,0 +1,390 @@
+//! Who belongs to the cluster: admit, remove and drain nodes, move the leadership, change the cluster's settings.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use http::{HeaderMap, StatusCode};
+use quorun_consensus::{Member, ProposeError, Status};
+use quorun_ledger::{Command, NodeId, Rejection, Reply, Settings};
+use quorun_proto::v1::MoveLeaderRequest;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tonic::Code;
+use tracing::info;
+
+use super::problem::Problem;
+use super::{App, body, path};
+use crate::config::split_host_port;
+use crate::jobs::Error;
+use crate::roster::has_majority;
+
+/// How long a proposal may take before the client is told to try again.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long an answer waits for a change of the membership to be complete.
+const COMPLETE: Duration = Duration::from_secs(15);
+/// The largest body.
+const MAX_BODY: usize = 16 * 1024;
+/// The longest time that a setting can hold: ten years, seconds.
+const MAX_S: u64 = 10 * 365 * 24 * 60 * 60;
+/// The least and the most that finished jobs can be allowed to hold, MiB.
+const MB: std::ops::RangeInclusive<u64> = 1..=1 << 30;
+
+/// A node that wants to come.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdmitRequest {
+    peer: String,
+    #[serde(default)]
+    http: Option<String>,
+}
+
+/// Whether a node is to get work.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    draining: bool,
+}
+
+/// Who is to lead.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaderRequest {
+    #[serde(default)]
+    node: Option<NodeId>,
+}
+
+/// The cluster's settings, as clients see them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsRequest {
+    #[serde(default)]
+    retention_s: Option<u64>,
+    #[serde(default)]
+    retention_mb: Option<u64>,
+    #[serde(default)]
+    replace_voter_s: Option<u64>,
+}
+
+fn conflict(kind: &'static str, title: &'static str, detail: String) -> Problem {
+    Problem::new(StatusCode::CONFLICT, kind, title, detail)
+}
+
+fn unknown_node(id: NodeId, status: &Status) -> Problem {
+    let ids: Vec<_> = status.members.keys().map(ToString::to_string).collect();
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "unknown-node",
+        "There is no such node",
+        format!(
+            "node {id} does not belong to this cluster; its nodes are {}",
+            ids.join(", ")
+        ),
+    )
+    .with("node", id)
+}
+
+/// The node that a path names.
+fn node_id(part: Result<Path<String>, PathRejection>) -> Result<NodeId, Problem> {
+    let text = path(part)?;
+    text.parse().ok().filter(|id| *id > 0).ok_or_else(|| {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown-node",
+            "There is no such node",
+            format!("\"{text}\" is not the id of a node; ids are numbers from 1"),
+        )
+        .with("node", text.clone())
+    })
+}
+
+fn address(field: &'static str, text: &str) -> Result<(), Problem> {
+    split_host_port(text).map(drop).map_err(|_| {
+        Problem::invalid(
+            field,
+            format!(
+                "{field} is \"{text}\"; it should be HOST:PORT, as the other nodes reach this one"
+            ),
+        )
+    })
+}
+
+async fn propose(app: &App, command: Command) -> Result<Reply, Problem> {
+    let deadline = Instant::now() + DEADLINE;
+    let proposed = app.consensus.propose(command, deadline.into()).await;
+    proposed.map_err(|error| match error {
+        ProposeError::Unavailable => Error::NoLeader.into(),
+        ProposeError::Stopped => Error::Stopped.into(),
+        ProposeError::Unknown => Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unconfirmed",
+            "The cluster did not confirm the request in time",
+            "whether the request was taken is not known; sending it again is harmless",
+        )
+        .retry(),
+    })
+}
+
+/// Waits until the members are as they should be; whether they are.
+async fn until(app: &App, condition: impl FnMut(&Status) -> bool) -> bool {
+    let mut status = app.consensus.status();
+    let waited = tokio::time::timeout(COMPLETE, status.wait_for(condition)).await;
+    matches!(waited, Ok(Ok(_)))
+}
+
+fn alive(app: &App) -> BTreeSet<NodeId> {
+    let heard = app.liveness.peers().into_iter().filter(|peer| peer.alive);
+    let mut alive: BTreeSet<_> = heard.filter_map(|peer| Some(peer.report?.id)).collect();
+    alive.insert(app.config.id);
+    alive
+}
+
+/// Admits a node: gives it an id. It becomes a learner, and a voter when one is needed.
+pub async fn admit(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let bytes = body::read(&headers, body, MAX_BODY).await?;
+    let request: AdmitRequest = body::json(&bytes)?;
+    address("peer", &request.peer)?;
+    let http = request.http.unwrap_or_default();
+    if !http.is_empty() {
+        address("http", &http)?;
+    }
+    let status = app.consensus.status().borrow().clone();
+    let same = |(_, member): &(&NodeId, &Member)| member.peer == request.peer;
+    if let Some((id, _)) = status.members.iter().find(same) {
+        let view = app.consensus.view();
+        let id = *id;
+        let waits = tokio::task::spawn_blocking(move || {
+            view.admissions()
+                .map(|all| all.iter().any(|(known, _)| *known == id))
+        });
+        let waits = waits.await.ok().and_then(Result::ok).unwrap_or(false);
+        if !waits {
+            // Whoever had this address has lost its place, if it has gone.
+            if alive(&app).contains(&id) {
+                return Err(conflict(
+                    "node-alive",
+                    "A node of the cluster has this address",
+                    format!(
+                        "node {id} is alive and has the address {}; a new node needs an address of its own",
+                        request.peer
+                    ),
+                )
+                .with("node", id));
+            }
+            info!(node = id, peer = request.peer, "replaced by a new node");
+            remove_node(&app, id, &status).await?;
+        }
+    }
+    let floor = status.members.keys().copied().max().unwrap_or(0);
+    let command = Command::Admit {
+        peer: request.peer.clone(),
+        http: http.clone(),
+        floor,
+    };
+    match propose(&app, command).await? {
+        Reply::Admitted { node } => {
+            info!(node, peer = request.peer, "node admitted");
+            let body = json!({
+                "id": node,
+                "cluster_id": app.config.cluster.to_string(),
+                "peer": request.peer,
+                "http": http,
+            });
+            Ok((StatusCode::CREATED, Json(body)))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(reply: &Reply) -> Problem {
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "Quorun has a bug",
+        format!("the ledger answered with {reply:?}"),
+    )
+}
+
+async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Problem> {
+    let staying: BTreeSet<_> = status.voters.iter().copied().filter(|v| *v != id).collect();
+    let alive = alive(app);
+    if status.voters.contains(&id) && !has_majority(&staying, |id| alive.contains(&id)) {
+        let living = staying.iter().filter(|id| alive.contains(id)).count();
+        return Err(conflict(
+            "no-majority-left",
+            "The cluster would lose its majority",
+            format!(
+                "without node {id}, {living} of {} voters would be alive, which is no majority; bring nodes back or add some first",
+                staying.len()
+            ),
+        )
+        .with("node", id));
+    }
+    match propose(app, Command::Remove { node: id }).await? {
+        Reply::Node { requeued } => Ok(requeued),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Removes a node for ever. What it was running goes to others.
+pub async fn remove(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let id = node_id(id)?;
+    let status = app.consensus.status().borrow().clone();
+    if !status.members.contains_key(&id) {
+        return Err(unknown_node(id, &status));
+    }
+    let requeued = remove_node(&app, id, &status).await?;
+    let complete = until(&app, |now| !now.members.contains_key(&id)).await;
+    let code = if complete {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    let body = json!({ "id": id, "removed": complete, "requeued": requeued });
+    Ok((code, Json(body)))
+}
+
+/// Stops or resumes assignments to a node.
+pub async fn drain(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let id = node_id(id)?;
+    let bytes = body::read(&headers, body, MAX_BODY).await?;
+    let draining = if bytes.is_empty() {
+        true
+    } else {
+        body::json::<DrainRequest>(&bytes)?.draining
+    };
+    let command = Command::Drain { node: id, draining };
+    match propose(&app, command).await? {
+        Reply::Node { .. } => Ok(Json(json!({ "id": id, "draining": draining }))),
+        Reply::Rejected(Rejection::UnknownNode) => {
+            let status = app.consensus.status().borrow().clone();
+            Err(unknown_node(id, &status))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Moves the leadership, to a named voter or to whoever is best placed.
+pub async fn move_leader(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let bytes = body::read(&headers, body, MAX_BODY).await?;
+    let request = if bytes.is_empty() {
+        LeaderRequest { node: None }
+    } else {
+        body::json(&bytes)?
+    };
+    let status = app.consensus.status().borrow().clone();
+    if let Some(node) = request.node {
+        if !status.members.contains_key(&node) {
+            return Err(unknown_node(node, &status));
+        }
+        if !status.voters.contains(&node) {
+            return Err(conflict(
+                "not-a-voter",
+                "Only a voter can lead",
+                format!("node {node} is a learner; only voters lead"),
+            )
+            .with("node", node));
+        }
+        if status.leader == Some(node) {
+            return Ok(Json(json!({ "leader": node })));
+        }
+    }
+    let client = status.leader.and_then(|leader| app.consensus.peer(leader));
+    let mut client = client.ok_or(Error::NoLeader)?;
+    let request = MoveLeaderRequest {
+        to: request.node.unwrap_or(0),
+    };
+    match tokio::time::timeout(DEADLINE, client.move_leader(request)).await {
+        Ok(Ok(reply)) => Ok(Json(json!({ "leader": reply.into_inner().leader }))),
+        Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(conflict(
+            "leader-not-moved",
+            "The leadership was not moved",
+            status.message().to_owned(),
+        )),
+        Ok(Err(_)) | Err(_) => Err(Error::NoLeader.into()),
+    }
+}
+
+/// Shows the cluster's settings: what is set for all, and what holds on this node.
+pub async fn settings(State(app): State<App>) -> Json<Value> {
+    let (set, now) = (app.settings.set(), app.settings.current());
+    Json(json!({
+        "set": {
+            "retention_s": set.retention_ms.map(|ms| ms / 1000),
+            "retention_mb": set.retention_bytes.map(|bytes| bytes >> 20),
+            "replace_voter_s": set.replace_voter_ms.map(|ms| ms / 1000),
+        },
+        "effective": {
+            "retention_s": now.retention.as_secs(),
+            "retention_mb": now.retention_bytes >> 20,
+            "replace_voter_s": now.replace_voter.as_secs(),
+        },
+    }))
+}
+
+fn within(
+    field: &'static str,
+    value: Option<u64>,
+    range: &std::ops::RangeInclusive<u64>,
+) -> Result<Option<u64>, Problem> {
+    match value {
+        Some(value) if !range.contains(&value) => Err(Problem::invalid(
+            field,
+            format!(
+                "{field} is {value}; it should be {} to {}",
+                range.start(),
+                range.end()
+            ),
+        )),
+        value => Ok(value),
+    }
+}
+
+/// Replaces the cluster's settings; what is left out is decided by each node's own configuration again.
+pub async fn configure(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let bytes = body::read(&headers, body, MAX_BODY).await?;
+    let request: SettingsRequest = body::json(&bytes)?;
+    let settings = Settings {
+        retention_ms: within("retention_s", request.retention_s, &(0..=MAX_S))?.map(|s| s * 1000),
+        retention_bytes: within("retention_mb", request.retention_mb, &MB)?.map(|mb| mb << 20),
+        replace_voter_ms: within("replace_voter_s", request.replace_voter_s, &(1..=MAX_S))?
+            .map(|s| s * 1000),
+    };
+    match propose(&app, Command::Configure { settings }).await? {
+        Reply::Configured => {
+            // The answer, and whoever asks this node next, must see it.
+            let deadline = Instant::now() + DEADLINE;
+            let caught_up = app.consensus.linearize(deadline.into()).await;
+            caught_up.map_err(|_| Error::NoLeader)?;
+            app.settings
+                .changed(&app.consensus)
+                .await
+                .map_err(Error::from)?;
+            Ok(self::settings(State(app)).await)
+        }
+        other => Err(unexpected(&other)),
+    }
+}
