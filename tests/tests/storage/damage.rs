@@ -129,8 +129,11 @@ fn damage_while_the_node_is_down_is_noticed_or_harmless() {
     for trial in 0..trials {
         replace(&place.data(), good.path());
         let (kind, what) = damage(&place.data(), old.path(), &mut dice);
-        let said = place.look();
         let what = format!("trial {trial}, {kind}: {what}");
+        let said = place.look();
+        if std::env::var_os("RUST_LOG").is_some() {
+            say(&format!("{what}: {said:?}"));
+        }
         assert!(
             said.lost.is_empty() && said.changed.is_empty(),
             "{what}: silent loss: {said:?}"

@@ -25,6 +25,8 @@ const LIST: &str = "STORE_TEST_LIST";
 
 /// A snapshot is built and the log purged every so many entries.
 const SNAPSHOT_AFTER: u64 = 12;
+/// How long a store may take until it leads, or ends.
+const SOON: Duration = Duration::from_secs(30);
 /// Proposals under way at one time.
 const AT_ONCE: usize = 4;
 
@@ -127,7 +129,7 @@ async fn work(handle: &Handle, first: u64, count: u64) {
 /// Looks for everything in the list.
 async fn check(handle: &Handle, list: &str) -> Result<(), String> {
     handle
-        .linearize(Instant::now() + LONG)
+        .linearize(Instant::now() + SOON)
         .await
         .map_err(|error| error.to_string())?;
     let view = handle.view();
@@ -176,8 +178,8 @@ async fn run(mode: &str, dir: &Path) {
             say("finished");
         }
         Err(error) => {
-            // The first thing that is said: what was under way fails at the same time.
-            let first = tokio::time::timeout(LONG, stopped.stopped()).await;
+            // The reason that it ends for, if it ends: what was under way fails at the same time.
+            let first = tokio::time::timeout(SOON, stopped.stopped()).await;
             let first = first.map_or(error, |first| first.to_string());
             say(&format!("stopped {first}"));
         }
@@ -191,6 +193,12 @@ fn the_store() {
         return;
     };
     let dir = PathBuf::from(std::env::var_os(DIR).unwrap());
+    if std::env::var_os("RUST_LOG").is_some() {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_writer(std::io::stderr)
+            .init();
+    }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -304,7 +312,11 @@ impl Place {
             .envs(more.iter().copied())
             .env_remove("RUST_BACKTRACE")
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stderr(if std::env::var_os("RUST_LOG").is_some() {
+                Stdio::inherit()
+            } else {
+                Stdio::null()
+            });
         if with_shim {
             command.envs(self.shim.env());
         }
@@ -330,7 +342,8 @@ impl Place {
 
     /// Remembers what a store has promised.
     pub fn remember(&mut self, said: &Said) {
-        if let (Some(term), false) = (said.term, said.checked) {
+        // Before anything was accepted it may say that it leads while its vote is on the way to the disk.
+        if let (Some(term), false) = (said.term, said.accepted.is_empty()) {
             assert!(
                 term > self.term,
                 "term {} was led, and then {term}: a vote was forgotten",

@@ -179,6 +179,7 @@ impl LedgerStore {
                     what: format!("{damage}, and there is no snapshot to make it from"),
                 })?,
         };
+        snapshot::remove_outdated(data_dir, log.purged).map_err(failed)?;
         // What is found is from here on relied upon: entries are purged because it is there.
         disk.sync().map_err(failed)?;
         let next = next_index(meta.applied.as_ref());

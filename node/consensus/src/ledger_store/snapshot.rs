@@ -266,6 +266,19 @@ fn unpack<R: io::Read>(
     Ok((number, disk, hash))
 }
 
+/// Removes snapshots that end before the log begins: nobody could go on from there, and openraft does not expect them. The
+/// next one is built from the ledger.
+pub(super) fn remove_outdated(data_dir: &Path, purged: Option<LogId>) -> io::Result<()> {
+    for path in list(data_dir)? {
+        let meta = FrameReader(BufReader::new(File::open(&path)?)).header()?;
+        if next_index(meta.applied.as_ref()) < next_index(purged.as_ref()) {
+            tracing::warn!(path = %path.display(), "a snapshot that ends before the log begins is removed");
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes the ledger anew: from the newest snapshot, if it reaches what was purged from the log, or from nothing, if
 /// nothing was. `None` when neither can be.
 pub(super) fn rebuild(

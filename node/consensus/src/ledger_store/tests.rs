@@ -563,6 +563,17 @@ fn a_ledger_that_is_lost_without_a_snapshot_that_reaches_is_refused() {
 }
 
 #[test]
+fn a_snapshot_that_ends_before_the_log_begins_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, end) = with_snapshot(dir.path());
+    let purged = Some(id(70));
+    let store = LedgerStore::open(dir.path(), Some(LogRange { purged, ..log })).unwrap();
+    assert_eq!(store.state(), (Some(id(99)), end));
+    assert!(store.current_snapshot().unwrap().is_none());
+    store.close();
+}
+
+#[test]
 fn a_log_that_is_older_than_the_ledger_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (log, ..) = with_snapshot(dir.path());
