@@ -429,7 +429,8 @@ static char *keep_file(const char *path) {
 }
 
 static void keep_name(enum kind kind, const char *path, const char *from, char *kept) {
-    if (!tracking) return;
+    /* The folder itself stays: the one that it lies in is not ours, and its syncs are not seen. */
+    if (!tracking || !strcmp(path, given_dir) || !strcmp(path, real_dir)) return;
     struct name *name = calloc(1, sizeof *name);
     if (!name) abort();
     name->number = ++numbers;

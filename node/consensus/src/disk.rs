@@ -54,15 +54,29 @@ impl std::fmt::Debug for Disk {
 impl Disk {
     /// Opens the database in a folder, or creates it.
     pub(crate) fn open(path: &Path, cache: u64) -> io::Result<Self> {
+        let unfinished = path.with_extension("creating");
+        if unfinished.try_exists()? && path.try_exists()? {
+            fs::remove_dir_all(path)?;
+        }
         let fresh = !path.try_exists()?;
-        fs::create_dir_all(path)?;
         #[cfg(feature = "simulation")]
         if let Some(image) = simulated::open(path, fresh) {
+            fs::create_dir_all(path)?;
             return Ok(Self {
                 tree: Tree::Simulated(image),
                 path: path.to_owned(),
             });
         }
+        if fresh {
+            // sled syncs nothing of what it creates, and does not open what is only half there.
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            File::create(&unfinished)?.sync_all()?;
+            crate::files::sync_parent(&unfinished)?;
+            fs::create_dir(path)?;
+        }
+        remove_page_tables(path)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         let db = loop {
             match open_sled(path, cache) {
@@ -88,7 +102,12 @@ impl Disk {
         };
         if fresh {
             disk.sync()?;
+            for entry in fs::read_dir(path)? {
+                File::open(entry?.path())?.sync_all()?;
+            }
             crate::files::sync_dir(path)?;
+            crate::files::sync_parent(path)?;
+            fs::remove_file(&unfinished)?;
             crate::files::sync_parent(path)?;
         }
         Ok(disk)
@@ -255,6 +274,18 @@ fn open_sled(path: &Path, cache: u64) -> io::Result<sled::Db> {
             Err(io::Error::other(format!("sled cannot read it: {what}")))
         }
     }
+}
+
+/// Removes what a crash has left of a file that sled was writing its page table to: it would take it for the newest one,
+/// and not open. Without it the database itself is read, which holds everything.
+fn remove_page_tables(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ext| ext == "generating") {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_locked(error: &io::Error) -> bool {

@@ -23,9 +23,10 @@ pub enum Error {
         /// Who was started.
         expected: String,
     },
-    /// The log does not hold what it held when it was acknowledged. The node could break promises if it voted.
+    /// The log, or what depends on it, does not hold what it held when it was acknowledged. The node could break promises
+    /// if it voted.
     #[error(
-        "the log {path} has lost what was written to it ({what}): do not start this node with it again; move the data folder away and let a node with a new id join the cluster in its place",
+        "{path} has lost what was written to it ({what}): do not start this node with it again; move the data folder away and let a node with a new id join the cluster in its place",
         path = path.display()
     )]
     Damaged {
@@ -33,6 +34,14 @@ pub enum Error {
         path: PathBuf,
         /// What is missing or wrong.
         what: String,
+    },
+    /// The data folder was written by a newer program.
+    #[error("{path} has {newer}: start the node with the program that wrote it, or a newer one", path = path.display())]
+    Newer {
+        /// The file or folder.
+        path: PathBuf,
+        /// Which format it has.
+        newer: NewerFormat,
     },
     /// The disk, or what lies on it, failed. The process must end.
     #[error("storage: {0}")]
@@ -54,6 +63,28 @@ pub enum Error {
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         Self::Storage(error.to_string())
+    }
+}
+
+/// Something on disk has a format that only a newer program knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("format {found}, but this program reads only {known}")]
+pub struct NewerFormat {
+    /// Its version.
+    pub found: u8,
+    /// The version that this program reads.
+    pub known: u8,
+}
+
+impl NewerFormat {
+    /// As an error of the disk, from which [`Self::of`] takes it out again.
+    pub(crate) fn error(found: u8, known: u8) -> std::io::Error {
+        std::io::Error::new(std::io::ErrorKind::Unsupported, Self { found, known })
+    }
+
+    /// What such an error says.
+    pub(crate) fn of(error: &std::io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
     }
 }
 

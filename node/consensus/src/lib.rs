@@ -12,7 +12,7 @@
 //! FAILING. A leader that dies is replaced after an election; proposals and reads under way are tried again until their
 //! deadline, whose expiry means *unknown*. A disk that fails ends consensus ([`Handle::stopped`]), and the process with
 //! it. A log that has lost what it acknowledged is noticed at the next start ([`Error::Damaged`]): the node does not
-//! vote with it.
+//! vote with it. A ledger that is damaged is made anew from a snapshot and the log.
 //!
 //! RUNNING. Raft has threads of its own, so that nothing else on the node can keep it from its heartbeats. The disk is
 //! written by a thread of its own as well, and the ledger is read and written outside the asynchronous threads.
@@ -44,7 +44,7 @@ mod suite;
 mod types;
 mod wire;
 
-pub use error::{Error, ProposeError, ReadError};
+pub use error::{Error, NewerFormat, ProposeError, ReadError};
 pub use handle::{Handle, Notice};
 pub use ledger_store::LedgerStore;
 pub use network::{Identity, PeerClient, PeerTransport};

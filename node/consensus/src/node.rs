@@ -158,7 +158,17 @@ where
     };
     let (mut log, ledger) = blocking(move || {
         let log = LogStore::open(&location)?;
-        match LedgerStore::open(&location.data_dir) {
+        let range = log.range();
+        let opened = LedgerStore::open(&location.data_dir, Some(range)).and_then(|ledger| {
+            match ledger.check_not_ahead(range) {
+                Ok(()) => Ok(ledger),
+                Err(error) => {
+                    ledger.close();
+                    Err(error)
+                }
+            }
+        });
+        match opened {
             Ok(ledger) => Ok((log, ledger)),
             Err(error) => {
                 log.close();
@@ -199,6 +209,15 @@ where
 
     let (status_tx, status) = watch::channel(Status::default());
     tokio::spawn(watch_log(log.failure(), fatal_tx.clone()));
+    tokio::spawn({
+        let (ledger, fatal) = (ledger.clone(), fatal_tx.clone());
+        async move {
+            let checked = blocking(move || ledger.check()).await.flatten();
+            if let Err(error) = checked {
+                fatal.send_replace(Some(format!("the ledger is damaged: {error}")));
+            }
+        }
+    });
     tokio::spawn(status::run(
         raft.clone(),
         ledger.applied(),

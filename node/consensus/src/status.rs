@@ -84,7 +84,17 @@ pub(crate) async fn run(
             }
         };
         tokio::select! {
-            changed = metrics.changed() => if changed.is_err() { return },
+            changed = metrics.changed() => if changed.is_err() {
+                // It says why it ends, unless it has panicked; nobody must take the node for a living one then.
+                fatal.send_if_modified(|fatal| {
+                    let first = fatal.is_none();
+                    if first {
+                        *fatal = Some("raft has ended without saying why".to_owned());
+                    }
+                    first
+                });
+                return;
+            },
             changed = applied.changed() => if changed.is_err() { return },
             () = lapsed => {}
         }

@@ -22,7 +22,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
             node: 0,
         };
         let log = LogStore::open(&location).unwrap();
-        let ledger = LedgerStore::open(dir.path()).unwrap();
+        let ledger = LedgerStore::open(dir.path(), None).unwrap();
         let (notify, _) = mpsc::unbounded_channel();
         // The suite applies entries that are in no log.
         let (_, durable) = watch::channel(u64::MAX);

@@ -2,29 +2,39 @@
 //!
 //! | key | value |
 //! | --- | --- |
-//! | the record's key | `0`, the value |
-//! | the record's key | `1`, the number of chunks |
-//! | `zc`, the record's key, chunk | `0`, a piece of the value |
-//! | `zm` | [`Meta`](super::Meta): what has been applied |
+//! | the record's key | `0`, the value, CRC-32 |
+//! | the record's key | `1`, the number of chunks, CRC-32 |
+//! | `zc`, the record's key, chunk | `0`, a piece of the value, CRC-32 |
+//! | `zf` | `0`, [`Format`], CRC-32: written when the database is created |
+//! | `zm` | `0`, [`Meta`](super::Meta), CRC-32: what has been applied |
 //!
-//! Numbers are big-endian. The keys of the ledger end below `z`.
+//! Numbers are big-endian. The keys of the ledger end below `z`. The CRC is over the key and all of the value before it,
+//! so that a value that was damaged, or lies under another key, is an error and never an answer.
 
 use std::io;
 
 use bytes::{Bytes, BytesMut};
 use quorun_ledger::keys;
 
-use crate::disk::Tree;
+use crate::disk::{Tree, to_io};
+use crate::error::NewerFormat;
 
 /// A larger value is split into pieces of this size: sled puts what is much larger into files that it never syncs.
 pub(super) const MAX_PIECE: usize = 8 * 1024;
 
 /// What the keeper of the records keeps for itself.
 pub(super) const META: &[u8] = &[keys::END, b'm'];
+const FORMAT: &[u8] = &[keys::END, b'f'];
 const CHUNKS: &[u8] = &[keys::END, b'c'];
 
 const WHOLE: u8 = 0;
 const SPLIT: u8 = 1;
+const CRC: usize = 4;
+
+/// What a database of the ledger starts with.
+const MAGIC: &[u8; 8] = b"QUORUNLG";
+/// The version of everything in this table. A program reads no other.
+pub(super) const VERSION: u8 = 1;
 
 /// What lies under a record's key.
 pub(super) enum Head<'a> {
@@ -32,15 +42,41 @@ pub(super) enum Head<'a> {
     Split(u32),
 }
 
-pub(super) fn head(value: &[u8]) -> io::Result<Head<'_>> {
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a malformed value");
+pub(super) fn invalid(key: &[u8], what: &str) -> io::Error {
+    let message = format!("the value of {}: {what}", key.escape_ascii());
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+fn checksum(key: &[u8], value: &[u8]) -> [u8; CRC] {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(key);
+    crc.update(value);
+    crc.finalize().to_be_bytes()
+}
+
+/// Reads what lies under a key.
+pub(super) fn head<'a>(key: &[u8], value: &'a [u8]) -> io::Result<Head<'a>> {
+    let (value, crc) = value
+        .split_last_chunk::<CRC>()
+        .ok_or_else(|| invalid(key, "too short"))?;
+    if checksum(key, value) != *crc {
+        return Err(invalid(key, "its checksum is wrong"));
+    }
     match value.split_first() {
         Some((&WHOLE, body)) => Ok(Head::Whole(body)),
         Some((&SPLIT, body)) => {
-            let count = body.try_into().map_err(|_| malformed())?;
+            let count = body.try_into().map_err(|_| invalid(key, "malformed"))?;
             Ok(Head::Split(u32::from_be_bytes(count)))
         }
-        _ => Err(malformed()),
+        _ => Err(invalid(key, "malformed")),
+    }
+}
+
+/// Reads what lies under a key and is never split.
+pub(super) fn body<'a>(key: &[u8], value: &'a [u8]) -> io::Result<&'a [u8]> {
+    match head(key, value)? {
+        Head::Whole(body) => Ok(body),
+        Head::Split(_) => Err(invalid(key, "split, although it never is")),
     }
 }
 
@@ -52,49 +88,78 @@ pub(super) fn chunk_key(key: &[u8], chunk: u32) -> Vec<u8> {
     full
 }
 
-fn whole(body: &[u8]) -> Vec<u8> {
-    let mut value = Vec::with_capacity(1 + body.len());
-    value.push(WHOLE);
+/// The record's key and the number of the chunk, if this is the key of a chunk.
+pub(super) fn parts_of_chunk_key(key: &[u8]) -> Option<(&[u8], u32)> {
+    let (record, chunk) = key.strip_prefix(CHUNKS)?.split_last_chunk::<4>()?;
+    Some((record, u32::from_be_bytes(*chunk)))
+}
+
+/// Whether a key says something of the database itself.
+pub(super) fn is_own(key: &[u8]) -> bool {
+    key == META || key == FORMAT
+}
+
+fn value(key: &[u8], tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(1 + body.len() + CRC);
+    value.push(tag);
     value.extend_from_slice(body);
+    let crc = checksum(key, &value);
+    value.extend_from_slice(&crc);
     value
 }
 
-/// Calls `write` with every key and value under which `value` lies. Returns the number of chunks.
-pub(super) fn split(key: &[u8], value: &[u8], mut write: impl FnMut(Vec<u8>, Vec<u8>)) -> u32 {
-    if value.len() <= MAX_PIECE {
-        write(key.to_vec(), whole(value));
+/// A value that is never split.
+pub(super) fn whole(key: &[u8], body: &[u8]) -> Vec<u8> {
+    value(key, WHOLE, body)
+}
+
+/// Calls `write` with every key and value under which `record` lies. Returns the number of chunks.
+pub(super) fn split(key: &[u8], record: &[u8], mut write: impl FnMut(Vec<u8>, Vec<u8>)) -> u32 {
+    if record.len() <= MAX_PIECE {
+        write(key.to_vec(), whole(key, record));
         return 0;
     }
     let mut count = 0;
-    for piece in value.chunks(MAX_PIECE) {
-        write(chunk_key(key, count), whole(piece));
+    for piece in record.chunks(MAX_PIECE) {
+        let chunk = chunk_key(key, count);
+        let piece = whole(&chunk, piece);
+        write(chunk, piece);
         count += 1;
     }
-    let mut head = vec![SPLIT];
-    head.extend_from_slice(&count.to_be_bytes());
-    write(key.to_vec(), head);
+    write(key.to_vec(), value(key, SPLIT, &count.to_be_bytes()));
     count
 }
 
 /// The value of a record whose key holds `value`.
 pub(super) fn join(tree: &Tree, key: &[u8], value: &[u8]) -> io::Result<Bytes> {
-    let count = match head(value)? {
+    let count = match head(key, value)? {
         Head::Whole(body) => return Ok(Bytes::copy_from_slice(body)),
         Head::Split(count) => count,
     };
     let mut joined = BytesMut::with_capacity(count as usize * MAX_PIECE);
     for chunk in 0..count {
         let key = chunk_key(key, chunk);
-        let piece = tree.get(&key).map_err(crate::disk::to_io)?;
-        match piece.as_deref().map(head).transpose()? {
-            Some(Head::Whole(body)) => joined.extend_from_slice(body),
-            _ => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("chunk {} is missing", key.escape_ascii()),
-                ));
-            }
-        }
+        let piece = tree.get(&key).map_err(to_io)?;
+        let piece = piece.ok_or_else(|| invalid(&key, "missing"))?;
+        joined.extend_from_slice(body(&key, &piece)?);
     }
     Ok(joined.freeze())
+}
+
+/// Puts the format into a database that is empty; of another one, checks that it is ours.
+pub(super) fn check_format(tree: &Tree) -> io::Result<()> {
+    let Some(found) = tree.get(FORMAT).map_err(to_io)? else {
+        if tree.range::<&[u8], _>(..).next().is_some() {
+            return Err(invalid(FORMAT, "missing"));
+        }
+        let mut format = MAGIC.to_vec();
+        format.push(VERSION);
+        tree.insert(FORMAT, whole(FORMAT, &format)).map_err(to_io)?;
+        return Ok(());
+    };
+    match body(FORMAT, &found)?.strip_prefix(MAGIC) {
+        Some([VERSION]) => Ok(()),
+        Some([newer, ..]) => Err(NewerFormat::error(*newer, VERSION)),
+        _ => Err(invalid(FORMAT, "not the ledger of a node")),
+    }
 }

@@ -43,6 +43,12 @@ pub(super) fn open_current(data_dir: &Path, cache: u64) -> io::Result<Disk> {
             1
         }
     };
+    remove_others(data_dir, number)?;
+    Disk::open(&database(data_dir, number), cache)
+}
+
+/// Removes all databases but one.
+pub(super) fn remove_others(data_dir: &Path, number: u64) -> io::Result<()> {
     let current = database(data_dir, number);
     for entry in fs::read_dir(root(data_dir))? {
         let path = entry?.path();
@@ -50,16 +56,24 @@ pub(super) fn open_current(data_dir: &Path, cache: u64) -> io::Result<Disk> {
             fs::remove_dir_all(&path)?;
         }
     }
-    Disk::open(&current, cache)
+    Ok(())
+}
+
+/// The highest number of a database that is there.
+fn highest(data_dir: &Path) -> io::Result<u64> {
+    let mut highest = 0;
+    for entry in fs::read_dir(root(data_dir))? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        highest = highest.max(number.unwrap_or(0));
+    }
+    Ok(highest)
 }
 
 /// Creates an empty database beside the one that counts.
 pub(super) fn create_next(data_dir: &Path, cache: u64) -> io::Result<(u64, Disk)> {
-    let number = read_pointer(data_dir)?.unwrap_or(0) + 1;
+    let number = highest(data_dir)? + 1;
     let path = database(data_dir, number);
-    if path.try_exists()? {
-        fs::remove_dir_all(&path)?;
-    }
     Ok((number, Disk::open(&path, cache)?))
 }
 

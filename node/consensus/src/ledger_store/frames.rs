@@ -7,7 +7,7 @@ use std::io;
 use super::Meta;
 
 const MAGIC: &[u8; 8] = b"QUORUNSN";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// A frame is full when it holds so much.
 pub(super) const FRAME: usize = 64 * 1024;
 /// No frame is larger: a frame is full before its last pair, and no key or value comes near this.

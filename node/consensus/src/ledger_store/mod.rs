@@ -6,10 +6,16 @@
 //! applied only when this node's own log has them on disk. Before a snapshot is reported the ledger is synced, and
 //! entries are purged only when they are in it; see [`snapshot`].
 //!
+//! OPENING. The ledger can be computed again, so one that is damaged is not the end of the node: where the database cannot
+//! be read, or is behind what was purged from the log, it is made anew from the newest snapshot, and the log is applied
+//! from there. Only where neither reaches the other is the node refused. Damage that shows later, to a single value or to
+//! the [`check`] of all of them, ends the process.
+//!
 //! The database lies in a folder with a number. A snapshot from the leader is unpacked into a fresh one, and the small
 //! file `ledger/current` switches over.
 
 mod apply;
+mod check;
 mod chunks;
 mod folder;
 mod frames;
@@ -20,7 +26,7 @@ use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -32,11 +38,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub(crate) use self::apply::StateMachine;
+use self::check::Check;
 use self::chunks::{Head, META};
 use self::snapshot::Progress;
 pub(crate) use self::snapshot::{SnapshotFile, folder as snapshot_folder};
 use crate::disk::{Batch, Disk, Iter, Tree, to_io};
-use crate::error::Error;
+use crate::error::{Error, NewerFormat};
 use crate::log_store::{DiskLogId, PurgeGuard};
 use crate::types::{LogId, StoredMembership, next_index};
 use crate::wire;
@@ -59,6 +66,19 @@ struct Inner {
     applied: watch::Sender<u64>,
     /// The index behind the last entry whose effects are on disk.
     synced: AtomicU64,
+    /// Set while a snapshot waits to be built or installed: the check of all records then gives way.
+    snapshot_waits: AtomicBool,
+}
+
+/// What the log still has: the ledger must fit to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LogRange {
+    /// The last entry that was purged.
+    pub(crate) purged: Option<LogId>,
+    /// The last entry.
+    pub(crate) last: Option<LogId>,
+    /// Whether a vote was ever saved in it: nothing is applied before.
+    pub(crate) voted: bool,
 }
 
 #[derive(Debug)]
@@ -114,17 +134,52 @@ impl Meta {
 }
 
 impl LedgerStore {
-    /// Opens the ledger, or creates it, and clears away what a crash has left of snapshots.
-    pub(crate) fn open(data_dir: &Path) -> Result<Self, Error> {
-        let failed = |error: io::Error| {
-            Error::Storage(format!(
-                "open the ledger in {}: {error}",
-                data_dir.display()
-            ))
+    /// Opens the ledger, or creates it, and clears away what a crash has left of snapshots. A ledger that does not fit to
+    /// the log is made anew from the newest snapshot if that does. Without `log` that is not looked at.
+    pub(crate) fn open(data_dir: &Path, log: Option<LogRange>) -> Result<Self, Error> {
+        let root = data_dir.join("ledger");
+        let failed = |error: io::Error| match NewerFormat::of(&error) {
+            Some(newer) => Error::Newer {
+                path: root.clone(),
+                newer,
+            },
+            None => Error::Storage(format!("open the ledger in {}: {error}", root.display())),
         };
-        let disk = folder::open_current(data_dir, CACHE).map_err(failed)?;
         snapshot::clean(data_dir).map_err(failed)?;
-        let (meta, hash) = load(&disk).map_err(failed)?;
+        let opened = folder::open_current(data_dir, CACHE)
+            .and_then(|disk| load(&disk).map(|(meta, hash)| (disk, meta, hash)))
+            .map_err(|error| {
+                if is_damage(&error) {
+                    Ok(error.to_string())
+                } else {
+                    Err(failed(error))
+                }
+            });
+        let log = log.unwrap_or_default();
+        let opened = match opened {
+            Ok(opened)
+                if next_index(opened.1.applied.as_ref()) < next_index(log.purged.as_ref()) =>
+            {
+                Err(format!(
+                    "it has applied {} entries, but the log begins behind {}",
+                    next_index(opened.1.applied.as_ref()),
+                    next_index(log.purged.as_ref())
+                ))
+            }
+            Ok(opened) => Ok(opened),
+            Err(Ok(damage)) => Err(damage),
+            Err(Err(error)) => return Err(error),
+        };
+        let (disk, meta, hash) = match opened {
+            Ok(opened) => opened,
+            Err(damage) => snapshot::rebuild(data_dir, log.purged, &damage)
+                .map_err(failed)?
+                .ok_or_else(|| Error::Damaged {
+                    path: root.clone(),
+                    what: format!("{damage}, and there is no snapshot to make it from"),
+                })?,
+        };
+        snapshot::remove_outdated(data_dir, log.purged).map_err(failed)?;
         // What is found is from here on relied upon: entries are purged because it is there.
         disk.sync().map_err(failed)?;
         let next = next_index(meta.applied.as_ref());
@@ -141,8 +196,59 @@ impl LedgerStore {
                 snapshots: Mutex::new(()),
                 applied: watch::Sender::new(next),
                 synced: AtomicU64::new(next),
+                snapshot_waits: AtomicBool::new(false),
             }),
         })
+    }
+
+    /// Looks whether the log has what the ledger has applied: a log that ends before was put back from an old copy.
+    /// Right behind the installing of a snapshot the ledger is ahead of it, and just where the snapshot is.
+    pub(crate) fn check_not_ahead(&self, log: LogRange) -> Result<(), Error> {
+        let applied = self.meta().applied;
+        if next_index(applied.as_ref()) <= next_index(log.last.as_ref()) {
+            return Ok(());
+        }
+        let snapshot = self
+            .current_snapshot()
+            .map_err(|error| Error::Storage(format!("read the newest snapshot: {error}")))?;
+        if log.voted && snapshot.is_some_and(|snapshot| snapshot.meta.last_log_id == applied) {
+            return Ok(());
+        }
+        Err(Error::Damaged {
+            path: self.inner.data_dir.join("log"),
+            what: format!(
+                "it has {} entries, but {} were applied to the ledger",
+                next_index(log.last.as_ref()),
+                next_index(applied.as_ref())
+            ),
+        })
+    }
+
+    /// Reads all records and compares them with the state hash; other work goes on meanwhile. Gives way to a snapshot,
+    /// whose building or unpacking does the same.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        let _only_one = self.inner.snapshots.lock();
+        let mut check = Check::default();
+        self.begin_walk();
+        let checked = self.walk(|pairs| {
+            if self.inner.snapshot_waits.load(Ordering::Acquire) {
+                return Ok(false);
+            }
+            for (key, value) in &pairs {
+                check.take(key, value)?;
+            }
+            // Whoever has something to do comes first.
+            std::thread::yield_now();
+            Ok(true)
+        });
+        self.end_walk();
+        match checked {
+            Ok(true) => check.finish(),
+            Ok(false) => Ok(()),
+            // Only because the node ends.
+            Err(_) if self.inner.current.read().disk.is_none() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The ledger's read side.
@@ -200,7 +306,7 @@ impl LedgerStore {
                 hash = decode_hash(counters)?;
             }
             let mut raw = raw_writes(disk.tree(), writes)?;
-            raw.insert(META.to_vec(), Some(meta.encode()));
+            raw.insert(META.to_vec(), Some(chunks::whole(META, &meta.encode())));
             if let Some(building) = &mut current.building {
                 building.save(disk.tree(), raw.keys())?;
             }
@@ -246,13 +352,21 @@ fn decode_hash(counters: &[u8]) -> io::Result<StateHash> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
 }
 
+/// Whether an error says that what lies on the disk is wrong, and not that the disk or somebody else is in the way.
+fn is_damage(error: &io::Error) -> bool {
+    error.raw_os_error().is_none()
+        && error.kind() != io::ErrorKind::WouldBlock
+        && NewerFormat::of(error).is_none()
+}
+
 /// What a database says of itself.
 fn load(disk: &Disk) -> io::Result<(Meta, StateHash)> {
     let tree = disk.tree();
-    let meta = tree
-        .get(META)
-        .map_err(to_io)?
-        .map_or_else(|| Ok(Meta::default()), |bytes| Meta::decode(&bytes))?;
+    chunks::check_format(tree)?;
+    let meta = match tree.get(META).map_err(to_io)? {
+        Some(value) => Meta::decode(chunks::body(META, &value)?)?,
+        None => Meta::default(),
+    };
     let hash = match tree.get(keys::COUNTERS).map_err(to_io)? {
         Some(value) => decode_hash(&chunks::join(tree, keys::COUNTERS, &value)?)?,
         None => StateHash::default(),
@@ -265,7 +379,8 @@ fn raw_writes(tree: &Tree, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, Optio
     let mut raw = BTreeMap::new();
     for (key, value) in writes {
         let old = tree.get(&key).map_err(to_io)?;
-        let chunks_before = match old.as_deref().map(chunks::head).transpose()? {
+        let old = old.as_deref().map(|old| chunks::head(&key, old));
+        let chunks_before = match old.transpose()? {
             Some(Head::Split(count)) => count,
             _ => 0,
         };

@@ -18,12 +18,15 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use super::chunks::META;
+use quorun_ledger::StateHash;
+
+use super::check::Check;
+use super::chunks::{self, META};
 use super::frames::{FRAME, FrameReader, FrameWriter, header, invalid, put, take};
-use super::{CACHE, LedgerStore, Meta, closed, folder, load};
-use crate::disk::{Batch, Tree, to_io};
+use super::{CACHE, LedgerStore, Meta, closed, folder, is_damage, load};
+use crate::disk::{Batch, Disk, Tree, to_io};
 use crate::files;
-use crate::types::{Snapshot, SnapshotMeta, next_index};
+use crate::types::{LogId, Snapshot, SnapshotMeta, next_index};
 
 /// How many keys are looked at under the lock at one time.
 const STEP: usize = 256;
@@ -191,7 +194,7 @@ impl Progress {
                 }
             };
             if let Some(value) = value
-                && key != META
+                && !chunks::is_own(&key)
             {
                 size += key.len() + value.len();
                 pairs.push((key.clone(), value));
@@ -223,18 +226,110 @@ fn snapshot_of(meta: Meta, path: PathBuf) -> io::Result<Snapshot> {
     })
 }
 
+/// Unpacks what follows the header into a fresh database, which is then on disk, but is not yet the one that counts.
+fn unpack<R: io::Read>(
+    data_dir: &Path,
+    meta: &Meta,
+    mut frames: FrameReader<R>,
+) -> io::Result<(u64, Disk, StateHash)> {
+    let (number, disk) = folder::create_next(data_dir, CACHE)?;
+    chunks::check_format(disk.tree())?;
+    let mut batch = Batch::default();
+    let mut size = 0;
+    let mut check = Check::default();
+    while let Some(frame) = frames.read()? {
+        let mut rest = frame.as_slice();
+        while !rest.is_empty() {
+            let (key, value) = (take(&mut rest)?, take(&mut rest)?);
+            check
+                .take(key, value)
+                .map_err(|error| invalid(&error.to_string()))?;
+            batch.insert(key, value);
+        }
+        size += frame.len();
+        if size >= UNPACK {
+            size = 0;
+            let full = std::mem::take(&mut batch);
+            disk.tree().apply_batch(full).map_err(to_io)?;
+        }
+    }
+    frames.end()?;
+    check
+        .finish()
+        .map_err(|error| invalid(&error.to_string()))?;
+    batch.insert(META, chunks::whole(META, &meta.encode()));
+    disk.tree().apply_batch(batch).map_err(to_io)?;
+    let (_, hash) = load(&disk)?;
+    disk.sync()?;
+    files::sync_dir(disk.path())?;
+    files::sync_parent(disk.path())?;
+    Ok((number, disk, hash))
+}
+
+/// Removes snapshots that end before the log begins: nobody could go on from there, and openraft does not expect them. The
+/// next one is built from the ledger.
+pub(super) fn remove_outdated(data_dir: &Path, purged: Option<LogId>) -> io::Result<()> {
+    for path in list(data_dir)? {
+        let meta = FrameReader(BufReader::new(File::open(&path)?)).header()?;
+        if next_index(meta.applied.as_ref()) < next_index(purged.as_ref()) {
+            tracing::warn!(path = %path.display(), "a snapshot that ends before the log begins is removed");
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the ledger anew: from the newest snapshot, if it reaches what was purged from the log, or from nothing, if
+/// nothing was. `None` when neither can be.
+pub(super) fn rebuild(
+    data_dir: &Path,
+    purged: Option<LogId>,
+    damage: &str,
+) -> io::Result<Option<(Disk, Meta, StateHash)>> {
+    for path in list(data_dir)?.into_iter().rev() {
+        let mut frames = FrameReader(BufReader::new(File::open(&path)?));
+        let unpacked = frames.header().and_then(|meta| {
+            if next_index(meta.applied.as_ref()) < next_index(purged.as_ref()) {
+                return Err(invalid("it ends before the log begins"));
+            }
+            unpack(data_dir, &meta, frames).map(|unpacked| (meta, unpacked))
+        });
+        match unpacked {
+            Ok((meta, (number, disk, hash))) => {
+                folder::switch(data_dir, number)?;
+                folder::remove_others(data_dir, number)?;
+                tracing::warn!(damage, path = %path.display(), "the ledger was made anew from a snapshot");
+                return Ok(Some((disk, meta, hash)));
+            }
+            Err(error) if is_damage(&error) => {
+                tracing::warn!(%error, path = %path.display(), "a snapshot from which the ledger cannot be made");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if purged.is_some() {
+        return Ok(None);
+    }
+    let (number, disk) = folder::create_next(data_dir, CACHE)?;
+    let (meta, hash) = load(&disk)?;
+    disk.sync()?;
+    folder::switch(data_dir, number)?;
+    folder::remove_others(data_dir, number)?;
+    tracing::warn!(
+        damage,
+        "the ledger was made anew; all of the log is applied again"
+    );
+    Ok(Some((disk, meta, hash)))
+}
+
 impl LedgerStore {
     /// Writes a snapshot of the ledger as it is now.
     pub(super) fn build(&self) -> io::Result<Snapshot> {
-        let _only_one = self.inner.snapshots.lock();
-        let meta = {
-            let mut current = self.inner.current.write();
-            current.building = Some(Progress::default());
-            current.meta.clone()
-        };
+        let _only_one = self.lock_snapshots();
+        let meta = self.begin_walk();
         let path = name(&self.inner.data_dir, &meta);
         let built = self.write_snapshot(&meta, &path);
-        self.inner.current.write().building = None;
+        self.end_walk();
         built?;
         // Once the snapshot is known, what it covers may be purged from the log.
         self.sync()?;
@@ -247,10 +342,26 @@ impl LedgerStore {
         snapshot_of(meta, path)
     }
 
-    fn write_snapshot(&self, meta: &Meta, path: &Path) -> io::Result<()> {
-        let fresh = path.with_extension("building");
-        let mut frames = FrameWriter(BufWriter::new(File::create(&fresh)?));
-        frames.write(&header(meta))?;
+    /// The right to build or install a snapshot. The check of all records gives way.
+    fn lock_snapshots(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.inner.snapshot_waits.store(true, Ordering::Release);
+        let lock = self.inner.snapshots.lock();
+        self.inner.snapshot_waits.store(false, Ordering::Release);
+        lock
+    }
+
+    /// Begins to look at all pairs as they are now. Returns what has been applied.
+    pub(super) fn begin_walk(&self) -> Meta {
+        let mut current = self.inner.current.write();
+        current.building = Some(Progress::default());
+        current.meta.clone()
+    }
+
+    /// Shows all pairs to `each`, a few at a time, until it has enough of them. Returns whether it has seen all.
+    pub(super) fn walk(
+        &self,
+        mut each: impl FnMut(Vec<RawPair>) -> io::Result<bool>,
+    ) -> io::Result<bool> {
         loop {
             let step = {
                 let mut current = self.inner.current.write();
@@ -260,19 +371,40 @@ impl LedgerStore {
                     .ok_or_else(|| io::Error::other("the building of a snapshot was ended"))?
                     .step(disk.tree())?
             };
-            let Some(pairs) = step else {
-                break;
-            };
+            match step {
+                None => return Ok(true),
+                Some(pairs) => {
+                    if !each(pairs)? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn end_walk(&self) {
+        self.inner.current.write().building = None;
+    }
+
+    fn write_snapshot(&self, meta: &Meta, path: &Path) -> io::Result<()> {
+        let fresh = path.with_extension("building");
+        let mut frames = FrameWriter(BufWriter::new(File::create(&fresh)?));
+        frames.write(&header(meta))?;
+        let mut check = Check::default();
+        self.walk(|pairs| {
             if pairs.is_empty() {
-                continue;
+                return Ok(true);
             }
             let mut frame = Vec::with_capacity(FRAME + FRAME / 4);
             for (key, value) in pairs {
+                check.take(&key, &value)?;
                 put(&mut frame, &key);
                 put(&mut frame, &value);
             }
             frames.write(&frame)?;
-        }
+            Ok(true)
+        })?;
+        check.finish()?;
         frames.write(&[])?;
         let file = frames
             .0
@@ -294,35 +426,12 @@ impl LedgerStore {
 
     /// Replaces the ledger with a snapshot.
     pub(super) fn install(&self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
-        let _only_one = self.inner.snapshots.lock();
+        let _only_one = self.lock_snapshots();
         let data_dir = &self.inner.data_dir;
         let meta = meta_of(meta);
-        let (number, disk) = folder::create_next(data_dir, CACHE)?;
         let mut frames = FrameReader(BufReader::new(snapshot.file));
         check_header(&mut frames, &meta)?;
-        let mut batch = Batch::default();
-        let mut size = 0;
-        while let Some(frame) = frames.read()? {
-            let mut rest = frame.as_slice();
-            while !rest.is_empty() {
-                let (key, value) = (take(&mut rest)?, take(&mut rest)?);
-                batch.insert(key, value);
-            }
-            size += frame.len();
-            if size >= UNPACK {
-                size = 0;
-                let full = std::mem::take(&mut batch);
-                disk.tree().apply_batch(full).map_err(to_io)?;
-            }
-        }
-        frames.end()?;
-        batch.insert(META, meta.encode());
-        disk.tree().apply_batch(batch).map_err(to_io)?;
-        let (_, hash) = load(&disk)?;
-        disk.sync()?;
-        files::sync_dir(disk.path())?;
-        files::sync_parent(disk.path())?;
-
+        let (number, disk, hash) = unpack(data_dir, &meta, frames)?;
         let path = name(data_dir, &meta);
         if snapshot.path != path {
             fs::rename(&snapshot.path, &path)?;

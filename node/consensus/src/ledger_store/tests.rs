@@ -84,7 +84,7 @@ struct Machine {
 }
 
 fn machine(data_dir: &Path) -> Machine {
-    let store = LedgerStore::open(data_dir).unwrap();
+    let store = LedgerStore::open(data_dir, None).unwrap();
     let (notify, notices) = mpsc::unbounded_channel();
     let (_, durable) = watch::channel(u64::MAX);
     Machine {
@@ -94,13 +94,13 @@ fn machine(data_dir: &Path) -> Machine {
     }
 }
 
-/// All records as sled has them, except for how far the log was applied.
+/// All records as sled has them, except for what the database says of itself.
 fn raw(store: &LedgerStore) -> Vec<(Vec<u8>, Vec<u8>)> {
     store
         .reading(|tree| {
             tree.iter()
                 .map(|pair| pair.map_err(to_io))
-                .filter(|pair| !pair.as_ref().is_ok_and(|(key, _)| key == META))
+                .filter(|pair| !pair.as_ref().is_ok_and(|(key, _)| chunks::is_own(key)))
                 .map(|pair| pair.map(|(key, value)| (key.to_vec(), value.to_vec())))
                 .collect()
         })
@@ -449,7 +449,7 @@ async fn what_a_crash_leaves_of_a_snapshot_is_cleared_away() {
 #[tokio::test]
 async fn entries_wait_until_the_log_has_them_on_disk() {
     let dir = tempfile::tempdir().unwrap();
-    let store = LedgerStore::open(dir.path()).unwrap();
+    let store = LedgerStore::open(dir.path(), None).unwrap();
     let (notify, _notices) = mpsc::unbounded_channel();
     let (on_disk, durable) = watch::channel(1);
     let mut machine = StateMachine::new(store.clone(), durable, notify);
@@ -469,4 +469,189 @@ async fn entries_wait_until_the_log_has_them_on_disk() {
     assert_eq!(store.state().0, Some(LogId::new_term_index(1, 1)));
     store.close();
     store.view().counters().unwrap_err();
+}
+
+fn id(index: u64) -> LogId {
+    LogId::new_term_index(1, index)
+}
+
+/// A ledger of a hundred jobs, with a snapshot behind the sixtieth, and what a log has that was purged behind the
+/// fortieth.
+fn with_snapshot(data_dir: &Path) -> (LogRange, StateHash, StateHash) {
+    let m = machine(data_dir);
+    let mut at_snapshot = StateHash::default();
+    for index in 0..100 {
+        let size = if index % 10 == 0 { 30_000 } else { 500 };
+        let entries = vec![entry(index, vec![submit(index, size)])];
+        m.store.apply(entries).unwrap();
+        if index == 60 {
+            m.store.build().unwrap();
+            at_snapshot = m.store.state().1;
+        }
+    }
+    let end = m.store.state().1;
+    m.store.close();
+    let log = LogRange {
+        purged: Some(id(40)),
+        last: Some(id(99)),
+        voted: true,
+    };
+    (log, at_snapshot, end)
+}
+
+fn current_db(data_dir: &Path) -> std::path::PathBuf {
+    let current = fs::read_to_string(data_dir.join("ledger/current")).unwrap();
+    data_dir.join("ledger").join(current.trim()).join("db")
+}
+
+#[test]
+fn a_ledger_that_is_lost_is_made_anew_from_the_snapshot() {
+    type Damage = fn(&Path);
+    let damages: [Damage; 3] = [
+        |dir| fs::remove_dir_all(dir.join("ledger")).unwrap(),
+        |dir| {
+            let db = fs::OpenOptions::new().write(true).open(current_db(dir));
+            db.unwrap().set_len(0).unwrap();
+        },
+        |dir| fs::write(dir.join("ledger/current"), "nothing").unwrap(),
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, at_snapshot, end) = with_snapshot(dir.path());
+        damage(dir.path());
+        let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+        assert_eq!(
+            store.state(),
+            (Some(id(60)), at_snapshot),
+            "damage {number}"
+        );
+        store.check_not_ahead(log).unwrap();
+        store.check().unwrap();
+        for index in 61..100 {
+            let size = if index % 10 == 0 { 30_000 } else { 500 };
+            let entries = vec![entry(index, vec![submit(index, size)])];
+            store.apply(entries).unwrap();
+        }
+        assert_eq!(store.state().1, end, "damage {number}");
+        store.close();
+        let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+        assert_eq!(store.state(), (Some(id(99)), end));
+        store.close();
+    }
+}
+
+#[test]
+fn a_ledger_that_is_lost_without_a_snapshot_that_reaches_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, ..) = with_snapshot(dir.path());
+    fs::remove_dir_all(dir.path().join("ledger")).unwrap();
+    let purged = Some(id(70));
+    let error = LedgerStore::open(dir.path(), Some(LogRange { purged, ..log })).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("begins behind 71"), "{text}");
+    assert!(text.contains("a node with a new id"), "{text}");
+    // With a log that has everything it starts from nothing.
+    let all = LogRange {
+        purged: None,
+        ..log
+    };
+    fs::remove_dir_all(dir.path().join("snapshots")).unwrap();
+    let store = LedgerStore::open(dir.path(), Some(all)).unwrap();
+    assert_eq!(store.state().0, None);
+    store.close();
+}
+
+#[test]
+fn a_snapshot_that_ends_before_the_log_begins_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, end) = with_snapshot(dir.path());
+    let purged = Some(id(70));
+    let store = LedgerStore::open(dir.path(), Some(LogRange { purged, ..log })).unwrap();
+    assert_eq!(store.state(), (Some(id(99)), end));
+    assert!(store.current_snapshot().unwrap().is_none());
+    store.close();
+}
+
+#[test]
+fn a_log_that_is_older_than_the_ledger_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, ..) = with_snapshot(dir.path());
+    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+    let refused = |last: Option<LogId>, voted: bool| {
+        let purged = Some(id(40));
+        let range = LogRange {
+            purged,
+            last,
+            voted,
+        };
+        store.check_not_ahead(range).is_err()
+    };
+    assert!(!refused(Some(id(99)), true));
+    assert!(refused(Some(id(98)), true));
+    assert!(refused(None, false));
+    // Just behind the installing of a snapshot the log has not yet heard of it; but there is one.
+    store.build().unwrap();
+    assert!(!refused(Some(id(98)), true));
+    assert!(refused(None, false));
+    store.close();
+}
+
+#[test]
+fn a_value_that_is_not_what_was_written_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, ..) = with_snapshot(dir.path());
+    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+    store.check().unwrap();
+    let keys: Vec<_> = raw(&store).into_iter().map(|(key, _)| key).collect();
+    let tree = store
+        .inner
+        .current
+        .read()
+        .disk
+        .as_ref()
+        .unwrap()
+        .tree()
+        .clone();
+    for key in keys {
+        let good = tree.get(&key).unwrap().unwrap();
+        let mut flipped = good.to_vec();
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 4;
+        tree.insert(&key, flipped).unwrap();
+        let error = store.check().unwrap_err();
+        assert!(error.to_string().contains("checksum"), "{error}");
+        store.build().unwrap_err();
+        tree.insert(&key, good.clone()).unwrap();
+        // Missing, or with the value of another time.
+        if key != keys::COUNTERS {
+            let mut removal = crate::disk::Batch::default();
+            removal.remove(key.as_slice());
+            tree.apply_batch(removal).unwrap();
+            store.check().unwrap_err();
+            if !key.starts_with(b"zc") {
+                tree.insert(&key, chunks::whole(&key, b"another")).unwrap();
+                store.check().unwrap_err();
+            }
+        }
+        tree.insert(&key, good).unwrap();
+    }
+    store.check().unwrap();
+    store.close();
+}
+
+#[test]
+fn a_newer_format_is_refused_and_nothing_is_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, ..) = with_snapshot(dir.path());
+    let disk = Disk::open(current_db(dir.path()).parent().unwrap(), CACHE).unwrap();
+    let newer = chunks::whole(b"zf", b"QUORUNLG\x07");
+    disk.tree().insert(b"zf", newer).unwrap();
+    disk.sync().unwrap();
+    drop(disk);
+    for _ in 0..2 {
+        let error = LedgerStore::open(dir.path(), Some(log)).unwrap_err();
+        assert!(matches!(error, Error::Newer { .. }), "{error}");
+        assert!(error.to_string().contains("format 7"), "{error}");
+    }
 }

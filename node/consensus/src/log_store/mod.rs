@@ -39,6 +39,7 @@ use self::writer::{Handover, Op, Writer};
 use crate::blocking::blocking;
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::ledger_store::LogRange;
 use crate::options::ClusterId;
 use crate::types::{Entry, LogId, TypeConfig, Vote, next_index};
 
@@ -161,6 +162,16 @@ impl LogStore {
     /// Purged entries must be elsewhere: this is who sees to it.
     pub(crate) fn guard_purges(&mut self, guard: Arc<dyn PurgeGuard>) {
         self.purge_guard = Some(guard);
+    }
+
+    /// Which entries there are.
+    pub(crate) fn range(&self) -> LogRange {
+        let inner = self.shared.inner.lock();
+        LogRange {
+            purged: inner.purged,
+            last: inner.last,
+            voted: inner.vote.is_some(),
+        }
     }
 
     /// The index behind the last entry that is on disk.

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use quorun_ledger::codec;
 
 use super::record::{self, Extent};
-use super::watermark::{DiskLogId, State, Watermark};
+use super::watermark::{DiskLogId, State, Watermark, decode_state};
 use super::writer::{COMMITTED_KEY, STATE_KEY};
 use super::{CACHE, Location, read_record};
 use crate::disk::{Disk, to_io};
-use crate::error::Error;
+use crate::error::{Error, NewerFormat};
 use crate::files;
 use crate::options::ClusterId;
 use crate::types::{LogId, next_index};
@@ -36,6 +36,9 @@ pub(super) fn open(location: &Location) -> Result<Opened, Error> {
     };
     let at_mark = |error: io::Error| {
         let path = location.watermark();
+        if let Some(newer) = NewerFormat::of(&error) {
+            return Error::Newer { path, newer };
+        }
         if error.kind() == io::ErrorKind::InvalidData {
             let what = error.to_string();
             return Error::Damaged { path, what };
@@ -65,9 +68,15 @@ pub(super) fn open(location: &Location) -> Result<Opened, Error> {
             .map_err(|error| damaged(error.to_string()))
     };
     let found: Option<State> = read(STATE_KEY)?
-        .map(|bytes| codec::decode(&bytes))
+        .map(|bytes| decode_state(&bytes))
         .transpose()
-        .map_err(|error| damaged(format!("its state: {error}")))?;
+        .map_err(|error| match NewerFormat::of(&error) {
+            Some(newer) => Error::Newer {
+                path: path.clone(),
+                newer,
+            },
+            None => damaged(format!("its state: {error}")),
+        })?;
     if let Some(found) = &found {
         check_owner(location, path.clone(), found)?;
     }

@@ -13,9 +13,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use quorun_ledger::codec::DecodeError;
 use quorun_ledger::{NodeId, codec};
 use serde::{Deserialize, Serialize};
 
+use crate::error::NewerFormat;
 use crate::types::{LogId, Vote};
 
 const SLOT: usize = 512;
@@ -157,6 +159,9 @@ impl Watermark {
                 .into_iter()
                 .flatten()
                 .max_by_key(|state| state.change),
+            (Err(error), _) | (_, Err(error)) if NewerFormat::of(&error).is_some() => {
+                return Err(error);
+            }
             // One slot may be torn: it was being written when the power failed.
             (Ok(other), Err(_)) | (Err(_), Ok(other)) => other,
             (Err(error), Err(_)) => return Err(error),
@@ -203,9 +208,16 @@ fn read_slot(slot: &[u8]) -> io::Result<Option<State>> {
     if crc32fast::hash(body).to_be_bytes() != crc {
         return Err(damaged());
     }
-    codec::decode(body)
-        .map(Some)
-        .map_err(|error| invalid(&format!("the watermark: {error}")))
+    decode_state(body).map(Some)
+}
+
+/// Reads a state. The version of its encoding stands for the format of the whole log: whoever changes how entries lie
+/// there changes it as well.
+pub(super) fn decode_state(bytes: &[u8]) -> io::Result<State> {
+    codec::decode(bytes).map_err(|error| match error {
+        DecodeError::Version(newer) => NewerFormat::error(newer, codec::VERSION),
+        other => invalid(&other.to_string()),
+    })
 }
 
 #[cfg(test)]
@@ -245,6 +257,25 @@ mod tests {
             .write_all_at(b"torn", SLOT as u64 + 20)
             .unwrap();
         Watermark::open(&path).unwrap_err();
+    }
+
+    #[test]
+    fn a_newer_format_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.watermark");
+        let (watermark, _) = Watermark::open(&path).unwrap();
+        watermark.write(&state(1)).unwrap();
+        // As a newer program would write the next one.
+        let mut body = codec::encode(&state(2));
+        body[0] = 9;
+        let mut slot = MAGIC.to_vec();
+        slot.extend_from_slice(&u16::try_from(body.len()).unwrap().to_be_bytes());
+        slot.extend_from_slice(&crc32fast::hash(&body).to_be_bytes());
+        slot.extend_from_slice(&body);
+        watermark.file.write_all_at(&slot, 0).unwrap();
+        let error = Watermark::open(&path).unwrap_err();
+        let newer = NewerFormat { found: 9, known: 1 };
+        assert_eq!(NewerFormat::of(&error), Some(newer));
     }
 
     #[test]
