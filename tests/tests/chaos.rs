@@ -20,6 +20,7 @@ async fn nothing_is_lost_whatever_happens_to_three_nodes() {
         long: false,
         args: Vec::new(),
         env: Vec::new(),
+        until: Vec::new(),
         keep: false,
     };
     let report = chaos::run(&settings).await;

@@ -165,6 +165,7 @@ fn run(scenario: &Scenario, bug: Option<&str>, program: &Path) -> Result<Value, 
         .env("QUORUN_BIN", program)
         .args(["--seed", "7", "--nodes", "3"])
         .args(scenario.args)
+        .args(["--until", &scenario.breaks.join(",")])
         .arg("--json")
         .arg(&json)
         .stdout(Stdio::null());
