@@ -25,14 +25,15 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         bug: "ack_before_sync",
         control: None,
-        breaks: &["I1", "I6", "I9"],
+        // What was forgotten is missed, or done again.
+        breaks: &["I1", "I2", "I3", "I4", "I6", "I9"],
         args: &[
             "--faults",
             "power-loss-all",
             "--minutes",
             "0.4",
             "--rate",
-            "20",
+            "40",
             "--pause-ms",
             "4000",
         ],
