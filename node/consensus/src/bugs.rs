@@ -25,8 +25,11 @@ pub(crate) async fn stamped(term: u64, batch: &EncodedBatch) {
         .unwrap_or_else(PoisonError::into_inner)
         .insert(batch.0.to_vec(), term);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let chance = now.map_or(0, |now| now.subsec_nanos()).wrapping_mul(0x9e37_79b1) >> 8;
-    if chance % 8 == 0 {
+    let chance = now
+        .map_or(0, |now| now.subsec_nanos())
+        .wrapping_mul(0x9e37_79b1)
+        >> 8;
+    if chance.is_multiple_of(8) {
         let pause = Duration::from_millis(u64::from(chance / 8 % SLOWEST_MS));
         tokio::time::sleep(pause).await;
     }
