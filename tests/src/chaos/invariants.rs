@@ -574,6 +574,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("RaftCore stopped", "a peer called a node that was ending"),
     ("this node has a bug", "somebody has switched it on"),
     (
+        "not admitted yet",
+        "a new node comes before the old one is known to be dead",
+    ),
+    (
         "raft_inner: failed to ",
         "a peer called a node that was ending",
     ),
