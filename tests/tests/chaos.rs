@@ -1,10 +1,14 @@
-//! A short run of chaos with a fixed seed: every kind of fault at least once, and nothing that was promised is broken.
+//! A short run of chaos with a fixed seed: every kind of fault at least once, and nothing that was promised is broken. And
+//! what longer runs have found, each by itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use quorun_tests::chaos::field::{Field, Kept, Shape};
+use quorun_tests::chaos::history::History;
 use quorun_tests::chaos::plan::Plan;
 use quorun_tests::chaos::{self, Settings};
-use quorun_tests::say;
+use quorun_tests::{LONG, say};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_whatever_happens_to_three_nodes() {
@@ -20,6 +24,7 @@ async fn nothing_is_lost_whatever_happens_to_three_nodes() {
         long: false,
         args: Vec::new(),
         env: Vec::new(),
+        until: Vec::new(),
         keep: false,
     };
     let report = chaos::run(&settings).await;
@@ -28,4 +33,27 @@ async fn nothing_is_lost_whatever_happens_to_three_nodes() {
     // Not only that nothing was seen to be wrong, but that something was seen.
     assert!(report.acknowledged > 100, "{} jobs", report.acknowledged);
     assert!(report.samples.1 > 50, "{:?} states", report.samples);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_the_first_list_comes_back_when_the_others_have_been_replaced() {
+    let shape = Shape {
+        nodes: 3,
+        slots: 2,
+        kept: Kept::None,
+        args: Vec::new(),
+        env: Vec::new(),
+    };
+    let field = Field::start(&shape, Arc::new(History::default())).await;
+    for place in [1, 2] {
+        let _taken = field.take([place]);
+        field.node(place).kill();
+        let name = field.replace(place, LONG).await.expect("a new node");
+        assert!(name > 3, "a new node has a new id, not {name}");
+    }
+    // Whom it knows from its list, it finds neither under these ids nor at these addresses.
+    let _taken = field.take([3]);
+    field.node(3).kill();
+    field.node(3).start();
+    field.until_ready(3, LONG).await.expect("it is ready again");
 }

@@ -29,7 +29,7 @@ pub(crate) async fn stamped(term: u64, batch: &EncodedBatch) {
         .map_or(0, |now| now.subsec_nanos())
         .wrapping_mul(0x9e37_79b1)
         >> 8;
-    if chance % 8 == 0 {
+    if chance.is_multiple_of(8) {
         let pause = Duration::from_millis(u64::from(chance / 8 % SLOWEST_MS));
         tokio::time::sleep(pause).await;
     }

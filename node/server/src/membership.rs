@@ -399,7 +399,7 @@ impl Membership {
         Ok(())
     }
 
-    /// Says hello to every peer until each has answered. Ends with a refusal when more of them call this node foreign
+    /// Says hello to every peer that is still one until each has answered. Ends with a refusal when more of them call this node foreign
     /// than belong to its cluster, itself counted; never ends otherwise.
     pub async fn meet_peers(&self, process: &str) -> Refusal {
         let config = &self.inner.config;
@@ -409,9 +409,20 @@ impl Membership {
             .copied()
             .filter(|id| *id != config.id)
             .collect();
+        // Once there is a cluster, the list is only what it began with: where a node of the list was, another may be now.
+        let mut status = self.inner.consensus.status();
+        let _ = tokio::time::timeout(SELF_DEADLINE, status.wait_for(|now| now.initialized)).await;
         let (mut friends, mut strangers) = (1, 0);
         while !waiting.is_empty() {
             for id in waiting.clone() {
+                let gone = {
+                    let now = status.borrow();
+                    now.initialized && !now.members.contains_key(&id)
+                };
+                if gone {
+                    waiting.remove(&id);
+                    continue;
+                }
                 match self.hello(id, process).await {
                     Some(Ok(_)) => {
                         friends += 1;

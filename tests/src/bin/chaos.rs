@@ -50,6 +50,9 @@ struct Args {
     /// One more variable for every node, NAME=VALUE; may be given again
     #[arg(long)]
     env: Vec<String>,
+    /// End as soon as one of these invariants is seen to be broken, such as I12
+    #[arg(long, value_delimiter = ',')]
+    until: Vec<String>,
     /// Write what came of it to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -149,6 +152,7 @@ fn settings(args: &Args) -> Result<Settings, String> {
         long: args.long,
         args: args.arg.clone(),
         env,
+        until: args.until.clone(),
         keep: args.keep,
     })
 }

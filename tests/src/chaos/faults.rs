@@ -758,14 +758,20 @@ impl Strike<'_> {
         let field = self.field();
         let taken = self.take(field.ids());
         for id in taken.ids() {
-            field.shim(id).sync_delay(Duration::from_millis(200));
+            field.shim(id).sync_delay(Duration::from_millis(600));
         }
-        let time = self.between(1000, 2500);
+        let time = self.between(1500, 3000);
         tokio::time::sleep(time).await;
-        self.struck = Some(Instant::now());
+        let struck = Instant::now();
+        self.struck = Some(struck);
         for id in taken.ids() {
             field.shim(id).power_loss_now(0);
         }
+        let accepted = field.history.accepted();
+        let last = accepted.iter().map(|(_, answered)| *answered).max();
+        let last = last.map_or_else(Duration::default, |last| {
+            struck.saturating_duration_since(last)
+        });
         let (mut lost, mut undone) = (0, 0);
         for id in taken.ids() {
             if field.until_ended(id, OPPORTUNITY).await.is_err() {
@@ -782,7 +788,7 @@ impl Strike<'_> {
         self.back(&taken).await?;
         if lost == field.ids().len() {
             Ok(format!(
-                "all nodes lost {undone} unsynced sectors and names"
+                "all nodes lost {undone} unsynced sectors and names, {last:?} after the last acknowledgement"
             ))
         } else {
             Err(format!("the power of only {lost} nodes has failed"))

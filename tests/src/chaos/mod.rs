@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use self::faults::{Done, Scene, inflict};
 use self::field::{Field, Kept, Shape};
 use self::history::{History, Invariant};
-use self::invariants::Usage;
+use self::invariants::{Settled, Usage};
 use self::plan::{Kind, Plan, Reach};
 use self::report::Report;
 use self::workload::Workload;
@@ -60,6 +60,8 @@ pub struct Settings {
     pub args: Vec<String>,
     /// More variables for every node.
     pub env: Vec<(String, String)>,
+    /// The run ends as soon as one of these was seen to be broken.
+    pub until: Vec<String>,
     /// The folders and logs of the nodes stay.
     pub keep: bool,
 }
@@ -149,16 +151,24 @@ pub async fn run(settings: &Settings) -> Report {
     };
 
     let began = Instant::now();
-    let faults = harm(&scene, &plan, settings.length).await;
+    let (faults, found) = tokio::select! {
+        faults = harm(&scene, &plan, settings.length) => (faults, false),
+        () = found(&history, &settings.until) => (Vec::new(), true),
+    };
     let harmed = began.elapsed();
     stop.store(true, Ordering::Relaxed);
     say(&format!(
         "{:8.2}s the faults are over",
         history.now().as_secs_f64()
     ));
-    field.heal(HEALED).await;
-    let jobs = clients.await.unwrap_or_default();
-    let settled = invariants::settled(&field, &workload).await;
+    let (mut jobs, mut settled) = (0, Settled::default());
+    if found {
+        clients.abort();
+    } else {
+        field.heal(HEALED).await;
+        jobs = clients.await.unwrap_or_default();
+        settled = invariants::settled(&field, &workload).await;
+    }
     watching.shutdown().await;
 
     let text = std::fs::read_to_string(&witness).unwrap_or_default();
@@ -206,6 +216,20 @@ pub async fn run(settings: &Settings) -> Report {
         ));
     }
     report
+}
+
+/// Returns when one of these was seen to be broken.
+async fn found(history: &History, until: &[String]) {
+    loop {
+        let broken = history.violations();
+        if broken
+            .iter()
+            .any(|violation| until.contains(&violation.invariant.to_string()))
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Inflicts what is planned, until the time is over and every kind has had its turn.

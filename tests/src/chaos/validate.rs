@@ -25,14 +25,15 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         bug: "ack_before_sync",
         control: None,
-        breaks: &["I1", "I6", "I9"],
+        // What was forgotten is missed, or done again.
+        breaks: &["I1", "I2", "I3", "I4", "I6", "I9"],
         args: &[
             "--faults",
             "power-loss-all",
             "--minutes",
             "0.4",
             "--rate",
-            "20",
+            "40",
             "--pause-ms",
             "4000",
         ],
@@ -43,13 +44,13 @@ const SCENARIOS: &[Scenario] = &[
         breaks: &["I4"],
         args: &[
             "--faults",
-            "pause-follower,pause-leader",
+            "pause-follower",
             "--minutes",
-            "1",
+            "2",
             "--rate",
-            "1",
+            "1.4",
             "--pause-ms",
-            "6000",
+            "4000",
             "--long",
         ],
     },
@@ -165,6 +166,7 @@ fn run(scenario: &Scenario, bug: Option<&str>, program: &Path) -> Result<Value, 
         .env("QUORUN_BIN", program)
         .args(["--seed", "7", "--nodes", "3"])
         .args(scenario.args)
+        .args(["--until", &scenario.breaks.join(",")])
         .arg("--json")
         .arg(&json)
         .stdout(Stdio::null());
