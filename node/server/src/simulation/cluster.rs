@@ -36,7 +36,13 @@ const SETTLE: Duration = Duration::from_secs(60);
 const CLIENTS: usize = 4;
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
 const LATENCY: Duration = Duration::from_millis(5);
-const SYNC: Duration = Duration::from_millis(4);
+/// How long a sync takes at most; one of them holds for a whole run. What is acknowledged too early is lost in a crash
+/// while a sync is under way.
+const SYNC: [Duration; 3] = [
+    Duration::from_millis(4),
+    Duration::from_millis(20),
+    Duration::from_millis(80),
+];
 /// A node must not try more connections to another one than so many in a second, on average.
 const CONNECTIONS: usize = 50;
 /// The simulated clock begins so long after 1970: later than any real one, for whatever looks at that.
@@ -151,7 +157,7 @@ async fn process(
 /// What came of a run, or of many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Summary {
-    runs: usize,
+    pub(super) runs: usize,
     jobs: usize,
     attempts: usize,
     reads: usize,
@@ -161,7 +167,6 @@ pub(super) struct Summary {
     /// Batches that a crash could have taken.
     at_risk: usize,
     faults: [usize; NAMES.len()],
-    pub(super) plan: Vec<Planned>,
 }
 
 impl Summary {
@@ -227,14 +232,17 @@ struct Run<'a> {
     /// What is to be undone, and when.
     active: Vec<(Duration, Undo)>,
     down: BTreeSet<usize>,
+    plan: Vec<Planned>,
+    sync: Duration,
     summary: Summary,
 }
 
 /// Runs a seed to its end. An error says what did not hold.
 pub(super) fn run(seed: u64) -> Result<Summary, String> {
     let _entered = simulation::enter(seed);
-    simulation::slow_disks(SYNC);
     let mut rng = SmallRng::seed_from_u64(seed);
+    let sync = SYNC[rng.random_range(0..SYNC.len())];
+    simulation::slow_disks(sync);
     let count: usize = if rng.random_ratio(2, 3) { 3 } else { 5 };
     let snapshot_after = rng.random_range(40..400);
     let plan = faults::plan(&mut rng, count, FAULTS);
@@ -312,9 +320,10 @@ pub(super) fn run(seed: u64) -> Result<Summary, String> {
         history,
         active: Vec::new(),
         down: BTreeSet::new(),
+        plan,
+        sync,
         summary: Summary {
             runs: 1,
-            plan,
             ..Summary::default()
         },
     };
@@ -323,7 +332,7 @@ pub(super) fn run(seed: u64) -> Result<Summary, String> {
 
 impl Run<'_> {
     fn phases(mut self, stop: &Cell<bool>) -> Result<Summary, String> {
-        let plan = self.summary.plan.clone();
+        let plan = std::mem::take(&mut self.plan);
         let mut plan = plan.iter().peekable();
         while self.sim.elapsed() < FAULTS {
             while let Some(planned) = plan.next_if(|planned| planned.at <= self.sim.elapsed()) {
@@ -525,7 +534,7 @@ impl Run<'_> {
                     }
                 }
                 Undo::Latency => self.sim.set_max_message_latency(LATENCY),
-                Undo::Disks => simulation::slow_disks(SYNC),
+                Undo::Disks => simulation::slow_disks(self.sync),
             }
         }
     }

@@ -76,10 +76,10 @@ impl Fault {
         let mut order: Vec<usize> = (0..nodes).collect();
         order.shuffle(rng);
         match rng.random_range(0..16) {
-            0..=2 => Self::Crash(Victim::Leader),
-            3 | 4 => Self::Crash(Victim::Follower),
-            5 => Self::Crash(Victim::Majority),
-            6 => Self::Crash(Victim::All),
+            0 | 1 => Self::Crash(Victim::Leader),
+            2 => Self::Crash(Victim::Follower),
+            3 | 4 => Self::Crash(Victim::Majority),
+            5 | 6 => Self::Crash(Victim::All),
             7 => Self::Partition {
                 first: rng.random_range(1..nodes),
                 order,
