@@ -1,6 +1,8 @@
 //! Nodes join, are replaced and removed, the leadership moves, and nobody who is served by the cluster notices.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -240,6 +242,84 @@ async fn a_node_that_has_lost_its_data_comes_back_as_a_new_one() {
     let request = json!({ "peer": format!("127.0.0.1:{}", port.expect("a port")) });
     let refused = cluster.any().post_json("/v1/cluster/nodes", &request).await;
     assert_eq!(refused.status, 409, "{}", refused.text());
+}
+
+/// Copies a folder as a backup would.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(status.expect("start cp").success());
+}
+
+/// The node does not start with the folder that it has now, and says that others know more of it.
+async fn is_refused(cluster: &mut Cluster, node: u64, words: &str) {
+    cluster.node(node).start();
+    assert!(!cluster.node(node).ends().await.success());
+    let log = cluster.node(node).log();
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.contains(words), "{last}");
+    assert!(last.contains("move the data folder away"), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_that_others_know_to_be_older_is_refused() {
+    let mut cluster = Cluster::of_processes().await;
+    let job = json!({ "language": "bash", "source": "true" });
+    cluster.any().run(&job).await;
+    let leader = cluster.leader().await;
+    let node = follower(&cluster, leader);
+    let data = cluster.node(node).data().to_owned();
+    let (old, backup) = (data.with_extension("old"), data.with_extension("backup"));
+
+    // From an earlier start.
+    cluster.node(node).stop().await;
+    copy(&data, &old);
+    cluster.node(node).restart().await;
+    // From this start, and what was done since is missing.
+    cluster.agree().await;
+    cluster.node(node).pause();
+    copy(&data, &backup);
+    cluster.node(node).resume();
+    let mut jobs = Vec::new();
+    for _ in 0..10 {
+        jobs.push(cluster.client(leader).run(&job).await);
+    }
+    cluster.agree().await;
+    let client = cluster.client(leader).clone();
+    eventually("the leader knows how far the node is", async || {
+        let status = client.cluster().await;
+        let nodes = status["nodes"].as_array().expect("nodes");
+        let known = nodes.iter().find(|known| known["id"] == node).cloned();
+        let known = known.and_then(|known| known["applied_index"].as_u64());
+        let applied = status["applied_index"].as_u64();
+        if known.is_some() && known >= applied.map(|index| index - 1) {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    })
+    .await;
+    cluster.node(node).kill();
+    let right = data.with_extension("right");
+    std::fs::rename(&data, &right).expect("move the folder away");
+
+    copy(&old, &data);
+    is_refused(&mut cluster, node, "knows of start").await;
+    std::fs::remove_dir_all(&data).expect("remove the copy");
+    copy(&backup, &data);
+    is_refused(&mut cluster, node, "its log ends after").await;
+    std::fs::remove_dir_all(&data).expect("remove the copy");
+    // And an empty folder for an old id.
+    is_refused(&mut cluster, node, "knows of start").await;
+    std::fs::remove_dir_all(&data).expect("remove the empty folder");
+
+    assert_eq!(
+        cluster.client(leader).run(&job).await["verdict"],
+        "accepted"
+    );
+    std::fs::rename(&right, &data).expect("put the folder back");
+    cluster.node(node).restart().await;
+    cluster.agree().await;
+    cluster.all_show(&jobs).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

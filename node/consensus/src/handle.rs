@@ -16,6 +16,7 @@ use crate::network::{PeerClient, Peers};
 use crate::options::Member;
 use crate::proposer::Proposer;
 use crate::read::Reader;
+use crate::recall::Marks;
 use crate::status::Status;
 use crate::types::Raft;
 
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) ended: watch::Receiver<()>,
     /// How long an election takes at most.
     pub(crate) election: Duration,
+    pub(crate) marks: Marks,
 }
 
 impl Handle {
@@ -115,6 +117,14 @@ impl Handle {
         }
         let (applied, hash) = self.shared.ledger.state();
         Ok((applied.map_or(0, |id| id.index), hash))
+    }
+
+    /// A node has said that it has applied the entries up to this index. Should it come back with less, it is told so.
+    pub fn remember(&self, node: NodeId, applied_index: u64) {
+        // 0 also stands for nothing at all.
+        if applied_index > 0 {
+            self.shared.marks.remember(node, applied_index + 1);
+        }
     }
 
     /// How this node stands in the cluster.

@@ -9,6 +9,9 @@
 //! READING. [`Handle::view`] shows the local ledger, which may be a little behind. After [`Handle::linearize`] it shows
 //! everything that was committed before (`read`).
 //!
+//! STARTING. Before a node takes part, it asks the others what they know of it: a disk may have forgotten without a
+//! trace (`recall`).
+//!
 //! FAILING. A leader that dies is replaced after an election; proposals and reads under way are tried again until their
 //! deadline, whose expiry means *unknown*. A disk that fails ends consensus ([`Handle::stopped`]), and the process with
 //! it. A log that has lost what it acknowledged is noticed at the next start ([`Error::Damaged`]): the node does not
@@ -36,6 +39,7 @@ mod node;
 mod options;
 mod proposer;
 mod read;
+mod recall;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod status;

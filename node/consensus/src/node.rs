@@ -20,6 +20,7 @@ use crate::ledger_store::{LedgerStore, StateMachine};
 use crate::log_store::{Location, LogStore};
 use crate::network::{self, Connections, MAX_MESSAGE, Peers, Service};
 use crate::options::Options;
+use crate::recall::{Marks, Recall};
 use crate::status::Status;
 use crate::types::Raft;
 use crate::{proposer, read, status};
@@ -35,7 +36,8 @@ const MAX_STREAMS: u32 = 16_384;
 /// Opens the stores, starts Raft on threads of its own, and serves the peer port there: the Consensus service and the
 /// services that `extra` makes, all of them behind the check of cluster and node.
 ///
-/// The node takes part at once if it belongs to a cluster; a new one waits for [`Handle::bootstrap`], or to be added.
+/// The node takes part by itself if it belongs to a cluster, once the others have said what they know of it
+/// ([`Options::incarnation`]); a new one waits for [`Handle::bootstrap`], or to be added.
 ///
 /// # Errors
 /// When the stores cannot be opened or belong to another node, the options are wrong, or the port cannot be served.
@@ -207,6 +209,20 @@ where
         }
     };
 
+    let recall = options.incarnation.map(|incarnation| {
+        let mut members = options.members.clone();
+        members.extend(ledger.members());
+        Recall {
+            id: options.id,
+            incarnation,
+            data_dir: options.data_dir.clone(),
+            log: log.range(),
+            members,
+            peers: peers.clone(),
+        }
+    });
+    let marks = Marks::default();
+    let forgotten = fatal_tx.clone();
     let (status_tx, status) = watch::channel(Status::default());
     tokio::spawn(watch_log(log.failure(), fatal_tx.clone()));
     tokio::spawn({
@@ -261,11 +277,18 @@ where
             shutdown: shutdown_tx,
             ended,
             election: options.election_max,
+            marks: marks.clone(),
         }),
     };
-    let service = ConsensusServer::new(Service::new(raft.clone(), proposer, &options.data_dir))
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+    let service = ConsensusServer::new(Service::new(
+        raft.clone(),
+        proposer,
+        ledger.clone(),
+        marks,
+        &options.data_dir,
+    ))
+    .max_decoding_message_size(MAX_MESSAGE)
+    .max_encoding_message_size(MAX_MESSAGE);
     let routes = extra(&handle).add_service(service);
     let server = tonic::transport::Server::builder()
         .initial_stream_window_size(4 << 20)
@@ -283,7 +306,18 @@ where
             tracing::error!(node = id, %error, "the peer port is no longer served");
         }
     });
-    raft.run();
+    match recall {
+        None => raft.run(),
+        Some(recall) => {
+            let raft = raft.clone();
+            tokio::spawn(async move {
+                match recall.run().await {
+                    Ok(()) => raft.run(),
+                    Err(error) => drop(forgotten.send_replace(Some(error.to_string()))),
+                }
+            });
+        }
+    }
     tracing::info!(node = id, cluster = %options.cluster, "consensus started");
     let node = Running {
         id,

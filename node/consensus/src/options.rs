@@ -77,6 +77,9 @@ pub struct Options {
     /// A snapshot is built when so many entries were committed since the last one; a quarter of them is then kept in the
     /// log for followers that are only a little behind.
     pub snapshot_after: u64,
+    /// Counts the starts of this node, from 1: the others are then asked whether they know of a later one, or of more
+    /// entries, before the node takes part. `None`: nobody is asked.
+    pub incarnation: Option<u64>,
     /// Peer addresses that are dialled at another address, so that tests can put themselves between the nodes.
     pub dial: BTreeMap<String, String>,
 }
@@ -100,6 +103,7 @@ impl Options {
             election_min: Duration::from_millis(150),
             election_max: Duration::from_millis(300),
             snapshot_after: 20_000,
+            incarnation: None,
             dial: BTreeMap::new(),
         }
     }

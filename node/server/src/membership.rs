@@ -302,7 +302,8 @@ impl Membership {
                 Ok(()) = health.changed() => {}
                 Ok(()) = draining.changed() => {}
             }
-            self.report_now(PEER_DEADLINE).await;
+            let patience = PEER_DEADLINE.min(self.inner.config.node_timeout / 2);
+            self.report_now(patience).await;
             if !self.announced() && leader.is_some() {
                 // Nothing that made an announcement necessary may be overlooked for ever.
                 self.inner.announce.notify_one();
@@ -328,10 +329,19 @@ impl Membership {
         let request = HeartbeatRequest {
             report: Some(report),
         };
-        match tokio::time::timeout(patience, client.heartbeat(request)).await {
+        let mut status = self.inner.consensus.status();
+        let answered = tokio::select! {
+            answered = tokio::time::timeout(patience, client.heartbeat(request)) => answered,
+            // The old leader may have been cut off, and the new one has to hear of this node in time.
+            Ok(_) = status.wait_for(|now| now.leader.is_some() && now.leader != leader) => return,
+        };
+        match answered {
             Ok(Ok(reply)) => {
                 let reply = reply.into_inner();
                 if reply.is_leader {
+                    for known in reply.peers.iter().filter_map(|peer| peer.report.as_ref()) {
+                        self.inner.consensus.remember(known.id, known.applied_index);
+                    }
                     self.inner.liveness.told(reply.peers);
                 }
             }

@@ -86,6 +86,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         election_min: config.election,
         election_max: config.election * 2,
         snapshot_after: config.snapshot_after,
+        incarnation: Some(incarnation),
         dial: config.dial.clone(),
     };
     let service = {
@@ -115,9 +116,6 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         liveness.clone(),
     );
     membership.meet_self(&process).await?;
-    if config.join.is_empty() {
-        consensus.bootstrap().await.context("form the cluster")?;
-    }
     let settings = ClusterSettings::new(Effective::own(&config));
     settings.changed(&consensus).await?;
 
@@ -163,6 +161,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         outputs,
         config.ceilings.queue,
     );
+    let forms = config.join.is_empty();
     let closing = CancellationToken::new();
     let app = App {
         languages,
@@ -181,6 +180,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         error = consensus.stopped() => Some(anyhow!(error).context("the consensus has ended")),
         refusal = membership.announce() => Some(refusal.into()),
         refusal = membership.meet_peers(&process) => Some(refusal.into()),
+        Err(error) = form(&consensus, forms) => Some(error),
     };
     let result = match refusal {
         None => {
@@ -199,6 +199,15 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     drop(folder);
     info!("node has ended");
     result
+}
+
+/// Forms the cluster, if it is not there yet. Not before the peers have said what they know of this node, which may take
+/// as long as they are not there.
+async fn form(consensus: &Handle, forms: bool) -> anyhow::Result<()> {
+    if forms {
+        consensus.bootstrap().await.context("form the cluster")?;
+    }
+    std::future::pending().await
 }
 
 /// The members that the consensus begins with; of a node that joins only itself, which it does not form a cluster of.

@@ -103,6 +103,7 @@ impl Peer for PeerService {
         let peers = if leading {
             // The scheduler may not have noticed yet that this node leads; what it is told now must not be forgotten.
             self.liveness.leading(true);
+            self.consensus.remember(report.id, report.applied_index);
             self.liveness.heard(report)
         } else {
             Vec::new()

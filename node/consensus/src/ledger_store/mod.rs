@@ -32,7 +32,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use quorun_ledger::store::Pair;
-use quorun_ledger::{Counters, StateHash, Store, StoreError, View, Writes, codec, keys};
+use quorun_ledger::{Counters, NodeId, StateHash, Store, StoreError, View, Writes, codec, keys};
 use quorun_proto::v1;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -45,6 +45,7 @@ pub(crate) use self::snapshot::{SnapshotFile, folder as snapshot_folder};
 use crate::disk::{Batch, Disk, Iter, Tree, to_io};
 use crate::error::{Error, NewerFormat};
 use crate::log_store::{DiskLogId, PurgeGuard};
+use crate::options::Member;
 use crate::types::{LogId, StoredMembership, next_index};
 use crate::wire;
 
@@ -266,6 +267,13 @@ impl LedgerStore {
     /// The index behind the last entry that was applied.
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
         self.inner.applied.subscribe()
+    }
+
+    /// The members as of the last entry that was applied.
+    pub(crate) fn members(&self) -> BTreeMap<NodeId, Member> {
+        let meta = self.meta();
+        let nodes = meta.membership.membership().nodes();
+        nodes.map(|(id, member)| (*id, member.clone())).collect()
     }
 
     fn meta(&self) -> Meta {

@@ -18,8 +18,9 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::blocking::blocking;
-use crate::ledger_store::{SnapshotFile, snapshot_folder};
+use crate::ledger_store::{LedgerStore, SnapshotFile, snapshot_folder};
 use crate::proposer::{Proposer, Refusal};
+use crate::recall::{self, Marks};
 use crate::types::{LogId, Raft, Snapshot, SnapshotMeta, Vote};
 use crate::wire;
 
@@ -31,6 +32,8 @@ const MAX_DEADLINE: Duration = Duration::from_secs(600);
 pub(crate) struct Service {
     raft: Raft,
     proposer: Proposer,
+    ledger: LedgerStore,
+    marks: Marks,
     snapshots: PathBuf,
     /// One snapshot is received at a time.
     receiving: Arc<Semaphore>,
@@ -38,10 +41,18 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(raft: Raft, proposer: Proposer, data_dir: &Path) -> Self {
+    pub(crate) fn new(
+        raft: Raft,
+        proposer: Proposer,
+        ledger: LedgerStore,
+        marks: Marks,
+        data_dir: &Path,
+    ) -> Self {
         Self {
             raft,
             proposer,
+            ledger,
+            marks,
             snapshots: snapshot_folder(data_dir),
             receiving: Arc::new(Semaphore::new(1)),
             received: AtomicU64::new(0),
@@ -243,6 +254,17 @@ impl v1::consensus_server::Consensus for Service {
         Ok(Response::new(v1::ProposeReply {
             result: Some(result),
         }))
+    }
+
+    async fn recall(
+        &self,
+        request: Request<v1::RecallRequest>,
+    ) -> Result<Response<v1::RecallReply>, Status> {
+        let node = request.into_inner().node;
+        recall::answer(node, &self.raft, &self.ledger, &self.marks)
+            .await
+            .map(Response::new)
+            .map_err(|error| Status::internal(error.to_string()))
     }
 
     async fn read_index(

@@ -162,18 +162,20 @@ pub async fn admit(
         let id = *id;
         let known = ledger::read(&app.consensus, move |view| {
             let admitted = view.admissions()?.iter().any(|(known, _)| *known == id);
-            Ok(admitted && view.node(id)?.is_none())
+            Ok((admitted, view.node(id)?))
         });
+        let (admitted, record) = known.await.map_err(Error::from)?;
         // Let in, and not come yet: this is it.
-        let waits = known.await.map_err(Error::from)?;
+        let waits = admitted && record.is_none();
         if !waits {
-            // Whoever had this address has lost its place, if it has gone.
-            if alive(&app).contains(&id) {
+            // Whoever had this address loses its place if the leader has declared it lost. That nothing is known of it
+            // is not enough: it may have been there for a moment only, or the leader.
+            if !record.is_some_and(|record| record.lost) {
                 return Err(conflict(
                     "node-alive",
                     "A node of the cluster has this address",
                     format!(
-                        "node {id} is alive and has the address {}; a new node needs an address of its own",
+                        "node {id} has the address {} and was not declared lost; a new node needs an address of its own, or node {id} has to be removed first",
                         request.peer
                     ),
                 )
