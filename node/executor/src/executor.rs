@@ -465,6 +465,12 @@ impl Executor {
             let (stdout, stderr) = live.take_output();
             return Ok(verdict::out_of_memory(task, stdout, stderr));
         }
+        if let (Broken::Silent(_), Health::NotReady { reason }) = (&cause, &*self.health.borrow()) {
+            // The sandbox may well have answered, but the engine passes nothing on: another node can do the job.
+            return Err(Tried::Unavailable(Unavailable {
+                reason: reason.clone(),
+            }));
+        }
         if let Broken::Silent(patience) = cause {
             // A second try would take as long.
             return Err(Tried::result(JobResult::internal_error(format!(

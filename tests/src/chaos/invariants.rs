@@ -597,6 +597,10 @@ const ALLOWED: &[(&str, &str)] = &[
         "a node was stopped while it executed",
     ),
     (
+        "reason=\"the node is shutting down\"",
+        "a node ended while it executed",
+    ),
+    (
         "giving back what is still running",
         "a node was stopped while it executed",
     ),
