@@ -228,9 +228,12 @@ where
     tokio::spawn({
         let (ledger, fatal) = (ledger.clone(), fatal_tx.clone());
         async move {
-            let checked = blocking(move || ledger.check()).await.flatten();
-            if let Err(error) = checked {
-                fatal.send_replace(Some(format!("the ledger is damaged: {error}")));
+            match blocking(move || ledger.check()).await.flatten() {
+                Ok(true) => tracing::info!("the ledger's records are what was written"),
+                Ok(false) => tracing::info!("the check of the ledger's records gave way"),
+                Err(error) => {
+                    fatal.send_replace(Some(format!("the ledger is damaged: {error}")));
+                }
             }
         }
     });

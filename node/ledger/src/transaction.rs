@@ -1,5 +1,6 @@
 //! Applying batches: a layer of writes over a store that is committed, or dropped, as one.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -55,6 +56,7 @@ impl<S: Store> Transaction<S> {
         let layer = Layer {
             store,
             writes: Writes::new(),
+            empty: RefCell::default(),
         };
         let view = View::new(&layer);
         let counters = view.counters()?;
@@ -98,8 +100,7 @@ impl<S: Store> Transaction<S> {
         }
         let counters = codec::encode(&self.counters);
         self.layer
-            .writes
-            .insert(keys::COUNTERS.to_vec(), Some(counters.into()));
+            .write(keys::COUNTERS.to_vec(), Some(counters.into()));
         Ok(self.layer.writes)
     }
 
@@ -123,7 +124,7 @@ impl<S: Store> Transaction<S> {
             self.counters.hash.remove(&key, &old);
         }
         self.counters.hash.add(&key, &value);
-        self.layer.writes.insert(key, Some(value.into()));
+        self.layer.write(key, Some(value.into()));
         Ok(())
     }
 
@@ -131,7 +132,7 @@ impl<S: Store> Transaction<S> {
     pub(crate) fn remove(&mut self, key: Vec<u8>) -> Result<(), StoreError> {
         if let Some(old) = self.layer.get(&key)? {
             self.counters.hash.remove(&key, &old);
-            self.layer.writes.insert(key, None);
+            self.layer.write(key, None);
         }
         Ok(())
     }
@@ -162,6 +163,23 @@ impl<S: Store> Transaction<S> {
 pub(crate) struct Layer<S> {
     store: S,
     writes: Writes,
+    /// Ranges, from where they begin to where they end, in which removals hide all that there was. Whoever takes from the
+    /// front of a range again and again, such as of the queue, would pass over all that it has taken each time.
+    empty: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
+}
+
+impl<S> Layer<S> {
+    fn write(&mut self, key: Vec<u8>, value: Option<Bytes>) {
+        if value.is_some() {
+            let before = (Bound::Unbounded, Bound::Included(key.as_slice()));
+            for (_, end) in self.empty.get_mut().range_mut::<[u8], _>(before) {
+                if *end > key {
+                    end.clone_from(&key);
+                }
+            }
+        }
+        self.writes.insert(key, value);
+    }
 }
 
 fn between<'a>(from: &'a [u8], to: &'a [u8]) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
@@ -177,26 +195,35 @@ impl<S: Store> Store for Layer<S> {
     }
 
     fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
-        let mut from = from.to_vec();
-        while from.as_slice() < to {
-            let below = self.store.first(&from, to)?;
-            let above = self.writes.range::<[u8], _>(between(&from, to)).next();
-            match (below, above) {
-                (below, None) => return Ok(below),
-                (Some(below), Some((key, _))) if below.0 < key.as_slice() => {
-                    return Ok(Some(below));
-                }
-                (_, Some((key, Some(value)))) => {
-                    return Ok(Some((Bytes::copy_from_slice(key), value.clone())));
-                }
-                (_, Some((key, None))) => {
-                    // Removed here: look behind it.
-                    from.clone_from(key);
-                    from.push(0);
-                }
+        let start = self.empty.borrow().get(from).cloned();
+        let start = start.as_deref().unwrap_or(from);
+        if start >= to {
+            return Ok(None);
+        }
+        let mut removed = false;
+        let mut below = self.store.first(start, to)?;
+        let mut found = None;
+        for (key, value) in self.writes.range::<[u8], _>(between(start, to)) {
+            if below.as_ref().is_some_and(|(below, _)| below < key) {
+                break;
+            }
+            if let Some(value) = value {
+                found = Some((Bytes::copy_from_slice(key), value.clone()));
+                break;
+            }
+            removed = true;
+            if below.as_ref().is_some_and(|(below, _)| below == key) {
+                let mut behind = key.clone();
+                behind.push(0);
+                below = self.store.first(&behind, to)?;
             }
         }
-        Ok(None)
+        let found = found.or(below);
+        if removed {
+            let end = found.as_ref().map_or(to, |(key, _)| key);
+            self.empty.borrow_mut().insert(from.to_vec(), end.to_vec());
+        }
+        Ok(found)
     }
 
     fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
@@ -216,5 +243,56 @@ impl<S: Store> Store for Layer<S> {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::MemoryStore;
+
+    /// Few enough that they meet.
+    fn key() -> impl Strategy<Value = u8> {
+        0_u8..24
+    }
+
+    proptest! {
+        #[test]
+        fn a_layer_shows_what_is_there_once_it_is_committed(
+            stored in prop::collection::btree_set(key(), 0..16),
+            steps in prop::collection::vec((key(), any::<bool>(), key(), key()), 1..60),
+        ) {
+            let mut store = MemoryStore::default();
+            let value = Bytes::from_static(b"stored");
+            store.commit(stored.iter().map(|key| (vec![*key], Some(value.clone()))).collect());
+            let mut layer = Layer { store, writes: Writes::new(), empty: RefCell::default() };
+            let mut there: BTreeSet<u8> = stored;
+            for (key, written, from, to) in steps {
+                if written {
+                    there.insert(key);
+                    layer.write(vec![key], Some(Bytes::from_static(b"written")));
+                } else {
+                    there.remove(&key);
+                    layer.write(vec![key], None);
+                }
+                // The same beginning again and again is what is remembered.
+                for (from, to) in [(from, to), (0, 24), (0, to), (from, 24)] {
+                    let expected = |mut keys: std::collections::btree_set::Range<'_, u8>, back| {
+                        let key: Option<&u8> = if back { keys.next_back() } else { keys.next() };
+                        key.map(|key| vec![*key])
+                    };
+                    let range = || there.range(from..to.max(from));
+                    let seen = |pair: Option<Pair>| pair.map(|(key, _)| key.to_vec());
+                    let first = layer.first(&[from], &[to]).unwrap();
+                    prop_assert_eq!(seen(first), expected(range(), false));
+                    let last = layer.last(&[from], &[to]).unwrap();
+                    prop_assert_eq!(seen(last), expected(range(), true));
+                }
+            }
+        }
     }
 }

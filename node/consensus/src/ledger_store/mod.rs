@@ -226,8 +226,8 @@ impl LedgerStore {
     }
 
     /// Reads all records and compares them with the state hash; other work goes on meanwhile. Gives way to a snapshot,
-    /// whose building or unpacking does the same.
-    pub(crate) fn check(&self) -> io::Result<()> {
+    /// whose building or unpacking does the same. Returns whether all were looked at.
+    pub(crate) fn check(&self) -> io::Result<bool> {
         let _only_one = self.inner.snapshots.lock();
         let mut check = Check::default();
         self.begin_walk();
@@ -244,10 +244,10 @@ impl LedgerStore {
         });
         self.end_walk();
         match checked {
-            Ok(true) => check.finish(),
-            Ok(false) => Ok(()),
+            Ok(true) => check.finish().map(|()| true),
+            Ok(false) => Ok(false),
             // Only because the node ends.
-            Err(_) if self.inner.current.read().disk.is_none() => Ok(()),
+            Err(_) if self.inner.current.read().disk.is_none() => Ok(false),
             Err(error) => Err(error),
         }
     }

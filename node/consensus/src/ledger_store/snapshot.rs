@@ -24,14 +24,14 @@ use super::check::Check;
 use super::chunks::{self, META};
 use super::frames::{FRAME, FrameReader, FrameWriter, header, invalid, put, take};
 use super::{CACHE, LedgerStore, Meta, closed, folder, is_damage, load};
-use crate::disk::{Batch, Disk, Tree, to_io};
+use crate::disk::{Disk, Tree, to_io};
 use crate::files;
 use crate::types::{LogId, Snapshot, SnapshotMeta, next_index};
 
 /// How many keys are looked at under the lock at one time.
 const STEP: usize = 256;
-/// How many bytes are unpacked into the new database at one time.
-const UNPACK: usize = 1 << 20;
+/// After so many bytes what was unpacked is synced, so that the disk is never left with all of it at once.
+const UNPACK: usize = 32 << 20;
 
 /// A snapshot in a file.
 #[derive(Debug)]
@@ -234,9 +234,11 @@ fn unpack<R: io::Read>(
 ) -> io::Result<(u64, Disk, StateHash)> {
     let (number, disk) = folder::create_next(data_dir, CACHE)?;
     chunks::check_format(disk.tree())?;
-    let mut batch = Batch::default();
     let mut size = 0;
     let mut check = Check::default();
+    // One by one, because sled keeps what a batch has replaced in memory until the batch is done, and it replaces a whole
+    // page with each key. Nobody sees the database before it is whole.
+    let write = |key: &[u8], value: &[u8]| disk.tree().insert(key, value).map_err(to_io);
     while let Some(frame) = frames.read()? {
         let mut rest = frame.as_slice();
         while !rest.is_empty() {
@@ -244,21 +246,19 @@ fn unpack<R: io::Read>(
             check
                 .take(key, value)
                 .map_err(|error| invalid(&error.to_string()))?;
-            batch.insert(key, value);
+            write(key, value)?;
         }
         size += frame.len();
         if size >= UNPACK {
             size = 0;
-            let full = std::mem::take(&mut batch);
-            disk.tree().apply_batch(full).map_err(to_io)?;
+            disk.sync()?;
         }
     }
     frames.end()?;
     check
         .finish()
         .map_err(|error| invalid(&error.to_string()))?;
-    batch.insert(META, chunks::whole(META, &meta.encode()));
-    disk.tree().apply_batch(batch).map_err(to_io)?;
+    write(META, &chunks::whole(META, &meta.encode()))?;
     let (_, hash) = load(&disk)?;
     disk.sync()?;
     files::sync_dir(disk.path())?;
