@@ -42,6 +42,11 @@ impl Bug {
     pub fn switch_on(self) {
         ON.store(self as u8, Ordering::Relaxed);
     }
+
+    /// Switches off what is on.
+    pub fn switch_off() {
+        ON.store(0, Ordering::Relaxed);
+    }
 }
 
 static ON: AtomicU8 = AtomicU8::new(0);

@@ -198,6 +198,8 @@ impl Writer {
                 let close = ops.iter().any(|op| matches!(op, Op::Close));
                 let started = Instant::now();
                 let (staged, unsynced) = self.stage_and_apply(ops, close);
+                #[cfg(feature = "bugs")]
+                let staged = self.answer_early(staged, unsynced.is_ok());
                 tokio::time::sleep(crate::simulation::sync_time()).await;
                 self.settle(staged, unsynced, started);
                 if close {

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::io::Read as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -275,6 +277,39 @@ impl NetVote<TypeConfig> for Connection {
     }
 }
 
+/// The requests of a stream, for as long as their [`Holder`] is there.
+///
+/// A call hands its requests to the connection, which may still ask for more when the caller has long given up. openraft's
+/// requests are made from what the next call is about to send, under a lock that this call would have to wait for, and
+/// from entries that may be purged as soon as no call is under way. So they end with the call, whoever has them.
+struct Requests<S>(Arc<Mutex<Option<S>>>);
+
+/// Ends the [`Requests`] when it is dropped.
+struct Holder<S>(Arc<Mutex<Option<S>>>);
+
+fn held<S>(requests: S) -> (Holder<S>, Requests<S>) {
+    let requests = Arc::new(Mutex::new(Some(requests)));
+    (Holder(requests.clone()), Requests(requests))
+}
+
+impl<S: Stream + Unpin> Stream for Requests<S> {
+    type Item = S::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        match &mut *self.0.lock() {
+            Some(requests) => requests.poll_next_unpin(cx),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+impl<S> Drop for Holder<S> {
+    fn drop(&mut self) {
+        let requests = self.0.lock().take();
+        drop(requests);
+    }
+}
+
 /// How many requests of a stream were sent.
 #[derive(Debug, Default)]
 struct Sent {
@@ -283,20 +318,19 @@ struct Sent {
 }
 
 /// The receiving side of a stream of appends.
-struct Replies {
+struct Replies<S> {
     replies: tonic::Streaming<v1::AppendReply>,
     received: u64,
     sent: Arc<Sent>,
-    ended: bool,
+    /// None when nothing more is to be sent or received.
+    requests: Option<Holder<S>>,
 }
 
-impl Replies {
+impl<S> Replies<S> {
     /// The next reply. Waits for as long as it takes while there is nothing to be answered, and no longer than a
     /// follower may take when there is.
     async fn next(&mut self) -> Option<Result<StreamAppendResult<TypeConfig>, Option<Status>>> {
-        if self.ended {
-            return None;
-        }
+        self.requests.as_ref()?;
         let deadline = tokio::time::sleep(APPEND_PATIENCE);
         tokio::pin!(deadline);
         loop {
@@ -309,11 +343,13 @@ impl Replies {
                         Ok(None) => return None,
                         Err(status) => Err(Some(status)),
                     };
-                    self.ended = result.is_err();
+                    if !matches!(result, Ok(Ok(_))) {
+                        self.requests = None;
+                    }
                     return Some(result);
                 }
                 () = &mut deadline, if outstanding => {
-                    self.ended = true;
+                    self.requests = None;
                     return Some(Err(None));
                 }
                 () = self.sent.more.notified(), if !outstanding => {
@@ -345,6 +381,7 @@ impl NetStreamAppend<TypeConfig> for Connection {
                 return Ok(nothing);
             };
             let input = futures::stream::once(std::future::ready(first)).chain(input);
+            let (holder, input) = held(input);
             let mut client = self.client()?;
             let sent = Arc::new(Sent::default());
             let counter = sent.clone();
@@ -363,7 +400,7 @@ impl NetStreamAppend<TypeConfig> for Connection {
                 replies,
                 received: 0,
                 sent,
-                ended: false,
+                requests: Some(holder),
             };
             let this = &*self;
             let results = futures::stream::unfold(replies, move |mut replies| async move {
@@ -481,6 +518,53 @@ mod tests {
 
     use super::*;
 
+    async fn connection_to(address: String) -> Connection {
+        let runtime = tokio::runtime::Handle::current();
+        let peers = Arc::new(Peers::new(ClusterId([1; 16]), 1, runtime, BTreeMap::new()));
+        let member = Member {
+            peer: address,
+            http: String::new(),
+        };
+        Connections { peers }.new_client(2, &member).await
+    }
+
+    fn request() -> AppendEntriesRequest<TypeConfig> {
+        AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: None,
+            leader_commit: None,
+            entries: Vec::new(),
+        }
+    }
+
+    /// A peer takes the connection and then says nothing: the call is given up, and with it the requests, although the
+    /// connection still has them.
+    #[tokio::test]
+    async fn nothing_is_asked_for_any_more_when_a_call_was_given_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut connection = connection_to(listener.local_addr().unwrap().to_string()).await;
+        let there = Arc::new(());
+        let asked = Arc::downgrade(&there);
+        let requests = futures::stream::unfold((there, true), |(there, first)| async move {
+            if !first {
+                std::future::pending::<()>().await;
+            }
+            Some((request(), (there, false)))
+        });
+        let option = RPCOption::new(Duration::from_millis(100));
+        let requests = Box::pin(requests);
+        let called = connection.stream_append(requests, option).await;
+        assert!(matches!(called, Err(RPCError::Timeout(_))));
+        let (mut silent, _) = listener.accept().await.unwrap();
+        assert!(asked.upgrade().is_none(), "the requests are still there");
+        // What reached the peer was a call: its preface, at least.
+        let mut preface = [0; 14];
+        tokio::io::AsyncReadExt::read_exact(&mut silent, &mut preface)
+            .await
+            .unwrap();
+        assert_eq!(&preface, b"PRI * HTTP/2.0");
+    }
+
     /// openraft waits between two tries when it is asked for a request. So it has to be asked, also when nobody listens:
     /// otherwise it tries again at once.
     #[tokio::test]
@@ -488,23 +572,12 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let runtime = tokio::runtime::Handle::current();
-        let peers = Arc::new(Peers::new(ClusterId([1; 16]), 1, runtime, BTreeMap::new()));
-        let member = Member {
-            peer: address,
-            http: String::new(),
-        };
-        let mut connection = Connections { peers }.new_client(2, &member).await;
+        let mut connection = connection_to(address).await;
         let asked = Arc::new(AtomicBool::new(false));
         let seen = asked.clone();
         let requests = futures::stream::once(Box::pin(async move {
             seen.store(true, Ordering::Release);
-            AppendEntriesRequest {
-                vote: Vote::new_committed(1, 1),
-                prev_log_id: None,
-                leader_commit: None,
-                entries: Vec::new(),
-            }
+            request()
         }));
         let option = RPCOption::new(Duration::from_secs(10));
         let called = connection.stream_append(requests, option).await;

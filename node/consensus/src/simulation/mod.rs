@@ -44,6 +44,8 @@ struct World {
     disks: BTreeMap<PathBuf, disk::Image>,
     /// How long a sync takes at most.
     slowest_sync: Duration,
+    /// Of so many batches, a leader lets one wait before it writes it.
+    late_batches: u32,
     /// Of every entry that any node has applied: its term, and a digest of its batch.
     applied: BTreeMap<u64, (u64, Option<Digest>)>,
     /// The terms of the leaders that stamped a batch.
@@ -58,6 +60,9 @@ type Digest = (usize, u32);
 fn digest(batch: &EncodedBatch) -> Digest {
     (batch.0.len(), crc32fast::hash(&batch.0))
 }
+
+/// See [`late_batches`].
+pub const LATE_BATCHES: u32 = 100;
 
 thread_local! {
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
@@ -95,6 +100,7 @@ pub fn enter(seed: u64) -> Entered {
         rng: SmallRng::seed_from_u64(seed),
         disks: BTreeMap::new(),
         slowest_sync: Duration::from_millis(4),
+        late_batches: LATE_BATCHES,
         applied: BTreeMap::new(),
         stamped: BTreeMap::new(),
         violations: Vec::new(),
@@ -108,6 +114,11 @@ pub fn enter(seed: u64) -> Entered {
 /// From now on a sync takes up to so long.
 pub fn slow_disks(slowest_sync: Duration) {
     with(|world| world.slowest_sync = slowest_sync);
+}
+
+/// From now on leaders let one of so many batches wait, between their decision and their log.
+pub fn late_batches(of: u32) {
+    with(|world| world.late_batches = of);
 }
 
 /// The databases below a folder lose what was not synced, as in a power failure. Returns how many batches were at risk.
@@ -146,7 +157,7 @@ pub(crate) fn now_ms() -> Option<u64> {
 pub(crate) async fn stamped(term: u64, batch: &EncodedBatch) {
     let pause = with(|world| {
         world.stamped.entry(digest(batch)).or_default().insert(term);
-        let paused = world.rng.random_ratio(1, 100);
+        let paused = world.rng.random_ratio(1, world.late_batches);
         paused.then(|| Duration::from_millis(world.rng.random_range(0..3_000)))
     });
     if let Some(pause) = pause.flatten() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorun_consensus::Handle;
 use quorun_ledger::{
-    Command, IdempotencyKey, JobId, JobSpec, JobState, Limits, Rejection, Reply, SourceFile,
+    Command, IdempotencyKey, JobId, JobSpec, JobState, Limits, NodeId, Rejection, Reply, SourceFile,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -39,8 +39,8 @@ pub(super) enum Request {
         job: JobId,
         reply: oneshot::Sender<()>,
     },
-    /// The leader is to hand over.
-    Move,
+    /// The leader is to hand over, to this node.
+    Move(Option<NodeId>),
 }
 
 fn spec(weight: usize) -> JobSpec {
@@ -112,9 +112,9 @@ async fn answer(consensus: Handle, request: Request) {
                 _ => {}
             }
         }
-        Request::Move => {
+        Request::Move(to) => {
             // It may not lead any more.
-            let _ = consensus.transfer_leadership(None).await;
+            let _ = consensus.transfer_leadership(to).await;
         }
     }
 }

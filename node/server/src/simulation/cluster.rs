@@ -17,7 +17,7 @@ use tonic::service::Routes;
 use turmoil::Sim;
 
 use super::client::{self, Client, Request};
-use super::faults::{self, Fault, NAMES, Planned, Victim};
+use super::faults::{self, AT_COMMIT, Fault, NAMES, Planned, Victim};
 use super::history::Shared;
 use super::worker::Worker;
 use crate::liveness::Liveness;
@@ -222,6 +222,9 @@ enum Undo {
     Links(Vec<(usize, usize)>),
     Latency,
     Disks,
+    /// The leadership goes to this node.
+    Back(usize),
+    LateBatches,
 }
 
 struct Run<'a> {
@@ -232,6 +235,8 @@ struct Run<'a> {
     /// What is to be undone, and when.
     active: Vec<(Duration, Undo)>,
     down: BTreeSet<usize>,
+    /// Who crashes when the next entry is committed, and for how long.
+    aimed: Option<(Vec<usize>, Duration)>,
     plan: Vec<Planned>,
     sync: Duration,
     summary: Summary,
@@ -320,6 +325,7 @@ pub(super) fn run(seed: u64) -> Result<Summary, String> {
         history,
         active: Vec::new(),
         down: BTreeSet::new(),
+        aimed: None,
         plan,
         sync,
         summary: Summary {
@@ -339,9 +345,18 @@ impl Run<'_> {
                 self.begin(planned);
             }
             self.end_those_that_are_due(self.sim.elapsed());
+            let entries = simulation::entries();
             self.step()?;
+            if simulation::entries() > entries
+                && let Some((victims, lasts)) = self.aimed.take()
+            {
+                tracing::info!(?victims, at = ?self.sim.elapsed(), "crash at a commit");
+                self.summary.faults[AT_COMMIT] += 1;
+                self.crash_all(victims, self.sim.elapsed() + lasts);
+            }
         }
         tracing::info!("all faults end");
+        self.aimed = None;
         stop.set(true);
         self.end_those_that_are_due(Duration::MAX);
         let deadline = self.sim.elapsed() + SETTLE;
@@ -419,32 +434,16 @@ impl Run<'_> {
         tracing::info!(fault = ?planned.fault, lasts = ?planned.lasts, leader, at = ?self.sim.elapsed(), "fault");
         match &planned.fault {
             Fault::Crash(victim) => {
-                let mut others: Vec<usize> =
-                    all.iter().copied().filter(|n| Some(*n) != leader).collect();
-                let victims = match (victim, leader) {
-                    (Victim::Leader, Some(leader)) => vec![leader],
-                    (Victim::Leader, None) => return,
-                    (Victim::Follower, _) => {
-                        vec![others[self.rng.random_range(0..others.len())]]
-                    }
-                    (Victim::Majority, _) => {
-                        // With the leader, in half of the cases.
-                        others.truncate(count / 2 + 1);
-                        if let Some(leader) = leader.filter(|_| self.rng.random()) {
-                            others[0] = leader;
-                        }
-                        others
-                    }
-                    (Victim::All, _) => all,
-                };
-                for victim in victims {
-                    if self.down.insert(victim) {
-                        self.crash(victim);
-                        // They do not all come back at once.
-                        let late = Duration::from_millis(self.rng.random_range(0..500));
-                        self.active.push((end + late, Undo::Restart(victim)));
-                    }
+                let victims = self.victims(*victim, leader);
+                if victims.is_empty() {
+                    return;
                 }
+                self.crash_all(victims, end);
+            }
+            Fault::CrashAtCommit(victim) => {
+                let victims = self.victims(*victim, leader);
+                self.aimed = Some((victims, planned.lasts));
+                return; // counted when it happens
             }
             Fault::Partition { order, first } => {
                 let (a, b) = order.split_at(*first);
@@ -489,10 +488,47 @@ impl Run<'_> {
             }
             Fault::Move => {
                 let Some(leader) = leader else { return };
-                self.nodes[leader].ask(Request::Move);
+                self.nodes[leader].ask(Request::Move(None));
+            }
+            Fault::MoveAndBack { back } => {
+                let Some(leader) = leader else { return };
+                simulation::late_batches(2);
+                self.nodes[leader].ask(Request::Move(None));
+                let back = self.sim.elapsed() + *back;
+                self.active.push((back, Undo::Back(leader)));
+                self.active.push((end, Undo::LateBatches));
             }
         }
         self.summary.faults[planned.fault.kind()] += 1;
+    }
+
+    fn victims(&mut self, victim: Victim, leader: Option<usize>) -> Vec<usize> {
+        let count = self.nodes.len();
+        let mut others: Vec<usize> = (0..count).filter(|n| Some(*n) != leader).collect();
+        match victim {
+            Victim::Leader => leader.into_iter().collect(),
+            Victim::Follower => vec![others[self.rng.random_range(0..others.len())]],
+            Victim::Majority => {
+                // With the leader, in half of the cases.
+                others.truncate(count / 2 + 1);
+                if let Some(leader) = leader.filter(|_| self.rng.random()) {
+                    others[0] = leader;
+                }
+                others
+            }
+            Victim::All => (0..count).collect(),
+        }
+    }
+
+    fn crash_all(&mut self, victims: Vec<usize>, end: Duration) {
+        for victim in victims {
+            if self.down.insert(victim) {
+                self.crash(victim);
+                // They do not all come back at once.
+                let late = Duration::from_millis(self.rng.random_range(0..500));
+                self.active.push((end + late, Undo::Restart(victim)));
+            }
+        }
     }
 
     fn crash(&mut self, victim: usize) {
@@ -535,6 +571,13 @@ impl Run<'_> {
                 }
                 Undo::Latency => self.sim.set_max_message_latency(LATENCY),
                 Undo::Disks => simulation::slow_disks(self.sync),
+                Undo::Back(to) => {
+                    if let Some(leader) = self.leader() {
+                        let to = self.nodes[to].id;
+                        self.nodes[leader].ask(Request::Move(Some(to)));
+                    }
+                }
+                Undo::LateBatches => simulation::late_batches(simulation::LATE_BATCHES),
             }
         }
     }

@@ -20,6 +20,9 @@ pub(super) enum Victim {
 pub(super) enum Fault {
     /// Nodes lose their memory, and what they had not synced.
     Crash(Victim),
+    /// The same, at the worst moment: right after an entry was committed, while those who have confirmed it may still have
+    /// a sync under way.
+    CrashAtCommit(Victim),
     /// The first so many of the nodes, in this order, are cut off from the others.
     Partition { order: Vec<usize>, first: usize },
     /// Nothing goes between the leader and the others.
@@ -36,9 +39,11 @@ pub(super) enum Fault {
     SlowDisks { sync: Duration },
     /// The leader is asked to hand over.
     Move,
+    /// The leader hands over, and then the other one to it. Many decisions of this time come late to the log.
+    MoveAndBack { back: Duration },
 }
 
-pub(super) const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 14] = [
     "crash of the leader",
     "crash of a follower",
     "crash of a majority",
@@ -51,7 +56,12 @@ pub(super) const NAMES: [&str; 12] = [
     "slow network",
     "slow disks",
     "leader moved",
+    "crash at a commit",
+    "leader moved and back",
 ];
+
+/// The place of crashes at a commit in [`NAMES`].
+pub(super) const AT_COMMIT: usize = 12;
 
 impl Fault {
     /// Its place in [`NAMES`].
@@ -69,6 +79,8 @@ impl Fault {
             Self::Slow { .. } => 9,
             Self::SlowDisks { .. } => 10,
             Self::Move => 11,
+            Self::CrashAtCommit(_) => AT_COMMIT,
+            Self::MoveAndBack { .. } => 13,
         }
     }
 
@@ -76,30 +88,35 @@ impl Fault {
         let mut order: Vec<usize> = (0..nodes).collect();
         order.shuffle(rng);
         match rng.random_range(0..16) {
-            0 | 1 => Self::Crash(Victim::Leader),
-            2 => Self::Crash(Victim::Follower),
-            3 | 4 => Self::Crash(Victim::Majority),
-            5 | 6 => Self::Crash(Victim::All),
+            0 => Self::Crash(Victim::Leader),
+            1 => Self::Crash(Victim::Follower),
+            2 => Self::Crash(Victim::Majority),
+            3 => Self::Crash(Victim::All),
+            4 => Self::CrashAtCommit(Victim::Majority),
+            5 | 6 => Self::CrashAtCommit(Victim::All),
             7 => Self::Partition {
                 first: rng.random_range(1..nodes),
                 order,
             },
-            8 | 9 => Self::CutLeader,
-            10 => Self::OneWay {
+            8 => Self::CutLeader,
+            9 => Self::OneWay {
                 from_leader: rng.random(),
             },
-            11 => Self::Bridge { order },
-            12 => Self::Hold {
+            10 => Self::Bridge { order },
+            11 => Self::Hold {
                 a: order[0],
                 b: order[1],
             },
-            13 => Self::Slow {
+            12 => Self::Slow {
                 latency: Duration::from_millis(rng.random_range(50..400)),
             },
-            14 => Self::SlowDisks {
+            13 => Self::SlowDisks {
                 sync: Duration::from_millis(rng.random_range(20..500)),
             },
-            _ => Self::Move,
+            14 => Self::Move,
+            _ => Self::MoveAndBack {
+                back: Duration::from_millis(rng.random_range(200..1_500)),
+            },
         }
     }
 }

@@ -58,6 +58,9 @@ fn note_panics() {
     });
 }
 
+/// Bugs are switched on for the whole process, and runs take all processors.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Runs seeds on as many threads as there are processors. Returns what came of each that failed, and the sum of the
 /// others.
 fn run_all(seeds: &Range<u64>) -> (Summary, Vec<(u64, String)>) {
@@ -79,7 +82,7 @@ fn run_all(seeds: &Range<u64>) -> (Summary, Vec<(u64, String)>) {
                     match result {
                         Ok(summary) => {
                             results.0.add(&summary);
-                            if results.0.runs % 25 == 0 {
+                            if results.0.runs % 10 == 0 {
                                 eprintln!("{} seeds held so far", results.0.runs);
                             }
                         }
@@ -96,6 +99,9 @@ fn run_all(seeds: &Range<u64>) -> (Summary, Vec<(u64, String)>) {
 }
 
 fn check(seeds: &Range<u64>) {
+    let _alone = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let (summary, mut failed) = run_all(seeds);
     eprintln!("seeds {seeds:?}: {summary}");
     failed.sort();
@@ -165,4 +171,49 @@ fn a_seed_plans_the_same_faults_again_and_another_seed_others() {
         faults::NAMES.len(),
         "some fault is never drawn"
     );
+}
+
+/// Whether the simulation finds a bug that is really there. Looks at seeds until one fails, or at all with `ALL=1`.
+#[cfg(feature = "bugs")]
+fn catches(bug: quorun_ledger::bugs::Bug) {
+    use quorun_ledger::bugs::Bug;
+
+    const MOST: u64 = 30;
+    let _alone = ONE_AT_A_TIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let all = variable("ALL").is_some();
+    bug.switch_on();
+    let mut failed = Vec::new();
+    let mut next = 0;
+    while next < MOST && (all || failed.is_empty()) {
+        let (_, mut some) = run_all(&(next..next + 2));
+        failed.append(&mut some);
+        next += 2;
+    }
+    Bug::switch_off();
+    failed.sort();
+    eprintln!("{bug:?}: {} of {next} seeds failed", failed.len());
+    assert!(!failed.is_empty(), "{bug:?} is not found in {MOST} seeds");
+}
+
+#[cfg(feature = "bugs")]
+#[test]
+#[ignore = "it proves the simulation, not the product"]
+fn catches_an_acknowledgement_before_the_sync() {
+    catches(quorun_ledger::bugs::Bug::AckBeforeSync);
+}
+
+#[cfg(feature = "bugs")]
+#[test]
+#[ignore = "it proves the simulation, not the product"]
+fn catches_a_result_of_a_stale_attempt() {
+    catches(quorun_ledger::bugs::Bug::StaleAttempt);
+}
+
+#[cfg(feature = "bugs")]
+#[test]
+#[ignore = "it proves the simulation, not the product"]
+fn catches_a_decision_outside_of_its_term() {
+    catches(quorun_ledger::bugs::Bug::AssignWithoutFence);
 }
