@@ -499,15 +499,14 @@ impl Docker {
 
     /// Whether the engine saw the container run out of memory, if the container is still there to ask.
     pub(crate) async fn was_out_of_memory(&self, id: &str) -> bool {
-        let Ok(client) = self.client().await else {
-            return false;
+        let inspect = async {
+            let client = self.client().await.ok()?;
+            let container = client.inspect_container(id, None::<InspectContainerOptions>);
+            container.await.ok()?.state?.oom_killed
         };
-        client
-            .inspect_container(id, None::<InspectContainerOptions>)
-            .await
-            .ok()
-            .and_then(|container| container.state?.oom_killed)
-            .unwrap_or(false)
+        // An engine that hangs must not hold the job up.
+        let inspected = tokio::time::timeout(PING_PATIENCE, inspect).await;
+        inspected.ok().flatten().unwrap_or(false)
     }
 
     pub(crate) async fn remove_orphans(&self) {

@@ -316,6 +316,13 @@ impl Executor {
                     tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
                     reason = cause;
                     no_sandbox = false;
+                    // Sandboxes that were warm break one after the other when their engine has gone.
+                    if let Err(reason) = self.pool.engine().check().await {
+                        self.set_health(Health::NotReady {
+                            reason: reason.clone(),
+                        });
+                        return Err(Unavailable { reason });
+                    }
                 }
                 Tried::NoSandbox(cause) => {
                     tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
@@ -454,6 +461,13 @@ impl Executor {
         live: &mut Live,
     ) -> Result<JobResult, Tried> {
         let Interrupted { cause, started } = interrupted;
+        if let (Broken::Silent(_), Health::NotReady { reason }) =
+            (&cause, self.health.borrow().clone())
+        {
+            lease.discard(Discard::from(&cause));
+            // The sandbox may well have answered, but the engine passes nothing on: another node can do the job.
+            return Err(Tried::Unavailable(Unavailable { reason }));
+        }
         let out_of_memory = started && self.pool.engine().was_out_of_memory(lease.id()).await;
         lease.discard(if out_of_memory {
             Discard::OutOfMemory
@@ -464,12 +478,6 @@ impl Executor {
             live.finish().await;
             let (stdout, stderr) = live.take_output();
             return Ok(verdict::out_of_memory(task, stdout, stderr));
-        }
-        if let (Broken::Silent(_), Health::NotReady { reason }) = (&cause, &*self.health.borrow()) {
-            // The sandbox may well have answered, but the engine passes nothing on: another node can do the job.
-            return Err(Tried::Unavailable(Unavailable {
-                reason: reason.clone(),
-            }));
         }
         if let Broken::Silent(patience) = cause {
             // A second try would take as long.
