@@ -138,6 +138,12 @@ pub struct Settings {
     /// Finished jobs are kept up to this size, MiB; the oldest go first [default: 1024]
     #[arg(long, env = "QUORUN_RETENTION_MB", value_name = "MB")]
     pub retention_mb: Option<u64>,
+    /// With less free on the disk of --data, MiB, this node takes no more work; 0 leaves that unwatched [default: 256]
+    #[arg(long, env = "QUORUN_MIN_FREE_MB", value_name = "MB")]
+    pub min_free_mb: Option<u64>,
+    /// A file that says how many MiB are free, instead of the file system (only for tests)
+    #[arg(long, env = "QUORUN_FREE_MB_FILE", hide = true, value_name = "FILE")]
+    pub free_mb_file: Option<PathBuf>,
     /// Peer addresses that are dialled elsewhere, HOST:PORT=HOST:PORT,... (only for tests)
     #[arg(long, env = "QUORUN_DIAL_OVERRIDE", hide = true, value_name = "LIST")]
     pub dial_override: Option<String>,
@@ -194,6 +200,8 @@ impl Settings {
             max_queue,
             retention_s,
             retention_mb,
+            min_free_mb,
+            free_mb_file,
             dial_override,
             log,
             log_json,
@@ -383,6 +391,10 @@ pub struct Config {
     pub retention: Duration,
     /// How many bytes finished jobs may hold.
     pub retention_bytes: u64,
+    /// What has to be free on the disk of the data folder, MiB; 0 is nothing.
+    pub min_free_mib: u64,
+    /// A file that says what is free, instead of the file system.
+    pub free_mib_file: Option<PathBuf>,
     /// Peer addresses that are dialled elsewhere.
     pub dial: BTreeMap<String, String>,
 }
@@ -479,6 +491,8 @@ impl Config {
             },
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
+            min_free_mib: settings.min_free_mb.unwrap_or(256),
+            free_mib_file: settings.free_mb_file,
             dial: parse_dial(settings.dial_override.as_deref().unwrap_or_default())?,
         })
     }

@@ -13,6 +13,7 @@ use quorun_ledger::{
 };
 use tracing::info;
 
+use crate::disk_space::{DiskSpace, Low};
 use crate::follow::{self, Followed};
 use crate::ledger::{self, ReadFailed};
 use crate::output::Outputs;
@@ -36,6 +37,9 @@ pub enum Error {
         /// Waiting jobs.
         queued: u64,
     },
+    /// This node's disk has little room.
+    #[error(transparent)]
+    DiskFull(#[from] Low),
     /// No such job.
     #[error("there is no job {0}; it may have expired")]
     NotFound(JobId),
@@ -82,6 +86,7 @@ struct Inner {
     watchers: Watchers,
     outputs: Outputs,
     max_queue: u64,
+    disk: DiskSpace,
 }
 
 impl Jobs {
@@ -93,6 +98,7 @@ impl Jobs {
         watchers: Watchers,
         outputs: Outputs,
         max_queue: u64,
+        disk: DiskSpace,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -101,6 +107,7 @@ impl Jobs {
                 watchers,
                 outputs,
                 max_queue,
+                disk,
             }),
         }
     }
@@ -220,6 +227,9 @@ impl Jobs {
 
 impl Inner {
     async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<JobId, Error> {
+        if let Some(low) = self.disk.low() {
+            return Err(low.into());
+        }
         let counters = ledger::read(&self.consensus, quorun_ledger::View::counters).await?;
         if counters.queued >= self.max_queue {
             return Err(Error::QueueFull {

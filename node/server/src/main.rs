@@ -3,12 +3,13 @@
 //! A node is made of loops that share handles: `node` puts them together. `http` takes requests and hands them to
 //! `jobs`, which proposes to the consensus and waits for the ledger; `scheduler` runs on the leader and decides who may
 //! be given work; `worker` executes what the ledger assigns to this node; `membership` announces this node and reports
-//! that it lives, `join` is how a new one comes to a running cluster, `roster` decides on the leader who belongs and who votes, `liveness` keeps what is heard of the others. News of the ledger comes through one dispatcher in
+//! that it lives and that its disk has room (`disk_space`), `join` is how a new one comes to a running cluster, `roster` decides on the leader who belongs and who votes, `liveness` keeps what is heard of the others. News of the ledger comes through one dispatcher in
 //! `node` to the worker and to the `watchers`; live output goes from the worker through `output` to the followers in
 //! `follow`, across nodes by way of `peer_service`.
 
 mod cli;
 mod config;
+mod disk_space;
 mod follow;
 mod http;
 mod identity;

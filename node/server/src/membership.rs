@@ -14,6 +14,7 @@ use tonic::Code;
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
+use crate::disk_space::DiskSpace;
 use crate::ledger;
 use crate::liveness::Liveness;
 
@@ -83,6 +84,7 @@ struct Inner {
     consensus: Handle,
     executor: Executor,
     liveness: Liveness,
+    disk: DiskSpace,
     draining: watch::Sender<bool>,
     /// Announced and not declared lost since.
     announced: watch::Sender<bool>,
@@ -106,6 +108,7 @@ impl Membership {
         consensus: Handle,
         executor: Executor,
         liveness: Liveness,
+        disk: DiskSpace,
     ) -> Self {
         let announce = Notify::new();
         announce.notify_one();
@@ -116,6 +119,7 @@ impl Membership {
                 consensus,
                 executor,
                 liveness,
+                disk,
                 draining: watch::Sender::new(false),
                 announced: watch::Sender::new(false),
                 announce,
@@ -283,6 +287,7 @@ impl Membership {
         let mut status = self.inner.consensus.status();
         let mut health = self.inner.executor.health();
         let mut draining = self.inner.draining.subscribe();
+        let mut disk = self.inner.disk.clone();
         let mut tick = tokio::time::interval(self.inner.config.node_timeout / 5);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leader = None;
@@ -301,6 +306,7 @@ impl Membership {
                 }
                 Ok(()) = health.changed() => {}
                 Ok(()) = draining.changed() => {}
+                () = disk.changed() => {}
             }
             let patience = PEER_DEADLINE.min(self.inner.config.node_timeout / 2);
             self.report_now(patience).await;
@@ -359,8 +365,10 @@ impl Membership {
     #[must_use]
     pub fn own_report(&self) -> NodeReport {
         let inner = &self.inner;
+        let low = inner.disk.low();
         let reason = match &*inner.executor.health().borrow() {
             _ if *inner.draining.borrow() => Some("draining".to_owned()),
+            Health::Ready if low.is_some() => low.map(|low| low.to_string()),
             Health::Ready => None,
             Health::NotReady { reason } => Some(reason.clone()),
         };

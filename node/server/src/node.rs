@@ -17,6 +17,7 @@ use tonic::service::Routes;
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
+use crate::disk_space;
 use crate::http::{self, App};
 use crate::identity;
 use crate::jobs::Jobs;
@@ -71,6 +72,9 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     let (executor, upkeep) = start_executor(&config, incarnation)?;
     let mut tasks = JoinSet::new();
     tasks.spawn(upkeep);
+    let told_by = config.free_mib_file.as_deref();
+    let (guard, disk) = disk_space::Guard::new(&config.data, config.min_free_mib, told_by);
+    tasks.spawn(guard.run());
 
     let process = uuid::Uuid::now_v7().to_string();
     let liveness = Liveness::new(config.node_timeout);
@@ -114,6 +118,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         consensus.clone(),
         executor.clone(),
         liveness.clone(),
+        disk.clone(),
     );
     membership.meet_self(&process).await?;
     let settings = ClusterSettings::new(Effective::own(&config));
@@ -160,6 +165,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         watchers,
         outputs,
         config.ceilings.queue,
+        disk,
     );
     let forms = config.join.is_empty();
     let closing = CancellationToken::new();

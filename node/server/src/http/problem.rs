@@ -128,6 +128,14 @@ impl From<jobs::Error> for Problem {
             )
             .with("queued", queued)
             .retry(),
+            jobs::Error::DiskFull(low) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "disk-full",
+                "This node has too little room on its disk",
+                format!("{detail}; other nodes may still take jobs"),
+            )
+            .with("left_mib", low.left_mib)
+            .retry(),
             jobs::Error::NotFound(job) => Self::new(
                 StatusCode::NOT_FOUND,
                 "unknown-job",
