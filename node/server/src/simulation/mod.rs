@@ -14,6 +14,7 @@
 //! | the fixed seeds | `cargo test -p quorun-server simulation` |
 //! | many | `SEEDS=500 cargo test -p quorun-server simulation::many_seeds` |
 //! | one, with what happens | `SEED=7 cargo test -p quorun-server simulation::many_seeds -- --nocapture` |
+//! | whether it finds real bugs | `cargo test -p quorun-server --features bugs simulation::catches_ -- --ignored --nocapture` |
 //!
 //! The plan of faults follows from the seed exactly, and all chance in consensus, clients, disks and network is drawn from
 //! it. What is not is the order in which tokio looks at futures that are ready together, which cannot be seeded in stable
@@ -39,7 +40,7 @@ use rand::rngs::SmallRng;
 use self::cluster::Summary;
 
 /// The seeds that every run of the tests goes through.
-const FIXED: Range<u64> = 0..12;
+const FIXED: Range<u64> = 0..6;
 
 thread_local! {
     /// What a task of this thread has panicked with. tokio keeps panics of tasks to itself.
@@ -162,7 +163,7 @@ fn a_seed_plans_the_same_faults_again_and_another_seed_others() {
         assert_eq!(plan(seed), plan(seed));
         assert_ne!(plan(seed), plan(seed + 1));
     }
-    let kinds: BTreeSet<_> = FIXED
+    let kinds: BTreeSet<_> = (0..64)
         .flat_map(plan)
         .map(|planned| planned.fault.kind())
         .collect();
