@@ -105,11 +105,9 @@ async fn answer(consensus: Handle, request: Request) {
             let _ = reply.send(record.map(|record| (record, stdout)));
         }
         Request::Cancel { job, reply } => {
-            match consensus.propose(Command::Cancel { job }, deadline).await {
-                Ok(Reply::Cancelled | Reply::Rejected(Rejection::AlreadyFinished)) => {
-                    let _ = reply.send(());
-                }
-                _ => {}
+            let cancelled = consensus.propose(Command::Cancel { job }, deadline).await;
+            if let Ok(Reply::Cancelled | Reply::Rejected(Rejection::AlreadyFinished)) = cancelled {
+                let _ = reply.send(());
             }
         }
         Request::Move(to) => {
