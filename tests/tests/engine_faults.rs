@@ -83,10 +83,7 @@ async fn serve(listener: UnixListener, way: Arc<watch::Sender<Way>>) {
 
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: watch::Receiver<Way>) {
     let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let Ok(length @ 1..) = from.read(&mut buffer).await else {
-            break;
-        };
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
         if way.wait_for(|way| *way == Way::Open).await.is_err()
             || to.write_all(&buffer[..length]).await.is_err()
         {

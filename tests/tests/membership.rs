@@ -163,8 +163,8 @@ async fn no_removal_takes_the_majority_away() {
     let mut cluster = Cluster::of_processes().await;
     let leader = cluster.leader().await;
     let dead = follower(&cluster, leader);
-    let rest = cluster.ids().into_iter();
-    let alive = rest.filter(|id| ![leader, dead].contains(id)).last();
+    let mut rest = cluster.ids().into_iter();
+    let alive = rest.find(|id| ![leader, dead].contains(id));
     let alive = alive.expect("a third node");
     cluster.node(dead).kill();
     let path = format!("/v1/cluster/nodes/{alive}");

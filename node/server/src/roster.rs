@@ -90,7 +90,11 @@ impl Standing {
     /// These voters, and as many candidates as make their number the largest odd one that can be had.
     fn filled(&self, voters: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let most = (voters.len() + self.candidates().count()).min(MAX_VOTERS);
-        let target = if most.is_multiple_of(2) { most - 1 } else { most };
+        let target = if most.is_multiple_of(2) {
+            most - 1
+        } else {
+            most
+        };
         let missing = target.saturating_sub(voters.len());
         voters
             .into_iter()
