@@ -27,6 +27,7 @@
 mod blocking;
 #[cfg(feature = "bugs")]
 mod bugs;
+mod confirm;
 mod disk;
 mod error;
 mod files;

@@ -14,6 +14,7 @@ use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::blocking::blocking;
+use crate::confirm::Confirmer;
 use crate::error::Error;
 use crate::handle::{Handle, Notice, Shared};
 use crate::ledger_store::{LedgerStore, StateMachine};
@@ -253,10 +254,17 @@ where
         patience: 2 * options.election_max,
     });
     tokio::spawn(proposing);
+    let confirmer = Confirmer {
+        id: options.id,
+        raft: raft.clone(),
+        peers: peers.clone(),
+        log: log.clone(),
+    };
     let (reader, reading) = read::reader(
         read::Parts {
             id: options.id,
             raft: raft.clone(),
+            confirmer: confirmer.clone(),
             peers: peers.clone(),
             status: status.clone(),
             patience: 2 * options.election_max,
@@ -288,6 +296,7 @@ where
         proposer,
         ledger.clone(),
         marks,
+        confirmer,
         &options.data_dir,
     ))
     .max_decoding_message_size(MAX_MESSAGE)

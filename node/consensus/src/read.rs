@@ -1,19 +1,18 @@
 //! Reads that show everything that was committed before them.
 //!
-//! Whoever wants to read asks the leader how far the log must have been applied (Raft's ReadIndex: the leader first
-//! makes sure that it still leads), waits until this node's ledger has come that far, and reads there. One question to
+//! Whoever wants to read asks the leader how far the log must have been applied (Raft's ReadIndex: the leader
+//! makes sure that it still leads, see `confirm`), waits until this node's ledger has come that far, and reads there. One question to
 //! the leader serves all readers of this node that were waiting when it was asked.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::ReadPolicy;
-use openraft::errors::RaftError;
 use quorun_ledger::NodeId;
 use quorun_proto::v1;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::confirm::{Confirmer, Unconfirmed};
 use crate::error::ReadError;
 use crate::network::Peers;
 use crate::status::Status;
@@ -53,6 +52,7 @@ impl Reader {
 pub(crate) struct Parts {
     pub(crate) id: NodeId,
     pub(crate) raft: Raft,
+    pub(crate) confirmer: Confirmer,
     pub(crate) peers: Arc<Peers>,
     pub(crate) status: watch::Receiver<Status>,
     /// How long the leader may take to make sure that it leads.
@@ -110,10 +110,10 @@ impl Parts {
 
     async fn ask(&self) -> Answer {
         if self.raft.is_leader() {
-            return match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-                Ok(linearizer) => Answer::Index(linearizer.read_log_id().index()),
-                Err(RaftError::APIError(_)) => Answer::Nobody,
-                Err(RaftError::Fatal(_)) => Answer::Ended,
+            return match self.confirmer.read_index(self.patience).await {
+                Ok(index) => Answer::Index(index),
+                Err(Unconfirmed::NotLeader(_) | Unconfirmed::Unknown(_)) => Answer::Nobody,
+                Err(Unconfirmed::Ended(_)) => Answer::Ended,
             };
         }
         let (leader, address) = {

@@ -174,6 +174,12 @@ impl LogStore {
         }
     }
 
+    /// The latest term that this node has voted in, durably; 0 before the first.
+    pub(crate) fn voted_term(&self) -> u64 {
+        let vote = self.shared.inner.lock().vote;
+        vote.map_or(0, |vote| vote.leader_id.term)
+    }
+
     /// The index behind the last entry that is on disk.
     pub(crate) fn durable(&self) -> watch::Receiver<u64> {
         self.shared.durable.subscribe()

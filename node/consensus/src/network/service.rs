@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::raft::{TransferLeaderRequest, VoteRequest};
-use openraft::{LinearizerOption, ReadPolicy};
 use quorun_ledger::{Command, codec};
 use quorun_proto::v1;
 use tokio::sync::Semaphore;
@@ -18,6 +16,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::blocking::blocking;
+use crate::confirm::{Confirmer, Unconfirmed};
 use crate::ledger_store::{LedgerStore, SnapshotFile, snapshot_folder};
 use crate::proposer::{Proposer, Refusal};
 use crate::recall::{self, Marks};
@@ -34,6 +33,7 @@ pub(crate) struct Service {
     proposer: Proposer,
     ledger: LedgerStore,
     marks: Marks,
+    confirmer: Confirmer,
     snapshots: PathBuf,
     /// One snapshot is received at a time.
     receiving: Arc<Semaphore>,
@@ -46,6 +46,7 @@ impl Service {
         proposer: Proposer,
         ledger: LedgerStore,
         marks: Marks,
+        confirmer: Confirmer,
         data_dir: &Path,
     ) -> Self {
         Self {
@@ -53,6 +54,7 @@ impl Service {
             proposer,
             ledger,
             marks,
+            confirmer,
             snapshots: snapshot_folder(data_dir),
             receiving: Arc::new(Semaphore::new(1)),
             received: AtomicU64::new(0),
@@ -256,6 +258,15 @@ impl v1::consensus_server::Consensus for Service {
         }))
     }
 
+    async fn confirm_term(
+        &self,
+        request: Request<v1::ConfirmTermRequest>,
+    ) -> Result<Response<v1::ConfirmTermReply>, Status> {
+        let term = request.into_inner().term;
+        let confirmed = self.confirmer.log.voted_term() <= term;
+        Ok(Response::new(v1::ConfirmTermReply { confirmed }))
+    }
+
     async fn recall(
         &self,
         request: Request<v1::RecallRequest>,
@@ -273,16 +284,13 @@ impl v1::consensus_server::Consensus for Service {
     ) -> Result<Response<v1::ReadIndexReply>, Status> {
         use v1::read_index_reply::Result as Outcome;
         let patience = Duration::from_millis(request.into_inner().deadline_ms).min(MAX_DEADLINE);
-        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(patience);
-        let result = match self.raft.get_read_linearizer(option).await {
-            Ok(linearizer) => Outcome::Index(linearizer.read_log_id().index()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Outcome::NotLeader(v1::NotLeader {
-                    leader: forward.leader_id.unwrap_or(0),
-                })
-            }
-            Err(RaftError::APIError(error)) => Outcome::Unknown(error.to_string()),
-            Err(RaftError::Fatal(fatal)) => return Err(stopped(&fatal)),
+        let result = match self.confirmer.read_index(patience).await {
+            Ok(index) => Outcome::Index(index),
+            Err(Unconfirmed::NotLeader(leader)) => Outcome::NotLeader(v1::NotLeader {
+                leader: leader.unwrap_or(0),
+            }),
+            Err(Unconfirmed::Unknown(why)) => Outcome::Unknown(why),
+            Err(Unconfirmed::Ended(why)) => return Err(stopped(&why)),
         };
         Ok(Response::new(v1::ReadIndexReply {
             result: Some(result),
