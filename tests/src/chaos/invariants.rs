@@ -586,6 +586,18 @@ const ALLOWED: &[(&str, &str)] = &[
         "was cancelled while execute state machine command",
         "a node was ending",
     ),
+    (
+        "step error: has to forward request to",
+        "a leader was deposed while it changed the membership",
+    ),
+    (
+        "IOFlushed error: the log's writer has failed before",
+        "a disk was full",
+    ),
+    (
+        "sled-0.34.7/src/",
+        "sled panics on a file that was damaged; the node ends",
+    ),
     ("sled::config: ", "a file was damaged"),
     ("sled::pagecache", "a file was damaged, or its disk full"),
     (
