@@ -40,7 +40,7 @@ impl DiskSpace {
     /// Waits until that has changed; for ever, if nobody looks any more.
     pub async fn changed(&mut self) {
         if self.low.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
