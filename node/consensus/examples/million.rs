@@ -5,7 +5,7 @@
 //! Jobs with 200 bytes of source are submitted and ended, without being executed, by proposals to a node. Then a steady
 //! load goes on, of 250 jobs a second, and it is measured for how long nothing is applied while a snapshot is built
 //! and while none is; how long the node takes to lead again after it was killed and after it was ended; and what it
-//! takes to bring an empty node up. Each part is a process of its own, so that the memory that is shown is that of a node
+//! takes to bring an empty node up. With `--data`, a folder that was filled before is used again (one node only). Each part is a process of its own, so that the memory that is shown is that of a node
 //! (of three, where three are asked for: they are in one process while the ledger is filled).
 //!
 //! The log of the nodes goes to stderr, the table to stdout.
@@ -95,6 +95,7 @@ fn main() {
     runtime.block_on(async {
         match part.as_str() {
             "fill" => fill(&settings).await,
+            "again" => again(&settings).await,
             "restart" => restart(&settings).await,
             "lead" => lead(&settings).await,
             "join" => join(&settings).await,
@@ -115,9 +116,11 @@ fn all_parts(mut settings: Settings) {
     row("---", "---:");
     if !settings.folder(1).exists() {
         part("fill").killed();
+        row("restart after kill -9:", "");
+        part("restart").ends();
+    } else {
+        part("again").ends();
     }
-    row("restart after kill -9:", "");
-    part("restart").ends();
     row("restart after a good end:", "");
     part("restart").ends();
     if settings.nodes == 1 {
@@ -260,6 +263,23 @@ async fn fill(settings: &Settings) {
     fill_tail(&leader, &data, settings.snapshot_after).await;
     tell(KILL);
     std::future::pending::<()>().await;
+}
+
+/// Nodes that were filled before, under the steady load.
+async fn again(settings: &Settings) {
+    let voters = settings.voters();
+    let after = settings.snapshot_after;
+    let (handle, notices) = growth::node(1, &voters, settings.folder(1), after).await;
+    let leader = growth::led(std::slice::from_ref(&handle)).await;
+    growth::announce(&leader).await;
+    let load = Load::start(&leader, &Jobs::new(200), STEADY);
+    let data = settings.folder(1);
+    let pauses = Pauses::listen(notices);
+    let snapshot = observe_snapshots(&leader, &load, &pauses, &data, settings).await;
+    row("snapshot", mib(snapshot));
+    row("memory, highest", mib(memory().1));
+    drop(load);
+    handle.shutdown().await;
 }
 
 /// What the newest snapshot covers, and its size.

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter};
+use std::io::{self, BufReader, BufWriter, Write as _};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -30,8 +30,9 @@ use crate::types::{LogId, Snapshot, SnapshotMeta, next_index};
 
 /// How many keys are looked at under the lock at one time.
 const STEP: usize = 256;
-/// After so many bytes what was unpacked is synced, so that the disk is never left with all of it at once.
-const UNPACK: usize = 32 << 20;
+/// After so many bytes what was written is synced. All of it at once would keep the disk, and with it the log, busy for
+/// long.
+const SYNC_AFTER: usize = 8 << 20;
 
 /// A snapshot in a file.
 #[derive(Debug)]
@@ -249,7 +250,7 @@ fn unpack<R: io::Read>(
             write(key, value)?;
         }
         size += frame.len();
-        if size >= UNPACK {
+        if size >= SYNC_AFTER {
             size = 0;
             disk.sync()?;
         }
@@ -391,6 +392,7 @@ impl LedgerStore {
         let mut frames = FrameWriter(BufWriter::new(File::create(&fresh)?));
         frames.write(&header(meta))?;
         let mut check = Check::default();
+        let mut unsynced = 0;
         self.walk(|pairs| {
             if pairs.is_empty() {
                 return Ok(true);
@@ -402,6 +404,14 @@ impl LedgerStore {
                 put(&mut frame, &value);
             }
             frames.write(&frame)?;
+            unsynced += frame.len();
+            if unsynced >= SYNC_AFTER {
+                unsynced = 0;
+                frames.0.flush()?;
+                frames.0.get_ref().sync_data()?;
+            }
+            // Whoever has something to do comes first.
+            std::thread::yield_now();
             Ok(true)
         })?;
         check.finish()?;
