@@ -232,6 +232,10 @@ async fn found(history: &History, until: &[String]) {
     }
 }
 
+/// How often a fault that did not come about is tried by itself at the end, and how long the cluster has before that.
+const TRIES_ALONE: u32 = 5;
+const BEFORE_A_TRY: Duration = Duration::from_secs(2);
+
 /// Inflicts what is planned, until the time is over and every kind has had its turn.
 async fn harm(scene: &Arc<Scene>, plan: &Plan, length: Duration) -> Vec<Done> {
     let began = Instant::now();
@@ -257,6 +261,23 @@ async fn harm(scene: &Arc<Scene>, plan: &Plan, length: Duration) -> Vec<Done> {
     }
     while let Some(done) = tasks.join_next().await {
         ended(scene, &mut under_way, &mut all, done);
+    }
+    // Another fault may have been in the way of one that did not come about: it gets more tries by itself.
+    let missing = |all: &[Done], kind| {
+        let mut begun = all.iter().filter(|done| done.step.kind == kind).peekable();
+        begun.peek().is_some() && !begun.any(|done| done.seen.is_ok())
+    };
+    for step in plan.steps.iter().filter(|step| kinds.contains(&step.kind)) {
+        for _ in 0..TRIES_ALONE {
+            if !missing(&all, step.kind) {
+                break;
+            }
+            tokio::time::sleep(BEFORE_A_TRY).await;
+            under_way.begins(step.kind.reach());
+            let (scene_of, step) = (Arc::clone(scene), *step);
+            let done = tokio::spawn(async move { inflict(&scene_of, step).await }).await;
+            ended(scene, &mut under_way, &mut all, done);
+        }
     }
     all
 }
