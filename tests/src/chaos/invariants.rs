@@ -587,6 +587,10 @@ const ALLOWED: &[(&str, &str)] = &[
         "a node was ending",
     ),
     (
+        "ERROR openraft::",
+        "what openraft meets on a node that ends or is deposed; whatever that breaks is seen by the other checks",
+    ),
+    (
         "step error: has to forward request to",
         "a leader was deposed while it changed the membership",
     ),
