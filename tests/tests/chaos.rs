@@ -8,7 +8,7 @@ use quorun_tests::chaos::field::{Field, Kept, Shape};
 use quorun_tests::chaos::history::History;
 use quorun_tests::chaos::plan::Plan;
 use quorun_tests::chaos::{self, Settings};
-use quorun_tests::{LONG, say};
+use quorun_tests::{LONG, eventually, say};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_whatever_happens_to_three_nodes() {
@@ -50,6 +50,17 @@ async fn a_node_of_the_first_list_comes_back_when_the_others_have_been_replaced(
         field.node(place).kill();
         let name = field.replace(place, LONG).await.expect("a new node");
         assert!(name > 3, "a new node has a new id, not {name}");
+        // As long as it has no vote, two of the voters are left, and both are needed.
+        let client = field.client(3, LONG);
+        eventually("three nodes vote", async || {
+            let status = client.cluster().await;
+            let nodes = status["nodes"].as_array().expect("nodes");
+            match nodes.iter().filter(|node| node["role"] == "voter").count() {
+                3 => Ok(()),
+                _ => Err(status.to_string()),
+            }
+        })
+        .await;
     }
     // Whom it knows from its list, it finds neither under these ids nor at these addresses.
     let _taken = field.take([3]);
