@@ -31,7 +31,7 @@ impl Handle {
     pub async fn add_learner(&self, id: NodeId, member: Member) -> Result<(), Error> {
         Peers::check_address(&member.peer)?;
         let change = ChangeMembers::AddNodes(BTreeMap::from([(id, member)]));
-        self.change(change, true).await
+        self.change(change).await
     }
 
     /// Leader only: makes these the voters; all of them must be members. Whoever loses its vote goes on following.
@@ -39,8 +39,7 @@ impl Handle {
     /// # Errors
     /// As for [`add_learner`](Self::add_learner).
     pub async fn change_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), Error> {
-        self.change(ChangeMembers::ReplaceAllVoters(voters), true)
-            .await
+        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
     }
 
     /// Leader only: puts a node that has no vote out of the cluster.
@@ -48,7 +47,7 @@ impl Handle {
     /// # Errors
     /// As for [`add_learner`](Self::add_learner).
     pub async fn remove_learner(&self, id: NodeId) -> Result<(), Error> {
-        self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id])), true)
+        self.change(ChangeMembers::RemoveNodes(BTreeSet::from([id])))
             .await
     }
 
@@ -58,7 +57,7 @@ impl Handle {
     /// As for [`add_learner`](Self::add_learner).
     pub async fn finish_change(&self) -> Result<(), Error> {
         // Any change is made on top of the newer set; this one adds nothing to it.
-        self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), true)
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::new()))
             .await
     }
 
@@ -75,12 +74,9 @@ impl Handle {
             .collect()
     }
 
-    async fn change(
-        &self,
-        change: ChangeMembers<NodeId, Member>,
-        retain: bool,
-    ) -> Result<(), Error> {
-        let changed = timeout(PATIENCE, self.shared.raft.change_membership(change, retain));
+    async fn change(&self, change: ChangeMembers<NodeId, Member>) -> Result<(), Error> {
+        // Whoever loses its vote stays a learner until it is put out by itself.
+        let changed = timeout(PATIENCE, self.shared.raft.change_membership(change, true));
         match changed.await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {

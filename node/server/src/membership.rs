@@ -417,8 +417,8 @@ impl Membership {
         Ok(())
     }
 
-    /// Says hello to every peer that is still one until each has answered. Ends with a refusal when more of them call this node foreign
-    /// than belong to its cluster, itself counted; never ends otherwise.
+    /// Says hello to every peer that is still one until each has answered. Ends with a refusal when more of them call this
+    /// node foreign than belong to its cluster, itself counted; never ends otherwise.
     pub async fn meet_peers(&self, process: &str) -> Refusal {
         let config = &self.inner.config;
         let mut waiting: BTreeSet<NodeId> = config
