@@ -14,12 +14,13 @@
 //!
 //! WHERE THINGS ARE. [`job`], [`node`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
 //! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
-//! trait beneath and the transaction above it; [`view`] answers questions.
+//! trait beneath and the transaction above it, [`emptied`] what both skip; [`view`] answers questions.
 
 #[cfg(feature = "bugs")]
 pub mod bugs;
 pub mod codec;
 pub mod command;
+pub mod emptied;
 pub mod event;
 pub mod hash;
 pub mod job;
@@ -33,6 +34,7 @@ pub mod transaction;
 pub mod view;
 
 pub use command::{Batch, Command, Completion, IdempotencyKey, Rejection, Reply};
+pub use emptied::Emptied;
 pub use event::Event;
 pub use hash::StateHash;
 pub use job::{

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::codec;
 use crate::command::{Batch, Reply};
+use crate::emptied::Emptied;
 use crate::event::Event;
 use crate::keys;
 use crate::node::{Node, NodeId};
@@ -163,20 +164,14 @@ impl<S: Store> Transaction<S> {
 pub(crate) struct Layer<S> {
     store: S,
     writes: Writes,
-    /// Ranges, from where they begin to where they end, in which removals hide all that there was. Whoever takes from the
-    /// front of a range again and again, such as of the queue, would pass over all that it has taken each time.
-    empty: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// Where removals hide all that there was.
+    empty: RefCell<Emptied>,
 }
 
 impl<S> Layer<S> {
     fn write(&mut self, key: Vec<u8>, value: Option<Bytes>) {
         if value.is_some() {
-            let before = (Bound::Unbounded, Bound::Included(key.as_slice()));
-            for (_, end) in self.empty.get_mut().range_mut::<[u8], _>(before) {
-                if *end > key {
-                    end.clone_from(&key);
-                }
-            }
+            self.empty.get_mut().written(&key);
         }
         self.writes.insert(key, value);
     }
@@ -195,7 +190,7 @@ impl<S: Store> Store for Layer<S> {
     }
 
     fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
-        let start = self.empty.borrow().get(from).cloned();
+        let start = self.empty.borrow().end(from).map(<[u8]>::to_vec);
         let start = start.as_deref().unwrap_or(from);
         if start >= to {
             return Ok(None);
@@ -221,7 +216,7 @@ impl<S: Store> Store for Layer<S> {
         let found = found.or(below);
         if removed {
             let end = found.as_ref().map_or(to, |(key, _)| key);
-            self.empty.borrow_mut().insert(from.to_vec(), end.to_vec());
+            self.empty.borrow_mut().note(from, end);
         }
         Ok(found)
     }
