@@ -282,29 +282,22 @@ async fn again(settings: &Settings) {
     handle.shutdown().await;
 }
 
-/// What the newest snapshot covers, and its size.
-fn newest_snapshot(data: &Path) -> Option<(u64, u64)> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(data.join("snapshots")).ok()?.flatten() {
-        let name = entry.file_name().into_string().unwrap();
-        if let Some((_, index)) = name
-            .strip_suffix(".snapshot")
-            .and_then(|name| name.split_once('-'))
-        {
-            found.push((index.parse().unwrap(), entry.metadata().ok()?.len()));
-        }
-    }
-    found.into_iter().max()
+/// What the newest snapshot takes on the disk: the runs.
+fn snapshot_size(data: &Path) -> u64 {
+    let entries = std::fs::read_dir(data.join("ledger")).into_iter().flatten();
+    let runs = entries.flatten().filter_map(|entry| {
+        let path = entry.path();
+        let is_run = path.extension().is_some_and(|ext| ext == "run");
+        is_run.then(|| entry.metadata().map_or(0, |meta| meta.len()))
+    });
+    runs.sum()
 }
 
+/// Whether a snapshot is being built: there are two overlays then.
 fn building(data: &Path) -> bool {
-    let entries = std::fs::read_dir(data.join("snapshots"));
-    entries.into_iter().flatten().flatten().any(|entry| {
-        entry
-            .path()
-            .extension()
-            .is_some_and(|ext| ext == "building")
-    })
+    let entries = std::fs::read_dir(data.join("ledger"));
+    let overlays = entries.into_iter().flatten().flatten();
+    overlays.filter(|entry| entry.path().is_dir()).count() > 1
 }
 
 /// Waits for a whole snapshot under the load, and prints how it and the time before it went. Returns its size.
@@ -378,7 +371,7 @@ async fn observe_snapshots(
         leader.status().borrow().last_log_index,
         settings.snapshot_after
     );
-    newest_snapshot(data).map_or(0, |(_, size)| size)
+    snapshot_size(data)
 }
 
 /// Waits until nearly as many entries as may be lie behind the newest snapshot.
@@ -386,7 +379,7 @@ async fn fill_tail(leader: &Handle, data: &Path, snapshot_after: u64) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let last = leader.status().borrow().last_log_index;
-        let covered = newest_snapshot(data).map_or(0, |(index, _)| index);
+        let covered = growth::snapshot_covers();
         let tail = last.saturating_sub(covered);
         if tail > snapshot_after / 4 * 3 && !building(data) {
             row("entries behind the snapshot when it is killed", tail);

@@ -54,6 +54,16 @@ impl std::fmt::Debug for Disk {
 impl Disk {
     /// Opens the database in a folder, or creates it.
     pub(crate) fn open(path: &Path, cache: u64) -> io::Result<Self> {
+        Self::open_flushed(path, cache, Some(FLUSH_EVERY))
+    }
+
+    /// The same for a database that can be made anew: nothing but [`Self::sync`] writes it to the disk. sled's own flushes
+    /// would keep the disk busy, and whoever waits for it.
+    pub(crate) fn open_unflushed(path: &Path, cache: u64) -> io::Result<Self> {
+        Self::open_flushed(path, cache, None)
+    }
+
+    fn open_flushed(path: &Path, cache: u64, flush_every: Option<u64>) -> io::Result<Self> {
         let unfinished = path.with_extension("creating");
         if unfinished.try_exists()? && path.try_exists()? {
             fs::remove_dir_all(path)?;
@@ -79,7 +89,7 @@ impl Disk {
         remove_page_tables(path)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         let db = loop {
-            match open_sled(path, cache) {
+            match open_sled(path, cache, flush_every) {
                 Err(error) if is_locked(&error) && Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(20));
                 }
@@ -257,14 +267,19 @@ impl Batch {
 }
 
 /// sled panics on some kinds of damage; to the caller that is an error like the others.
-fn open_sled(path: &Path, cache: u64) -> io::Result<sled::Db> {
+fn open_sled(path: &Path, cache: u64, flush_every: Option<u64>) -> io::Result<sled::Db> {
     let config = sled::Config::new()
         .path(path)
         .cache_capacity(cache)
-        .flush_every_ms(Some(FLUSH_EVERY))
+        .flush_every_ms(flush_every)
         .segment_size(SEGMENT);
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(opened) => opened.map_err(to_io),
+    catching(|| config.open().map_err(to_io))
+}
+
+/// Reads from a database that may be damaged: a panic of sled is an error.
+pub(crate) fn catching<T>(read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(read) => read,
         Err(panic) => {
             let what = panic
                 .downcast_ref::<String>()

@@ -225,15 +225,27 @@ where
     let marks = Marks::default();
     let forgotten = fatal_tx.clone();
     let (status_tx, status) = watch::channel(Status::default());
-    tokio::spawn(watch_log(log.failure(), fatal_tx.clone()));
+    tokio::spawn(watch_store(log.failure(), fatal_tx.clone()));
+    tokio::spawn(watch_store(ledger.failure(), fatal_tx.clone()));
     tokio::spawn({
         let (ledger, fatal) = (ledger.clone(), fatal_tx.clone());
         async move {
-            match blocking(move || ledger.check()).await.flatten() {
+            match ledger.check_in_background().await {
                 Ok(true) => tracing::info!("the ledger's records are what was written"),
-                Ok(false) => tracing::info!("the check of the ledger's records gave way"),
+                Ok(false) => {}
                 Err(error) => {
                     fatal.send_replace(Some(format!("the ledger is damaged: {error}")));
+                }
+            }
+        }
+    });
+    tokio::spawn({
+        let (ledger, raft) = (ledger.clone(), raft.clone());
+        async move {
+            loop {
+                ledger.grown().await;
+                if raft.trigger().snapshot().await.is_err() {
+                    return; // Raft has ended
                 }
             }
         }
@@ -342,8 +354,8 @@ where
     Ok((node, handle, notices))
 }
 
-/// A log that can no longer be written ends consensus even while nobody writes.
-async fn watch_log(
+/// A store that can no longer be kept ends consensus even while nobody writes.
+async fn watch_store(
     mut failure: watch::Receiver<Option<String>>,
     fatal: watch::Sender<Option<String>>,
 ) {

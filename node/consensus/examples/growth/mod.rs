@@ -74,6 +74,18 @@ pub fn said(what: &str, since: Instant) -> Vec<Instant> {
         .collect()
 }
 
+/// How many entries the newest snapshot covers of which the log has told.
+pub fn snapshot_covers() -> u64 {
+    let marks = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let built = marks.iter().rev();
+    let mut built = built.filter(|(_, text)| text.contains("snapshot built"));
+    let number = built.next().and_then(|(_, text)| {
+        let (_, number) = text.split_once("applied=")?;
+        number.split_whitespace().next()?.parse().ok()
+    });
+    number.unwrap_or(0)
+}
+
 /// Ports that were free a moment ago.
 pub fn ports(count: usize) -> Vec<u16> {
     let listeners: Vec<_> = (0..count)

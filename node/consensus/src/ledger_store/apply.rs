@@ -183,7 +183,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), io::Error> {
         let store = self.store.clone();
         let meta = meta.clone();
-        blocking(move || store.install(&meta, snapshot))
+        blocking(move || store.install(&meta, &snapshot))
             .await
             .and_then(|installed| installed)
             .inspect_err(|error| self.failed(error))?;

@@ -1,8 +1,9 @@
 //! Whether the records are what was written: all of them together, by the state hash.
 //!
 //! A checksum shows that a value is damaged, but not that one is missing, or is the one from before. The hash over all
-//! records shows both, and it is kept with every change. It is computed anew where everything is read anyway, when a
-//! snapshot is built or unpacked, and once behind each start.
+//! records shows both, and it is kept with every change. It is computed anew for what an overlay changes when that is
+//! opened and when it becomes a run ([`Changes`]), and for everything when a snapshot is unpacked and once behind each start
+//! ([`Check`]).
 
 use std::io;
 
@@ -10,8 +11,19 @@ use quorun_ledger::{StateHash, keys};
 
 use super::chunks::{self, Head};
 use super::decode_hash;
+use super::layers::Runs;
+use crate::disk::{Tree, to_io};
 
-/// Takes in all pairs of a database in the order of their keys.
+fn mismatch(found: StateHash, kept: StateHash) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "the records are not those that were written: their hash is {found}, but it should be {kept}"
+        ),
+    )
+}
+
+/// Takes in all pairs of a ledger in the order of their keys.
 #[derive(Debug, Default)]
 pub(super) struct Check {
     hash: StateHash,
@@ -31,6 +43,7 @@ impl Check {
         }
         let Some((record, chunk)) = chunks::parts_of_chunk_key(key) else {
             return match chunks::head(key, value)? {
+                Head::Removed => Ok(()),
                 Head::Whole(body) if key == keys::COUNTERS => {
                     self.kept = decode_hash(body)?;
                     Ok(())
@@ -45,6 +58,9 @@ impl Check {
                 }
             };
         };
+        if matches!(chunks::head(key, value)?, Head::Removed) {
+            return Ok(());
+        }
         let piece = chunks::body(key, value)?;
         if self.split.as_ref().is_none_or(|split| split.0 != record) {
             self.end_split();
@@ -67,18 +83,78 @@ impl Check {
         }
     }
 
-    /// Says what is wrong with all of them.
-    pub(super) fn finish(mut self) -> io::Result<()> {
+    /// Says what is wrong with all of them; otherwise their hash.
+    pub(super) fn finish(mut self) -> io::Result<StateHash> {
         self.end_split();
         if self.chunks == 0 && self.hash == self.kept {
+            return Ok(self.hash);
+        }
+        Err(mismatch(self.hash, self.kept))
+    }
+}
+
+/// What the pairs of an overlay make of the hash of the runs below it.
+pub(super) struct Changes<'a> {
+    tree: &'a Tree,
+    runs: &'a Runs,
+    hash: StateHash,
+    kept: StateHash,
+    /// Chunks that there should be, less those that there are.
+    chunks: i64,
+}
+
+impl<'a> Changes<'a> {
+    /// Begins with the hash of the runs.
+    pub(super) fn new(tree: &'a Tree, runs: &'a Runs, hash: StateHash) -> Self {
+        Self {
+            tree,
+            runs,
+            hash,
+            kept: hash,
+            chunks: 0,
+        }
+    }
+
+    /// Takes in a pair of the overlay, in any order.
+    pub(super) fn take(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        if chunks::is_own(key) {
             return Ok(());
         }
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!(
-                "the records are not those that were written: their hash is {}, but it should be {}",
-                self.hash, self.kept
-            ),
-        ))
+        if chunks::parts_of_chunk_key(key).is_some() {
+            if !matches!(chunks::head(key, value)?, Head::Removed) {
+                chunks::body(key, value)?;
+                self.chunks -= 1;
+            }
+            return Ok(());
+        }
+        if let Head::Split(count) = chunks::head(key, value)? {
+            self.chunks += i64::from(count);
+        }
+        let get = |key: &[u8]| self.tree.get(key).map_err(to_io);
+        let now = chunks::join(get, key, value)?;
+        if key == keys::COUNTERS {
+            self.kept = match now {
+                Some(counters) => decode_hash(&counters)?,
+                None => StateHash::default(),
+            };
+            return Ok(());
+        }
+        if let Some(below) = self.runs.get(key)?
+            && let Some(before) = chunks::join(|key| self.runs.get(key), key, &below)?
+        {
+            self.hash.remove(key, &before);
+        }
+        if let Some(now) = now {
+            self.hash.add(key, &now);
+        }
+        Ok(())
+    }
+
+    /// Says what is wrong with all of them together; otherwise the hash that they make.
+    pub(super) fn finish(self) -> io::Result<StateHash> {
+        if self.chunks == 0 && self.hash == self.kept {
+            return Ok(self.hash);
+        }
+        Err(mismatch(self.hash, self.kept))
     }
 }

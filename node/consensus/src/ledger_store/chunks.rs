@@ -5,6 +5,7 @@
 //! | the record's key | `0`, the value, CRC-32 |
 //! | the record's key | `1`, the number of chunks, CRC-32 |
 //! | `zc`, the record's key, chunk | `0`, a piece of the value, CRC-32 |
+//! | either | `2`, CRC-32: the key was removed, and hides what an older layer has |
 //! | `zf` | `0`, [`Format`], CRC-32: written when the database is created |
 //! | `zm` | `0`, [`Meta`](super::Meta), CRC-32: what has been applied |
 //!
@@ -15,6 +16,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 use quorun_ledger::keys;
+use sled::IVec;
 
 use crate::disk::{Tree, to_io};
 use crate::error::NewerFormat;
@@ -29,17 +31,21 @@ const CHUNKS: &[u8] = &[keys::END, b'c'];
 
 const WHOLE: u8 = 0;
 const SPLIT: u8 = 1;
+const REMOVED: u8 = 2;
 const CRC: usize = 4;
 
 /// What a database of the ledger starts with.
 const MAGIC: &[u8; 8] = b"QUORUNLG";
-/// The version of everything in this table. A program reads no other.
-pub(super) const VERSION: u8 = 1;
+/// The version of everything in this table.
+pub(super) const VERSION: u8 = 2;
+/// The version before there were removals. It is read, and becomes this one.
+const WITHOUT_REMOVALS: u8 = 1;
 
-/// What lies under a record's key.
+/// What lies under a key.
 pub(super) enum Head<'a> {
     Whole(&'a [u8]),
     Split(u32),
+    Removed,
 }
 
 pub(super) fn invalid(key: &[u8], what: &str) -> io::Error {
@@ -68,6 +74,7 @@ pub(super) fn head<'a>(key: &[u8], value: &'a [u8]) -> io::Result<Head<'a>> {
             let count = body.try_into().map_err(|_| invalid(key, "malformed"))?;
             Ok(Head::Split(u32::from_be_bytes(count)))
         }
+        Some((&REMOVED, [])) => Ok(Head::Removed),
         _ => Err(invalid(key, "malformed")),
     }
 }
@@ -77,6 +84,7 @@ pub(super) fn body<'a>(key: &[u8], value: &'a [u8]) -> io::Result<&'a [u8]> {
     match head(key, value)? {
         Head::Whole(body) => Ok(body),
         Head::Split(_) => Err(invalid(key, "split, although it never is")),
+        Head::Removed => Err(invalid(key, "removed, although it never is")),
     }
 }
 
@@ -108,6 +116,16 @@ fn value(key: &[u8], tag: u8, body: &[u8]) -> Vec<u8> {
     value
 }
 
+/// What is written in the place of a key that was removed.
+pub(super) fn removed(key: &[u8]) -> Vec<u8> {
+    value(key, REMOVED, &[])
+}
+
+/// Whether this says that a key was removed. Whoever uses the value checks it.
+pub(super) fn is_removed(value: &[u8]) -> bool {
+    value.first() == Some(&REMOVED)
+}
+
 /// A value that is never split.
 pub(super) fn whole(key: &[u8], body: &[u8]) -> Vec<u8> {
     value(key, WHOLE, body)
@@ -130,20 +148,30 @@ pub(super) fn split(key: &[u8], record: &[u8], mut write: impl FnMut(Vec<u8>, Ve
     count
 }
 
-/// The value of a record whose key holds `value`.
-pub(super) fn join(tree: &Tree, key: &[u8], value: &[u8]) -> io::Result<Bytes> {
+/// The value of a record whose key holds `value`; its other pieces come from `get`. `None`: it was removed.
+pub(super) fn join(
+    get: impl Fn(&[u8]) -> io::Result<Option<IVec>>,
+    key: &[u8],
+    value: &[u8],
+) -> io::Result<Option<Bytes>> {
     let count = match head(key, value)? {
-        Head::Whole(body) => return Ok(Bytes::copy_from_slice(body)),
+        Head::Whole(body) => return Ok(Some(Bytes::copy_from_slice(body))),
         Head::Split(count) => count,
+        Head::Removed => return Ok(None),
     };
     let mut joined = BytesMut::with_capacity(count as usize * MAX_PIECE);
     for chunk in 0..count {
         let key = chunk_key(key, chunk);
-        let piece = tree.get(&key).map_err(to_io)?;
-        let piece = piece.ok_or_else(|| invalid(&key, "missing"))?;
+        let piece = get(&key)?.ok_or_else(|| invalid(&key, "missing"))?;
         joined.extend_from_slice(body(&key, &piece)?);
     }
-    Ok(joined.freeze())
+    Ok(Some(joined.freeze()))
+}
+
+fn own_format() -> Vec<u8> {
+    let mut format = MAGIC.to_vec();
+    format.push(VERSION);
+    whole(FORMAT, &format)
 }
 
 /// Puts the format into a database that is empty; of another one, checks that it is ours.
@@ -152,13 +180,11 @@ pub(super) fn check_format(tree: &Tree) -> io::Result<()> {
         if tree.range::<&[u8], _>(..).next().is_some() {
             return Err(invalid(FORMAT, "missing"));
         }
-        let mut format = MAGIC.to_vec();
-        format.push(VERSION);
-        tree.insert(FORMAT, whole(FORMAT, &format)).map_err(to_io)?;
-        return Ok(());
+        return tree.insert(FORMAT, own_format()).map_err(to_io);
     };
     match body(FORMAT, &found)?.strip_prefix(MAGIC) {
         Some([VERSION]) => Ok(()),
+        Some([WITHOUT_REMOVALS]) => tree.insert(FORMAT, own_format()).map_err(to_io),
         Some([newer, ..]) => Err(NewerFormat::error(*newer, VERSION)),
         _ => Err(invalid(FORMAT, "not the ledger of a node")),
     }

@@ -1,29 +1,32 @@
-//! The ledger of a node, over sled.
+//! The ledger of a node: the newest of it in sled, the rest in sorted runs.
 //!
 //! Each group of committed entries becomes one transaction of the ledger and one batch of sled, which also says how far
 //! the log has been applied. Nothing of this waits for the disk: after a crash the ledger may be behind what it was, and
 //! the log, which is on disk, is applied again from there. So that it is never ahead of the log instead, entries are
-//! applied only when this node's own log has them on disk. Before a snapshot is reported the ledger is synced, and
-//! entries are purged only when they are in it; see [`snapshot`].
+//! applied only when this node's own log has them on disk.
 //!
-//! OPENING. The ledger can be computed again, so one that is damaged is not the end of the node: where the database cannot
-//! be read, or is behind what was purged from the log, it is made anew from the newest snapshot, and the log is applied
-//! from there. Only where neither reaches the other is the node refused. Damage that shows later, to a single value or to
-//! the [`check`] of all of them, ends the process.
+//! LAYERS. sled holds what has changed since the newest snapshot, the overlay. Building a snapshot turns the overlay into
+//! a sorted [`run`], and a fresh overlay takes its place; runs are [merged](merge) in the background. So the cost of a job,
+//! of a snapshot and of a start does not grow with the number of jobs, and the space of what was removed is given back.
+//! [`layers`] reads all of them as one; the [`manifest`] says which they are. Entries are purged from the log only when
+//! they are in the runs.
 //!
-//! The database lies in a folder with a number. A snapshot from the leader is unpacked into a fresh one, and the small
-//! file `ledger/current` switches over.
+//! OPENING. What the overlay holds can be computed again, so one that is damaged is not the end of the node: it is made
+//! anew, empty, and the log is applied from where the runs end. Runs that are damaged, or that end before the log begins,
+//! cannot be made anew here, and the node is refused. Damage that shows later ends the process.
 
 mod apply;
 mod check;
 mod chunks;
-mod folder;
 mod frames;
+mod layers;
+mod manifest;
+mod merge;
+mod run;
 mod snapshot;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,24 +35,31 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use quorun_ledger::store::Pair;
-use quorun_ledger::{Counters, NodeId, StateHash, Store, StoreError, View, Writes, codec, keys};
+use quorun_ledger::{
+    Counters, Emptied, NodeId, StateHash, Store, StoreError, View, Writes, codec, keys,
+};
 use quorun_proto::v1;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, oneshot, watch};
 
 pub(crate) use self::apply::StateMachine;
-use self::check::Check;
+use self::check::Changes;
 use self::chunks::{Head, META};
-use self::snapshot::Progress;
-pub(crate) use self::snapshot::{SnapshotFile, folder as snapshot_folder};
-use crate::disk::{Batch, Disk, Iter, Tree, to_io};
+use self::layers::{Layers, Runs};
+use self::manifest::Manifest;
+use self::run::{RawPair, Run, block_cache};
+pub(crate) use self::snapshot::{SnapshotFile, SnapshotReader, folder as snapshot_folder};
+use crate::disk::{self, Batch, Disk, to_io};
 use crate::error::{Error, NewerFormat};
 use crate::log_store::{DiskLogId, PurgeGuard};
 use crate::options::Member;
 use crate::types::{LogId, StoredMembership, next_index};
 use crate::wire;
 
-const CACHE: u64 = 64 << 20;
+/// What sled keeps of the overlay in memory, bytes.
+const CACHE: u64 = 32 << 20;
+/// An overlay with so many bytes of pairs is made a run before its time: it must stay small enough to be read at a start.
+const MAX_OVERLAY: u64 = 64 << 20;
 
 /// The records of the ledger as this node has applied them. Cheap to clone; reading blocks for a moment.
 #[derive(Clone, Debug)]
@@ -61,14 +71,27 @@ pub struct LedgerStore {
 struct Inner {
     data_dir: PathBuf,
     current: RwLock<Current>,
+    /// What the folder says. Held while it, and the layers with it, are changed.
+    manifest: Mutex<Manifest>,
     /// Held while a snapshot is built or installed.
     snapshots: Mutex<()>,
+    /// Held while runs are merged.
+    merges: Mutex<()>,
+    /// Whether there is a thread that merges.
+    merging: AtomicBool,
+    /// Set while a snapshot waits to be installed: merging then gives way.
+    installing: AtomicBool,
+    /// Whether the runs reach to where the log begins. Otherwise they are no snapshot.
+    reaches: AtomicBool,
+    /// The number that the next overlay or run gets.
+    next_number: AtomicU64,
+    emptied: Mutex<Emptied>,
     /// The index behind the last entry that was applied.
     applied: watch::Sender<u64>,
-    /// The index behind the last entry whose effects are on disk.
-    synced: AtomicU64,
-    /// Set while a snapshot waits to be built or installed: the check of all records then gives way.
-    snapshot_waits: AtomicBool,
+    /// Told when the overlay has become large.
+    grown: Notify,
+    /// What has gone wrong beside the applying of entries.
+    failure: watch::Sender<Option<String>>,
 }
 
 /// What the log still has: the ledger must fit to it.
@@ -85,16 +108,24 @@ pub(crate) struct LogRange {
 #[derive(Debug)]
 struct Current {
     /// Taken away when the store is closed.
-    disk: Option<Disk>,
+    layers: Option<Layers>,
     meta: Meta,
     hash: StateHash,
-    /// The snapshot that is being built.
-    building: Option<Progress>,
+    written: Written,
+}
+
+/// What was written into the overlay.
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    pairs: u64,
+    bytes: u64,
+    /// Whether it was told that this is much.
+    told: bool,
 }
 
 /// What has been applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Meta {
+pub(crate) struct Meta {
     applied: Option<LogId>,
     membership: StoredMembership,
 }
@@ -135,8 +166,8 @@ impl Meta {
 }
 
 impl LedgerStore {
-    /// Opens the ledger, or creates it, and clears away what a crash has left of snapshots. A ledger that does not fit to
-    /// the log is made anew from the newest snapshot if that does. Without `log` that is not looked at.
+    /// Opens the ledger, or creates it, and clears away what a crash has left. It must fit to the log; without `log` that
+    /// is not looked at.
     pub(crate) fn open(data_dir: &Path, log: Option<LogRange>) -> Result<Self, Error> {
         let root = data_dir.join("ledger");
         let failed = |error: io::Error| match NewerFormat::of(&error) {
@@ -144,62 +175,94 @@ impl LedgerStore {
                 path: root.clone(),
                 newer,
             },
+            None if is_damage(&error) => Error::Damaged {
+                path: root.clone(),
+                what: error.to_string(),
+            },
             None => Error::Storage(format!("open the ledger in {}: {error}", root.display())),
         };
-        snapshot::clean(data_dir).map_err(failed)?;
-        let opened = folder::open_current(data_dir, CACHE)
-            .and_then(|disk| load(&disk).map(|(meta, hash)| (disk, meta, hash)))
-            .map_err(|error| {
-                if is_damage(&error) {
-                    Ok(error.to_string())
-                } else {
-                    Err(failed(error))
-                }
-            });
-        let log = log.unwrap_or_default();
-        let opened = match opened {
-            Ok(opened)
-                if next_index(opened.1.applied.as_ref()) < next_index(log.purged.as_ref()) =>
-            {
-                Err(format!(
-                    "it has applied {} entries, but the log begins behind {}",
-                    next_index(opened.1.applied.as_ref()),
-                    next_index(log.purged.as_ref())
-                ))
+        let purged = log.unwrap_or_default().purged;
+        let (mut manifest, runs) = open_runs(data_dir).map_err(failed)?;
+        let reaches = next_index(manifest.meta.applied.as_ref()) >= next_index(purged.as_ref());
+        let opened = disk::catching(|| open_overlay(data_dir, &manifest, &runs));
+        let opened = opened.and_then(|opened| {
+            let (begins, applied) = (
+                next_index(purged.as_ref()),
+                next_index(opened.meta.applied.as_ref()),
+            );
+            if applied < begins {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("it has applied {applied} entries, but the log begins behind {begins}"),
+                ));
             }
-            Ok(opened) => Ok(opened),
-            Err(Ok(damage)) => Err(damage),
-            Err(Err(error)) => return Err(error),
-        };
-        let (disk, meta, hash) = match opened {
+            Ok(opened)
+        });
+        let Opened {
+            overlay,
+            meta,
+            hash,
+            written,
+        } = match opened {
             Ok(opened) => opened,
-            Err(damage) => snapshot::rebuild(data_dir, log.purged, &damage)
-                .map_err(failed)?
-                .ok_or_else(|| Error::Damaged {
-                    path: root.clone(),
+            Err(damage) if is_damage(&damage) && reaches => {
+                tracing::warn!(
+                    %damage,
+                    "what the ledger had in sled is lost; the log is applied again from the newest snapshot"
+                );
+                manifest.overlay = manifest::next_number(data_dir).map_err(failed)?;
+                let fresh = snapshot::create_overlay(data_dir, manifest.overlay);
+                Opened {
+                    overlay: fresh.map_err(failed)?,
+                    meta: manifest.meta.clone(),
+                    hash: manifest.hash,
+                    written: Written::default(),
+                }
+            }
+            Err(damage) if is_damage(&damage) => {
+                return Err(Error::Damaged {
+                    path: root,
                     what: format!("{damage}, and there is no snapshot to make it from"),
-                })?,
+                });
+            }
+            Err(error) => return Err(failed(error)),
         };
-        snapshot::remove_outdated(data_dir, log.purged).map_err(failed)?;
-        // What is found is from here on relied upon: entries are purged because it is there.
-        disk.sync().map_err(failed)?;
+        // Nothing is written or removed before everything was read.
+        manifest.write(data_dir).map_err(failed)?;
+        snapshot::clean(data_dir).map_err(failed)?;
+        manifest.remove_others(data_dir).map_err(failed)?;
+        // What is found is from here on relied upon: a folder from before the runs has entries purged because it is there.
+        overlay.sync().map_err(failed)?;
         let next = next_index(meta.applied.as_ref());
-        tracing::info!(applied = next, %hash, "ledger opened");
-        Ok(Self {
+        tracing::info!(applied = next, %hash, runs = runs.len(), "ledger opened");
+        let next_number = manifest::next_number(data_dir).map_err(failed)?;
+        let store = Self {
             inner: Arc::new(Inner {
                 data_dir: data_dir.to_owned(),
                 current: RwLock::new(Current {
-                    disk: Some(disk),
+                    layers: Some(Layers {
+                        overlay,
+                        frozen: None,
+                        runs: Runs::new(runs, block_cache()),
+                    }),
                     meta,
                     hash,
-                    building: None,
+                    written,
                 }),
+                manifest: Mutex::new(manifest),
                 snapshots: Mutex::new(()),
+                merges: Mutex::new(()),
+                merging: AtomicBool::new(false),
+                installing: AtomicBool::new(false),
+                reaches: AtomicBool::new(reaches),
+                next_number: AtomicU64::new(next_number),
+                emptied: Mutex::default(),
                 applied: watch::Sender::new(next),
-                synced: AtomicU64::new(next),
-                snapshot_waits: AtomicBool::new(false),
+                grown: Notify::new(),
+                failure: watch::Sender::new(None),
             }),
-        })
+        };
+        Ok(store)
     }
 
     /// Looks whether the log has what the ledger has applied: a log that ends before was put back from an old copy.
@@ -209,10 +272,7 @@ impl LedgerStore {
         if next_index(applied.as_ref()) <= next_index(log.last.as_ref()) {
             return Ok(());
         }
-        let snapshot = self
-            .current_snapshot()
-            .map_err(|error| Error::Storage(format!("read the newest snapshot: {error}")))?;
-        if log.voted && snapshot.is_some_and(|snapshot| snapshot.meta.last_log_id == applied) {
+        if log.voted && self.inner.manifest.lock().meta.applied == applied {
             return Ok(());
         }
         Err(Error::Damaged {
@@ -225,31 +285,44 @@ impl LedgerStore {
         })
     }
 
-    /// Reads all records and compares them with the state hash; other work goes on meanwhile. Gives way to a snapshot,
-    /// whose building or unpacking does the same. Returns whether all were looked at.
+    /// Reads all runs and compares them with the state hash; other work goes on meanwhile. The overlay was looked at when it
+    /// was opened. Returns whether all were looked at, which is not so when the node ends.
     pub(crate) fn check(&self) -> io::Result<bool> {
-        let _only_one = self.inner.snapshots.lock();
-        let mut check = Check::default();
-        self.begin_walk();
-        let checked = self.walk(|pairs| {
-            if self.inner.snapshot_waits.load(Ordering::Acquire) {
-                return Ok(false);
-            }
-            for (key, value) in &pairs {
-                check.take(key, value)?;
-            }
-            // Whoever has something to do comes first.
-            std::thread::yield_now();
-            Ok(true)
-        });
-        self.end_walk();
-        match checked {
-            Ok(true) => check.finish().map(|()| true),
-            Ok(false) => Ok(false),
-            // Only because the node ends.
-            Err(_) if self.inner.current.read().disk.is_none() => Ok(false),
-            Err(error) => Err(error),
+        let (runs, expected) = {
+            let manifest = self.inner.manifest.lock();
+            (self.layers()?.runs, manifest.hash)
+        };
+        if runs.list().is_empty() {
+            return Ok(true);
         }
+        let Some(found) = snapshot::check(runs.list(), || self.is_closed())? else {
+            return Ok(false);
+        };
+        if found == expected {
+            return Ok(true);
+        }
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the runs have the hash {found}, but the manifest says {expected}"),
+        ))
+    }
+
+    /// [`Self::check`] on a thread that gives way to all others.
+    pub(crate) async fn check_in_background(&self) -> io::Result<bool> {
+        #[cfg(feature = "simulation")]
+        if crate::simulation::active() {
+            return self.check();
+        }
+        let (tell, told) = oneshot::channel();
+        let store = self.clone();
+        std::thread::Builder::new()
+            .name("ledger-check".to_owned())
+            .spawn(move || {
+                give_way();
+                // Whoever asked may have gone.
+                let _ = tell.send(store.check());
+            })?;
+        told.await.map_err(io::Error::other)?
     }
 
     /// The ledger's read side.
@@ -280,27 +353,41 @@ impl LedgerStore {
         self.inner.current.read().meta.clone()
     }
 
-    /// Returns when all that was applied before the call is on disk.
-    fn sync(&self) -> io::Result<()> {
-        let (disk, next) = {
-            let current = self.inner.current.read();
-            let disk = current.disk.clone().ok_or_else(closed)?;
-            (disk, next_index(current.meta.applied.as_ref()))
-        };
-        disk.sync()?;
-        self.inner.synced.fetch_max(next, Ordering::AcqRel);
-        Ok(())
+    /// Why the ledger can no longer be kept, where that shows beside the applying of entries.
+    pub(crate) fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.inner.failure.subscribe()
+    }
+
+    /// Returns when so much was written since the newest snapshot that it is time for another one.
+    pub(crate) async fn grown(&self) {
+        self.inner.grown.notified().await;
+    }
+
+    fn layers(&self) -> io::Result<Layers> {
+        self.inner.current.read().layers.clone().ok_or_else(closed)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.inner.current.read().layers.is_none()
+    }
+
+    fn next_number(&self) -> u64 {
+        self.inner.next_number.fetch_add(1, Ordering::AcqRel)
     }
 
     /// Syncs and closes the database. Reading fails from here on.
     pub(crate) fn close(&self) {
-        if let Err(error) = self.sync() {
-            tracing::warn!(%error, "the ledger could not be synced");
+        if let Ok(layers) = self.layers() {
+            // What is frozen is where the next start begins; what lies above it is then applied again.
+            let disk = layers.frozen.as_ref().unwrap_or(&layers.overlay);
+            if let Err(error) = disk.sync() {
+                tracing::warn!(%error, "the ledger could not be synced");
+            }
         }
-        let disk = self.inner.current.write().disk.take();
-        drop(disk);
-        // A snapshot that is being built or installed fails at its next step, and then holds nothing open either.
-        let _ended = self.inner.snapshots.lock();
+        let layers = self.inner.current.write().layers.take();
+        drop(layers);
+        // What is being built, installed or merged fails at its next step, and then holds nothing open either.
+        let _ended = (self.inner.snapshots.lock(), self.inner.merges.lock());
     }
 
     /// Takes over what entries have written, and says how far the log has been applied.
@@ -308,46 +395,138 @@ impl LedgerStore {
         let next = next_index(meta.applied.as_ref());
         {
             let mut current = self.inner.current.write();
-            let disk = current.disk.clone().ok_or_else(closed)?;
+            let layers = current.layers.clone().ok_or_else(closed)?;
             let mut hash = current.hash;
             if let Some(Some(counters)) = writes.get(keys::COUNTERS) {
                 hash = decode_hash(counters)?;
             }
-            let mut raw = raw_writes(disk.tree(), writes)?;
+            let mut raw = raw_writes(&layers, writes)?;
             raw.insert(META.to_vec(), Some(chunks::whole(META, &meta.encode())));
-            if let Some(building) = &mut current.building {
-                building.save(disk.tree(), raw.keys())?;
-            }
             let mut batch = Batch::default();
+            let mut emptied = self.inner.emptied.lock();
             for (key, value) in raw {
                 match value {
-                    Some(value) => batch.insert(key, value),
+                    Some(value) => {
+                        emptied.written(&key);
+                        current.written.pairs += 1;
+                        current.written.bytes += (key.len() + value.len()) as u64;
+                        batch.insert(key, value);
+                    }
+                    None if layers.may_be_below(&key)? => {
+                        current.written.pairs += 1;
+                        let removed = chunks::removed(&key);
+                        batch.insert(key, removed);
+                    }
                     None => batch.remove(key),
                 }
             }
-            disk.tree().apply_batch(batch).map_err(to_io)?;
+            drop(emptied);
+            layers.overlay.tree().apply_batch(batch).map_err(to_io)?;
             current.meta = meta;
             current.hash = hash;
+            if current.written.bytes > MAX_OVERLAY && !current.written.told {
+                current.written.told = true;
+                self.inner.grown.notify_one();
+            }
         }
         self.inner.applied.send_replace(next);
         Ok(())
     }
 
-    fn reading<T>(&self, read: impl FnOnce(&Tree) -> io::Result<T>) -> Result<T, StoreError> {
+    fn reading<T>(&self, read: impl FnOnce(&Layers) -> io::Result<T>) -> Result<T, StoreError> {
         let current = self.inner.current.read();
-        let disk = current.disk.as_ref().ok_or_else(closed);
-        disk.and_then(|disk| read(disk.tree()))
+        let layers = current.layers.as_ref().ok_or_else(closed);
+        layers
+            .and_then(read)
             .map_err(|error| StoreError::Io(error.to_string()))
     }
 }
 
 impl PurgeGuard for LedgerStore {
     fn make_durable(&self, index: u64) -> io::Result<()> {
-        if self.inner.synced.load(Ordering::Acquire) > index {
+        let durable = || next_index(self.inner.manifest.lock().meta.applied.as_ref()) > index;
+        if durable() {
             return Ok(());
         }
-        self.sync()
+        // Not in the runs: whoever asks for that does so on the strength of a snapshot that is still being built or
+        // installed.
+        let _built = self.inner.snapshots.lock();
+        if durable() {
+            return Ok(());
+        }
+        self.layers()?.overlay.sync()
     }
+}
+
+/// Lets everybody else have the processor first; for a thread that does nothing but what can wait.
+fn give_way() {
+    // The calling thread, which is what 0 means on Linux.
+    if let Err(error) = rustix::process::setpriority_process(None, 19) {
+        tracing::debug!(%error, "the priority of a thread stays as it is");
+    }
+}
+
+/// Reads what makes the ledger, and opens its runs.
+fn open_runs(data_dir: &Path) -> io::Result<(Manifest, Vec<Arc<Run>>)> {
+    manifest::create(data_dir)?;
+    let manifest = Manifest::read(data_dir)?.unwrap_or_else(|| Manifest {
+        overlay: 1,
+        ..Manifest::default()
+    });
+    let mut runs = Vec::new();
+    for number in &manifest.runs {
+        let path = manifest::run(data_dir, *number);
+        let run = Run::open(&path, *number).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the sorted run {} is missing", path.display()),
+            ),
+            _ => error,
+        })?;
+        runs.push(Arc::new(run));
+    }
+    Ok((manifest, runs))
+}
+
+/// An overlay that was opened, and how things stand with it.
+struct Opened {
+    overlay: Disk,
+    meta: Meta,
+    hash: StateHash,
+    written: Written,
+}
+
+/// Opens the overlay, and looks at all that is in it.
+fn open_overlay(data_dir: &Path, manifest: &Manifest, runs: &[Arc<Run>]) -> io::Result<Opened> {
+    let overlay = manifest::open_overlay(data_dir, manifest.overlay)?;
+    let tree = overlay.tree();
+    chunks::check_format(tree)?;
+    let meta = match tree.get(META).map_err(to_io)? {
+        Some(value) => Meta::decode(chunks::body(META, &value)?)?,
+        None => manifest.meta.clone(),
+    };
+    if next_index(meta.applied.as_ref()) < next_index(manifest.meta.applied.as_ref()) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "what it has in sled is older than its runs",
+        ));
+    }
+    let runs = Runs::new(runs.to_vec(), block_cache());
+    let mut changes = Changes::new(tree, &runs, manifest.hash);
+    let mut written = Written::default();
+    for pair in tree.range::<&[u8], _>(..) {
+        let (key, value) = pair.map_err(to_io)?;
+        changes.take(&key, &value)?;
+        written.pairs += 1;
+        written.bytes += (key.len() + value.len()) as u64;
+    }
+    let hash = changes.finish()?;
+    Ok(Opened {
+        overlay,
+        meta,
+        hash,
+        written,
+    })
 }
 
 fn closed() -> io::Error {
@@ -367,26 +546,11 @@ fn is_damage(error: &io::Error) -> bool {
         && NewerFormat::of(error).is_none()
 }
 
-/// What a database says of itself.
-fn load(disk: &Disk) -> io::Result<(Meta, StateHash)> {
-    let tree = disk.tree();
-    chunks::check_format(tree)?;
-    let meta = match tree.get(META).map_err(to_io)? {
-        Some(value) => Meta::decode(chunks::body(META, &value)?)?,
-        None => Meta::default(),
-    };
-    let hash = match tree.get(keys::COUNTERS).map_err(to_io)? {
-        Some(value) => decode_hash(&chunks::join(tree, keys::COUNTERS, &value)?)?,
-        None => StateHash::default(),
-    };
-    Ok((meta, hash))
-}
-
 /// The keys and values of sled that make the ledger's writes, among them the chunks that are no longer needed.
-fn raw_writes(tree: &Tree, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
+fn raw_writes(layers: &Layers, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
     let mut raw = BTreeMap::new();
     for (key, value) in writes {
-        let old = tree.get(&key).map_err(to_io)?;
+        let old = layers.get(&key)?;
         let old = old.as_deref().map(|old| chunks::head(&key, old));
         let chunks_before = match old.transpose()? {
             Some(Head::Split(count)) => count,
@@ -410,46 +574,44 @@ fn raw_writes(tree: &Tree, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, Optio
 
 impl Store for LedgerStore {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.reading(|tree| {
-            let value = tree.get(key).map_err(to_io)?;
-            value
-                .map(|value| chunks::join(tree, key, &value))
-                .transpose()
+        self.reading(|layers| match layers.get(key)? {
+            Some(value) => chunks::join(|key| layers.get(key), key, &value),
+            None => Ok(None),
         })
     }
 
     fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
-        self.reading(|tree| {
-            pair(
-                tree,
-                range(tree, from, to).and_then(|mut range| range.next()),
-            )
+        self.reading(|layers| {
+            let skipped = self.inner.emptied.lock().end(from).map(<[u8]>::to_vec);
+            let start = skipped.as_deref().unwrap_or(from);
+            let (found, passed) = layers.first(start, to)?;
+            if passed {
+                let end = found.as_ref().map_or(to, |(key, _)| key);
+                self.inner.emptied.lock().note(from, end);
+            }
+            pair(layers, found)
         })
     }
 
     fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
-        self.reading(|tree| {
-            pair(
-                tree,
-                range(tree, from, to).and_then(|mut range| range.next_back()),
-            )
+        self.reading(|layers| {
+            let skipped = self.inner.emptied.lock().end(from).map(<[u8]>::to_vec);
+            let start = skipped.as_deref().unwrap_or(from);
+            let (found, passed) = layers.last(start, to)?;
+            if passed && found.is_none() {
+                self.inner.emptied.lock().note(from, to);
+            }
+            pair(layers, found)
         })
     }
 }
 
-fn range(tree: &Tree, from: &[u8], to: &[u8]) -> Option<Iter> {
-    (from < to).then(|| tree.range::<&[u8], _>((Bound::Included(from), Bound::Excluded(to))))
-}
-
-fn pair(
-    tree: &Tree,
-    found: Option<sled::Result<(sled::IVec, sled::IVec)>>,
-) -> io::Result<Option<Pair>> {
-    let Some((key, value)) = found.transpose().map_err(to_io)? else {
+fn pair(layers: &Layers, found: Option<RawPair>) -> io::Result<Option<Pair>> {
+    let Some((key, value)) = found else {
         return Ok(None);
     };
-    let value = chunks::join(tree, &key, &value)?;
-    Ok(Some((Bytes::copy_from_slice(&key), value)))
+    let value = chunks::join(|key| layers.get(key), &key, &value)?;
+    Ok(value.map(|value| (Bytes::copy_from_slice(&key), value)))
 }
 
 #[cfg(test)]

@@ -1,213 +1,199 @@
-//! Snapshots: the whole ledger at one position of the log, in a file.
+//! Snapshots: the whole ledger at one position of the log.
 //!
-//! BUILDING does not stop the ledger. The builder goes through the keys in their order, a few at a time; whatever is
-//! written meanwhile behind the place that it has reached first has its old value saved for it ([`Progress`]). The file
-//! is written under another name, synced, renamed, and the folder synced; then the ledger itself is synced, because
-//! once the snapshot is reported the log may be purged.
+//! A snapshot is the sorted runs of the ledger, so that building one writes only what has changed since the one before.
 //!
-//! INSTALLING unpacks the file into a fresh database, syncs that, gives the file its name, and only then switches over.
-//! A crash before leaves a folder that is removed at the next start; a crash between the last two leaves a snapshot that
-//! is newer than the ledger, which openraft installs again.
+//! BUILDING does not stop the ledger: the overlay is frozen, and a fresh one takes the writes from then on. The frozen one
+//! is written as a run (synced, renamed, the folder synced), and the manifest then names the run and the fresh overlay in
+//! its place. Until then a crash leaves the old manifest, with the old overlay, and the log, from which only what the
+//! snapshot covers will be purged.
 //!
-//! The form of the file is in [`frames`](super::frames).
+//! SENDING passes on the files of the runs as they are, behind a header that says how long each is.
+//!
+//! INSTALLING copies the runs out of the received file, looks at all pairs, and then writes a manifest that names them and
+//! an empty overlay. A crash before leaves files that are removed at the next start; a crash behind it leaves a ledger that
+//! is newer than what openraft knows of, and openraft is told of it at the start.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Write as _};
-use std::ops::Bound;
+use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use quorun_ledger::StateHash;
+use bytes::Bytes;
+use quorun_ledger::{StateHash, codec};
+use serde::{Deserialize, Serialize};
 
-use super::check::Check;
-use super::chunks::{self, META};
-use super::frames::{FRAME, FrameReader, FrameWriter, header, invalid, put, take};
-use super::{CACHE, LedgerStore, Meta, closed, folder, is_damage, load};
-use crate::disk::{Disk, Tree, to_io};
+use super::check::{Changes, Check};
+use super::frames::{self, FrameReader, FrameWriter, invalid};
+use super::layers::{Layers, Runs};
+use super::manifest::{self, Manifest};
+use super::run::{Run, RunReader, RunWriter, block_cache};
+use super::{LedgerStore, Meta, chunks, closed};
+use crate::disk::{Disk, to_io};
 use crate::files;
-use crate::types::{LogId, Snapshot, SnapshotMeta, next_index};
+use crate::types::{Snapshot, SnapshotMeta, next_index};
 
-/// How many keys are looked at under the lock at one time.
-const STEP: usize = 256;
-/// After so many bytes what was written is synced. All of it at once would keep the disk, and with it the log, busy for
-/// long.
-const SYNC_AFTER: usize = 8 << 20;
+const MAGIC: &[u8; 8] = b"QUORUNSN";
+const VERSION: u8 = 3;
 
-/// A snapshot in a file.
+/// What a snapshot begins with, in a frame, behind the magic and the version.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    /// What had been applied, as [`Meta`] encodes it.
+    meta: Bytes,
+    /// How long the files of the runs are that follow, bytes; the oldest first.
+    runs: Vec<u64>,
+}
+
+impl Header {
+    fn write(meta: &Meta, runs: &[Arc<Run>]) -> io::Result<Vec<u8>> {
+        let mut body = MAGIC.to_vec();
+        body.push(VERSION);
+        body.extend_from_slice(&codec::encode(&Self {
+            meta: meta.encode().into(),
+            runs: runs.iter().map(|run| run.bytes).collect(),
+        }));
+        let mut framed = FrameWriter(Vec::new());
+        framed.write(&body)?;
+        Ok(framed.0)
+    }
+
+    /// Reads it, and says how long it is.
+    fn read<R: io::Read>(reader: R) -> io::Result<(Self, u64)> {
+        let body = FrameReader(reader).read()?;
+        let rest = body
+            .strip_prefix(MAGIC)
+            .ok_or_else(|| invalid("it is not one"))?;
+        match rest.split_first() {
+            Some((&VERSION, rest)) => {
+                let header = codec::decode(rest).map_err(|error| invalid(&error.to_string()))?;
+                Ok((header, frames::length(&body)))
+            }
+            Some((other, _)) => Err(invalid(&format!(
+                "version {other}, but this program reads only {VERSION}"
+            ))),
+            None => Err(invalid("no version")),
+        }
+    }
+}
+
+/// Says of what is wrong with a snapshot that it is one.
+fn of_snapshot(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::InvalidData => invalid(&format!("snapshot: {error}")),
+        _ => error,
+    }
+}
+
+/// A snapshot: that of this node's ledger, or one that was received.
 #[derive(Debug)]
-pub(crate) struct SnapshotFile {
-    /// Where it lies; it may be removed while it is read.
-    pub(crate) path: PathBuf,
-    /// Opened for reading, at its start.
-    pub(crate) file: File,
+pub(crate) enum SnapshotFile {
+    /// Runs, the oldest first.
+    Own { meta: Meta, runs: Vec<Arc<Run>> },
+    /// The file that it was put into.
+    Received(PathBuf),
 }
 
 impl SnapshotFile {
-    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
-        let file = File::open(&path)?;
-        Ok(Self { path, file })
-    }
-
-    /// Opens a file that was received, and reads all of it: that it is whole, and what was announced. Once openraft has
+    /// A file that was received. All of it is read: that it is whole, and what was announced. Once openraft has
     /// it, it is too late to refuse it.
     pub(crate) fn open_received(path: PathBuf, announced: &SnapshotMeta) -> io::Result<Self> {
-        let mut frames = FrameReader(BufReader::new(File::open(&path)?));
-        check_header(&mut frames, &meta_of(announced))?;
-        while frames.read()?.is_some() {}
-        frames.end()?;
-        Self::open(path)
+        let parts = Parts::read(&path, &meta_of(announced)).map_err(of_snapshot)?;
+        let mut file = File::open(&path)?;
+        for (begin, length) in parts.0 {
+            file.seek(SeekFrom::Start(begin))?;
+            let reader = BufReader::new((&mut file).take(length));
+            Run::read_through(reader, length).map_err(of_snapshot)?;
+        }
+        Ok(Self::Received(path))
+    }
+
+    /// What is sent of it.
+    pub(crate) fn reader(self) -> io::Result<SnapshotReader> {
+        match self {
+            Self::Own { meta, runs } => {
+                let header = Header::write(&meta, &runs)?;
+                let bytes: u64 = runs.iter().map(|run| run.bytes).sum();
+                Ok(SnapshotReader {
+                    length: header.len() as u64 + bytes,
+                    header: io::Cursor::new(header),
+                    runs: runs.iter().map(Run::reader).collect(),
+                })
+            }
+            Self::Received(_) => Err(io::Error::other("a received snapshot is not sent on")),
+        }
     }
 }
 
-fn check_header<R: io::Read>(frames: &mut FrameReader<R>, expected: &Meta) -> io::Result<()> {
-    if frames.header()? == *expected {
-        return Ok(());
-    }
-    Err(invalid("its position is not the one that was announced"))
+/// Reads a snapshot from its beginning to its end.
+#[derive(Debug)]
+pub(crate) struct SnapshotReader {
+    length: u64,
+    header: io::Cursor<Vec<u8>>,
+    runs: VecDeque<RunReader>,
 }
 
-/// The folder of the snapshots.
+impl SnapshotReader {
+    /// How long it is, bytes.
+    pub(crate) const fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+impl Read for SnapshotReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.header.read(buffer)?;
+        if read > 0 || buffer.is_empty() {
+            return Ok(read);
+        }
+        while let Some(run) = self.runs.front_mut() {
+            let read = run.read(buffer)?;
+            if read > 0 {
+                return Ok(read);
+            }
+            self.runs.pop_front();
+        }
+        Ok(0)
+    }
+}
+
+/// Where the runs lie in a received file: where each begins, and how long it is.
+struct Parts(Vec<(u64, u64)>);
+
+impl Parts {
+    fn read(path: &Path, expected: &Meta) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let (header, mut at) = Header::read(BufReader::new(&file))?;
+        if Meta::decode(&header.meta)? != *expected {
+            return Err(invalid("its position is not the one that was announced"));
+        }
+        let mut parts = Vec::new();
+        for length in header.runs {
+            parts.push((at, length));
+            at = at.saturating_add(length);
+        }
+        match file.metadata()?.len().cmp(&at) {
+            std::cmp::Ordering::Less => Err(invalid("it is cut short")),
+            std::cmp::Ordering::Equal => Ok(Self(parts)),
+            std::cmp::Ordering::Greater => Err(invalid("something follows its end")),
+        }
+    }
+}
+
+/// Where snapshots are received.
 pub(crate) fn folder(data_dir: &Path) -> PathBuf {
     data_dir.join("snapshots")
 }
 
-fn name(data_dir: &Path, meta: &Meta) -> PathBuf {
-    let (term, index) = meta
-        .applied
-        .map_or((0, 0), |id| (id.leader_id.term, id.index));
-    folder(data_dir).join(format!("{term:020}-{index:020}.snapshot"))
-}
-
-/// All complete snapshots, the newest last.
-fn list(data_dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder(data_dir))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|ext| ext == "snapshot") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Creates the folder, and removes what a crash has left in it.
+/// Creates the folder, and removes what a crash, or an earlier program, has left in it.
 pub(super) fn clean(data_dir: &Path) -> io::Result<()> {
     fs::create_dir_all(folder(data_dir))?;
     files::sync_dir(data_dir)?;
     for entry in fs::read_dir(folder(data_dir))? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|ext| ext != "snapshot") {
-            fs::remove_file(&path)?;
-            continue;
-        }
-        // The ledger itself is there, and another snapshot can be built from it.
-        if let Err(error) = FrameReader(BufReader::new(File::open(&path)?)).header() {
-            tracing::warn!(%error, path = %path.display(), "a snapshot that cannot be read is removed");
-            fs::remove_file(&path)?;
-        }
-    }
-    remove_old(data_dir)
-}
-
-fn remove_old(data_dir: &Path) -> io::Result<()> {
-    let mut found = list(data_dir)?;
-    found.pop();
-    for path in found {
-        fs::remove_file(&path)?;
+        fs::remove_file(entry?.path())?;
     }
     Ok(())
-}
-
-/// A key and its value, as they lie in sled.
-pub(super) type RawPair = (Vec<u8>, sled::IVec);
-
-/// How far the building of a snapshot has come.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// The last key that is in the file.
-    done: Option<Vec<u8>>,
-    /// What lay under keys behind `done` before they were written meanwhile; `None` where there was nothing.
-    saved: BTreeMap<Vec<u8>, Option<sled::IVec>>,
-}
-
-impl Progress {
-    /// Saves what lies under keys that are about to be written.
-    pub(super) fn save<'a>(
-        &mut self,
-        tree: &Tree,
-        keys: impl Iterator<Item = &'a Vec<u8>>,
-    ) -> io::Result<()> {
-        for key in keys {
-            let behind = self.done.as_ref().is_none_or(|done| key > done);
-            if behind && !self.saved.contains_key(key) {
-                let old = tree.get(key).map_err(to_io)?;
-                self.saved.insert(key.clone(), old);
-            }
-        }
-        Ok(())
-    }
-
-    /// The next pairs, as they were when the building began; possibly none of them. `None` behind the last key.
-    pub(super) fn step(&mut self, tree: &Tree) -> io::Result<Option<Vec<RawPair>>> {
-        let from = self
-            .done
-            .as_deref()
-            .map_or(Bound::Unbounded, Bound::Excluded);
-        let mut stored = tree.range::<&[u8], _>((from, Bound::Unbounded)).peekable();
-        let mut pairs = Vec::new();
-        let mut size = 0;
-        let mut looked_at = 0;
-        let mut done = None;
-        while size < FRAME && looked_at < STEP {
-            looked_at += 1;
-            let saved = self.saved.first_key_value().map(|(key, _)| key);
-            let stored_key = match stored.peek() {
-                Some(Ok((key, _))) => Some(key),
-                Some(Err(error)) => return Err(to_io(error.clone())),
-                None => None,
-            };
-            let (take_saved, skip_stored) = match (saved, stored_key) {
-                (None, None) => break,
-                (Some(_), None) => (true, false),
-                (None, Some(_)) => (false, false),
-                (Some(saved), Some(stored)) => (
-                    saved.as_slice() <= stored.as_ref(),
-                    saved.as_slice() == stored.as_ref(),
-                ),
-            };
-            let (key, value) = if take_saved {
-                if skip_stored {
-                    stored.next();
-                }
-                match self.saved.pop_first() {
-                    Some((key, value)) => (key, value),
-                    None => break,
-                }
-            } else {
-                match stored.next() {
-                    Some(pair) => {
-                        let (key, value) = pair.map_err(to_io)?;
-                        (key.to_vec(), Some(value))
-                    }
-                    None => break,
-                }
-            };
-            if let Some(value) = value
-                && !chunks::is_own(&key)
-            {
-                size += key.len() + value.len();
-                pairs.push((key.clone(), value));
-            }
-            done = Some(key);
-        }
-        if done.is_none() {
-            return Ok(None);
-        }
-        self.done = done;
-        Ok(Some(pairs))
-    }
 }
 
 fn meta_of(meta: &SnapshotMeta) -> Meta {
@@ -217,256 +203,243 @@ fn meta_of(meta: &SnapshotMeta) -> Meta {
     }
 }
 
-fn snapshot_of(meta: Meta, path: PathBuf) -> io::Result<Snapshot> {
-    Ok(Snapshot {
+fn snapshot_of(meta: Meta, runs: &Runs) -> Snapshot {
+    Snapshot {
         meta: SnapshotMeta {
             last_log_id: meta.applied,
-            last_membership: meta.membership,
+            last_membership: meta.membership.clone(),
         },
-        snapshot: SnapshotFile::open(path)?,
-    })
+        snapshot: SnapshotFile::Own {
+            meta,
+            runs: runs.list().to_vec(),
+        },
+    }
 }
 
-/// Unpacks what follows the header into a fresh database, which is then on disk, but is not yet the one that counts.
-fn unpack<R: io::Read>(
-    data_dir: &Path,
-    meta: &Meta,
-    mut frames: FrameReader<R>,
-) -> io::Result<(u64, Disk, StateHash)> {
-    let (number, disk) = folder::create_next(data_dir, CACHE)?;
+/// An overlay that takes no more writes, and how things stood then.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    pub(super) disk: Disk,
+    /// The number of the overlay that has taken its place.
+    overlay: u64,
+    meta: Meta,
+    hash: StateHash,
+    /// About how many pairs it has.
+    pairs: u64,
+}
+
+/// An empty overlay that is on disk.
+pub(super) fn create_overlay(data_dir: &Path, number: u64) -> io::Result<Disk> {
+    let disk = manifest::open_overlay(data_dir, number)?;
     chunks::check_format(disk.tree())?;
-    let mut size = 0;
-    let mut check = Check::default();
-    // One by one, because sled keeps what a batch has replaced in memory until the batch is done, and it replaces a whole
-    // page with each key. Nobody sees the database before it is whole.
-    let write = |key: &[u8], value: &[u8]| disk.tree().insert(key, value).map_err(to_io);
-    while let Some(frame) = frames.read()? {
-        let mut rest = frame.as_slice();
-        while !rest.is_empty() {
-            let (key, value) = (take(&mut rest)?, take(&mut rest)?);
-            check
-                .take(key, value)
-                .map_err(|error| invalid(&error.to_string()))?;
-            write(key, value)?;
-        }
-        size += frame.len();
-        if size >= SYNC_AFTER {
-            size = 0;
-            disk.sync()?;
-        }
-    }
-    frames.end()?;
-    check
-        .finish()
-        .map_err(|error| invalid(&error.to_string()))?;
-    write(META, &chunks::whole(META, &meta.encode()))?;
-    let (_, hash) = load(&disk)?;
     disk.sync()?;
     files::sync_dir(disk.path())?;
     files::sync_parent(disk.path())?;
-    Ok((number, disk, hash))
-}
-
-/// Removes snapshots that end before the log begins: nobody could go on from there, and openraft does not expect them. The
-/// next one is built from the ledger.
-pub(super) fn remove_outdated(data_dir: &Path, purged: Option<LogId>) -> io::Result<()> {
-    for path in list(data_dir)? {
-        let meta = FrameReader(BufReader::new(File::open(&path)?)).header()?;
-        if next_index(meta.applied.as_ref()) < next_index(purged.as_ref()) {
-            tracing::warn!(path = %path.display(), "a snapshot that ends before the log begins is removed");
-            fs::remove_file(&path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Makes the ledger anew: from the newest snapshot, if it reaches what was purged from the log, or from nothing, if
-/// nothing was. `None` when neither can be.
-pub(super) fn rebuild(
-    data_dir: &Path,
-    purged: Option<LogId>,
-    damage: &str,
-) -> io::Result<Option<(Disk, Meta, StateHash)>> {
-    for path in list(data_dir)?.into_iter().rev() {
-        let mut frames = FrameReader(BufReader::new(File::open(&path)?));
-        let unpacked = frames.header().and_then(|meta| {
-            if next_index(meta.applied.as_ref()) < next_index(purged.as_ref()) {
-                return Err(invalid("it ends before the log begins"));
-            }
-            unpack(data_dir, &meta, frames).map(|unpacked| (meta, unpacked))
-        });
-        match unpacked {
-            Ok((meta, (number, disk, hash))) => {
-                folder::switch(data_dir, number)?;
-                folder::remove_others(data_dir, number)?;
-                tracing::warn!(damage, path = %path.display(), "the ledger was made anew from a snapshot");
-                return Ok(Some((disk, meta, hash)));
-            }
-            Err(error) if is_damage(&error) => {
-                tracing::warn!(%error, path = %path.display(), "a snapshot from which the ledger cannot be made");
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    if purged.is_some() {
-        return Ok(None);
-    }
-    let (number, disk) = folder::create_next(data_dir, CACHE)?;
-    let (meta, hash) = load(&disk)?;
-    disk.sync()?;
-    folder::switch(data_dir, number)?;
-    folder::remove_others(data_dir, number)?;
-    tracing::warn!(
-        damage,
-        "the ledger was made anew; all of the log is applied again"
-    );
-    Ok(Some((disk, meta, hash)))
+    Ok(disk)
 }
 
 impl LedgerStore {
-    /// Writes a snapshot of the ledger as it is now.
+    /// Makes a snapshot of the ledger as it is now.
     pub(super) fn build(&self) -> io::Result<Snapshot> {
-        let _only_one = self.lock_snapshots();
-        let meta = self.begin_walk();
-        let path = name(&self.inner.data_dir, &meta);
-        let built = self.write_snapshot(&meta, &path);
-        self.end_walk();
-        built?;
-        // Once the snapshot is known, what it covers may be purged from the log.
-        self.sync()?;
-        remove_old(&self.inner.data_dir)?;
+        let _only_one = self.inner.snapshots.lock();
+        let frozen = self.freeze()?;
+        let meta = frozen.meta.clone();
+        let runs = self.write_run(frozen)?;
         tracing::info!(
             applied = next_index(meta.applied.as_ref()),
-            path = %path.display(),
+            runs = runs.list().len(),
+            bytes = runs.list().iter().map(|run| run.bytes).sum::<u64>(),
             "snapshot built"
         );
-        snapshot_of(meta, path)
+        self.merge_in_background();
+        Ok(snapshot_of(meta, &runs))
     }
 
-    /// The right to build or install a snapshot. The check of all records gives way.
-    fn lock_snapshots(&self) -> parking_lot::MutexGuard<'_, ()> {
-        self.inner.snapshot_waits.store(true, Ordering::Release);
-        let lock = self.inner.snapshots.lock();
-        self.inner.snapshot_waits.store(false, Ordering::Release);
-        lock
-    }
-
-    /// Begins to look at all pairs as they are now. Returns what has been applied.
-    pub(super) fn begin_walk(&self) -> Meta {
+    /// Freezes the overlay and puts a fresh one in its place.
+    pub(super) fn freeze(&self) -> io::Result<Frozen> {
+        let overlay = self.next_number();
+        // It is made before anybody has to wait for it.
+        let fresh = create_overlay(&self.inner.data_dir, overlay)?;
         let mut current = self.inner.current.write();
-        current.building = Some(Progress::default());
-        current.meta.clone()
+        let (meta, hash) = (current.meta.clone(), current.hash);
+        let pairs = std::mem::take(&mut current.written.pairs);
+        current.written.bytes = 0;
+        current.written.told = false;
+        let layers = current.layers.as_mut().ok_or_else(closed)?;
+        if layers.frozen.is_some() {
+            return Err(io::Error::other("a snapshot was begun and has failed"));
+        }
+        let disk = std::mem::replace(&mut layers.overlay, fresh);
+        layers.frozen = Some(disk.clone());
+        Ok(Frozen {
+            disk,
+            overlay,
+            meta,
+            hash,
+            pairs,
+        })
     }
 
-    /// Shows all pairs to `each`, a few at a time, until it has enough of them. Returns whether it has seen all.
-    pub(super) fn walk(
-        &self,
-        mut each: impl FnMut(Vec<RawPair>) -> io::Result<bool>,
-    ) -> io::Result<bool> {
-        loop {
-            let step = {
-                let mut current = self.inner.current.write();
-                let disk = current.disk.clone().ok_or_else(closed)?;
-                let progress = current.building.as_mut();
-                progress
-                    .ok_or_else(|| io::Error::other("the building of a snapshot was ended"))?
-                    .step(disk.tree())?
+    /// Makes a run of a frozen overlay. Returns the runs that then make the snapshot.
+    pub(super) fn write_run(&self, frozen: Frozen) -> io::Result<Runs> {
+        let number = self.next_number();
+        let path = manifest::run(&self.inner.data_dir, number);
+        // Merging may change the runs meanwhile, but not what is in them.
+        let below = self.layers()?.runs;
+        let hash_below = self.inner.manifest.lock().hash;
+        let tree = frozen.disk.tree();
+        let mut changes = Changes::new(tree, &below, hash_below);
+        let mut writer = RunWriter::create(&path, frozen.pairs)?;
+        let mut hidden = 0;
+        for pair in tree.range::<&[u8], _>(..) {
+            let (key, value) = pair.map_err(to_io)?;
+            changes.take(&key, &value)?;
+            let below = if chunks::is_removed(&value) {
+                let below = below.get(&key)?;
+                hidden += below.as_ref().map_or(0, |below| below.len() as u64);
+                below.is_some()
+            } else {
+                true
             };
-            match step {
-                None => return Ok(true),
-                Some(pairs) => {
-                    if !each(pairs)? {
-                        return Ok(false);
-                    }
-                }
+            // A removal that hides nothing is not needed.
+            if below && !chunks::is_own(&key) {
+                writer.add(&key, &value)?;
+            }
+            if self.is_closed() {
+                return Err(closed());
             }
         }
-    }
-
-    pub(super) fn end_walk(&self) {
-        self.inner.current.write().building = None;
-    }
-
-    fn write_snapshot(&self, meta: &Meta, path: &Path) -> io::Result<()> {
-        let fresh = path.with_extension("building");
-        let mut frames = FrameWriter(BufWriter::new(File::create(&fresh)?));
-        frames.write(&header(meta))?;
-        let mut check = Check::default();
-        let mut unsynced = 0;
-        self.walk(|pairs| {
-            if pairs.is_empty() {
-                return Ok(true);
-            }
-            let mut frame = Vec::with_capacity(FRAME + FRAME / 4);
-            for (key, value) in pairs {
-                check.take(&key, &value)?;
-                put(&mut frame, &key);
-                put(&mut frame, &value);
-            }
-            frames.write(&frame)?;
-            unsynced += frame.len();
-            if unsynced >= SYNC_AFTER {
-                unsynced = 0;
-                frames.0.flush()?;
-                frames.0.get_ref().sync_data()?;
-            }
-            // Whoever has something to do comes first.
-            std::thread::yield_now();
-            Ok(true)
-        })?;
-        check.finish()?;
-        frames.write(&[])?;
-        let file = frames
-            .0
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        files::sync_parent(path)
+        if changes.finish()? != frozen.hash {
+            return Err(io::Error::other("the ledger is not what was applied"));
+        }
+        let run = writer.finish(number, hidden)?;
+        let mut manifest = self.inner.manifest.lock();
+        let mut list = self.layers()?.runs.list().to_vec();
+        list.extend(run.map(Arc::new));
+        *manifest = Manifest {
+            overlay: frozen.overlay,
+            runs: list.iter().map(|run| run.number).collect(),
+            meta: frozen.meta,
+            hash: frozen.hash,
+        };
+        manifest.write(&self.inner.data_dir)?;
+        self.inner.reaches.store(true, Ordering::Release);
+        let runs = {
+            let mut current = self.inner.current.write();
+            let layers = current.layers.as_mut().ok_or_else(closed)?;
+            layers.runs = layers.runs.with(list);
+            layers.frozen = None;
+            layers.runs.clone()
+        };
+        drop(manifest);
+        let path = frozen.disk.path().to_owned();
+        drop(frozen.disk);
+        fs::remove_dir_all(&path)?;
+        Ok(runs)
     }
 
     /// The newest snapshot.
     pub(super) fn current_snapshot(&self) -> io::Result<Option<Snapshot>> {
-        let Some(path) = list(&self.inner.data_dir)?.pop() else {
+        let manifest = self.inner.manifest.lock();
+        if manifest.meta.applied.is_none() || !self.inner.reaches.load(Ordering::Acquire) {
             return Ok(None);
-        };
-        let meta = FrameReader(BufReader::new(File::open(&path)?)).header()?;
-        snapshot_of(meta, path).map(Some)
+        }
+        let meta = manifest.meta.clone();
+        Ok(Some(snapshot_of(meta, &self.layers()?.runs)))
     }
 
     /// Replaces the ledger with a snapshot.
-    pub(super) fn install(&self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
-        let _only_one = self.lock_snapshots();
+    pub(super) fn install(&self, meta: &SnapshotMeta, snapshot: &SnapshotFile) -> io::Result<()> {
+        let _only_one = self.inner.snapshots.lock();
+        self.inner.installing.store(true, Ordering::Release);
+        let _no_merge = self.inner.merges.lock();
+        self.inner.installing.store(false, Ordering::Release);
         let data_dir = &self.inner.data_dir;
         let meta = meta_of(meta);
-        let mut frames = FrameReader(BufReader::new(snapshot.file));
-        check_header(&mut frames, &meta)?;
-        let (number, disk, hash) = unpack(data_dir, &meta, frames)?;
-        let path = name(data_dir, &meta);
-        if snapshot.path != path {
-            fs::rename(&snapshot.path, &path)?;
-            files::sync_parent(&path)?;
-        }
-        folder::switch(data_dir, number)?;
+        let runs = self.unpack(&meta, snapshot)?;
+        let hash = check(&runs, || self.is_closed()).map_err(of_snapshot)?;
+        let hash = hash.ok_or_else(closed)?;
+        let overlay = self.next_number();
+        let fresh = create_overlay(data_dir, overlay)?;
+        let manifest = Manifest {
+            overlay,
+            runs: runs.iter().map(|run| run.number).collect(),
+            meta: meta.clone(),
+            hash,
+        };
+        manifest.write(data_dir)?;
+        *self.inner.manifest.lock() = manifest.clone();
+        self.inner.reaches.store(true, Ordering::Release);
         let next = next_index(meta.applied.as_ref());
         let old = {
             let mut current = self.inner.current.write();
-            if current.disk.is_none() {
+            if current.layers.is_none() {
                 return Err(closed());
             }
             current.meta = meta;
             current.hash = hash;
-            current.disk.replace(disk)
+            current.written = super::Written::default();
+            // Ranges that were empty need not be so any more.
+            *self.inner.emptied.lock() = quorun_ledger::Emptied::default();
+            current.layers.replace(Layers {
+                overlay: fresh,
+                frozen: None,
+                runs: Runs::new(runs, block_cache()),
+            })
         };
-        self.inner.synced.store(next, Ordering::Release);
         self.inner.applied.send_replace(next);
-        if let Some(old) = old {
-            let path = old.path().to_owned();
-            drop(old);
-            fs::remove_dir_all(&path)?;
-        }
-        remove_old(data_dir)?;
+        drop(old);
+        manifest.remove_others(data_dir)?;
         tracing::info!(applied = next, %hash, "snapshot installed");
         Ok(())
     }
+
+    /// The runs of a snapshot as files of this node.
+    fn unpack(&self, meta: &Meta, snapshot: &SnapshotFile) -> io::Result<Vec<Arc<Run>>> {
+        let mut runs = Vec::new();
+        let mut copy = |from: &mut dyn Read| {
+            let number = self.next_number();
+            let path = manifest::run(&self.inner.data_dir, number);
+            let mut file = File::create(&path)?;
+            io::copy(from, &mut file)?;
+            file.sync_all()?;
+            files::sync_parent(&path)?;
+            runs.push(Arc::new(Run::open(&path, number)?));
+            io::Result::Ok(())
+        };
+        match snapshot {
+            SnapshotFile::Own { runs, .. } => {
+                for run in runs {
+                    copy(&mut run.reader())?;
+                }
+            }
+            SnapshotFile::Received(path) => {
+                let parts = Parts::read(path, meta).map_err(of_snapshot)?;
+                let mut file = File::open(path)?;
+                for (begin, length) in parts.0 {
+                    file.seek(SeekFrom::Start(begin))?;
+                    copy(&mut (&mut file).take(length)).map_err(of_snapshot)?;
+                }
+            }
+        }
+        Ok(runs)
+    }
+}
+
+/// Looks at all pairs of some runs. Returns their hash, or `None` when it is to `stop`.
+pub(super) fn check(runs: &[Arc<Run>], stop: impl Fn() -> bool) -> io::Result<Option<StateHash>> {
+    let mut check = Check::default();
+    let mut merged = Runs::merged(runs)?;
+    let mut since = 0;
+    while let Some((key, value)) = merged.next()? {
+        check.take(&key, &value)?;
+        since += 1;
+        if since == 1024 {
+            since = 0;
+            if stop() {
+                return Ok(None);
+            }
+        }
+    }
+    check.finish().map(Some)
 }

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use openraft::EntryPayload;
 use openraft::storage::RaftStateMachine;
-use openraft::{EntryPayload, RaftSnapshotBuilder};
+use proptest::prelude::*;
 use quorun_ledger::{Batch, Command, JobId, JobSpec, Limits, MemoryStore, SourceFile, Transaction};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::handle::Notice;
 use crate::options::Member;
-use crate::types::{EncodedBatch, Entry, Membership};
+use crate::types::{EncodedBatch, Entry, Membership, Snapshot};
 
 fn job(number: u64) -> JobId {
     let mut bytes = [0; 16];
@@ -94,17 +95,26 @@ fn machine(data_dir: &Path) -> Machine {
     }
 }
 
-/// All records as sled has them, except for what the database says of itself.
-fn raw(store: &LedgerStore) -> Vec<(Vec<u8>, Vec<u8>)> {
-    store
-        .reading(|tree| {
-            tree.iter()
-                .map(|pair| pair.map_err(to_io))
-                .filter(|pair| !pair.as_ref().is_ok_and(|(key, _)| chunks::is_own(key)))
-                .map(|pair| pair.map(|(key, value)| (key.to_vec(), value.to_vec())))
-                .collect()
-        })
-        .unwrap()
+/// All pairs of all layers, except for what the database says of itself.
+fn raw(store: &LedgerStore) -> Vec<RawPair> {
+    let mut pairs = store.layers().unwrap().all().unwrap();
+    pairs.retain(|(key, _)| !chunks::is_own(key));
+    pairs
+}
+
+/// Merges until there is nothing to merge, whoever does it.
+fn merged(store: &LedgerStore) {
+    while store.merge().unwrap() {}
+}
+
+/// The file into which a snapshot is received.
+fn received(snapshot: Snapshot, data_dir: &Path) -> PathBuf {
+    let path = snapshot_folder(data_dir).join("0.receiving");
+    let mut reader = snapshot.snapshot.reader().unwrap();
+    let length = reader.length();
+    let written = std::io::copy(&mut reader, &mut fs::File::create(&path).unwrap()).unwrap();
+    assert_eq!(written, length);
+    path
 }
 
 /// The same commands in a ledger in memory.
@@ -223,60 +233,67 @@ async fn entries_that_come_together_are_answered_one_by_one() {
 async fn a_snapshot_makes_another_node_the_same() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut from = machine(here.path());
-    for index in 0..300 {
-        let size = if index % 50 == 0 { 50_000 } else { 700 };
-        let entries = vec![entry(index, vec![submit(index, size)])];
-        from.store.apply(entries).unwrap();
+    let fill: Vec<_> = (0..300)
+        .map(|number| submit(number, if number % 40 == 0 { 30_000 } else { 200 }))
+        .collect();
+    from.store.apply(vec![entry(0, fill)]).unwrap();
+    from.store.apply(vec![membership_entry(1)]).unwrap();
+    // Several runs, with removals in the newer ones.
+    for index in 2..6 {
+        let commands = vec![
+            Command::Cancel {
+                job: job(index * 40),
+            },
+            Command::Expire {
+                limit: 1,
+                keep_bytes: 0,
+            },
+        ];
+        from.store.apply(vec![entry(index, commands)]).unwrap();
+        from.store.build().unwrap();
     }
-    from.store.apply(vec![membership_entry(300)]).unwrap();
-    assert!(from.machine.get_current_snapshot().await.unwrap().is_none());
-    let mut builder = from
-        .machine
-        .try_create_snapshot_builder(true)
-        .await
-        .unwrap();
-    let built = builder.build_snapshot().await.unwrap();
-    assert_eq!(built.meta.last_log_id, Some(LogId::new_term_index(1, 300)));
+    let built = from.machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(built.meta.last_log_id, Some(id(5)));
 
-    // What the other node had before is gone, and a received file takes its place.
+    // What the other node had before is gone.
     let mut to = machine(there.path());
     to.store
         .apply(vec![entry(0, vec![submit(9_999, 20_000)])])
         .unwrap();
-    let received = snapshot_folder(there.path()).join("0.receiving");
-    fs::copy(&built.snapshot.path, &received).unwrap();
-    let file = SnapshotFile::open(received.clone()).unwrap();
-    to.machine
-        .install_snapshot(&built.meta, file)
-        .await
-        .unwrap();
+    to.store.build().unwrap();
+    let meta = built.meta.clone();
+    let path = received(built, there.path());
+    let file = SnapshotFile::open_received(path.clone(), &meta).unwrap();
+    to.machine.install_snapshot(&meta, file).await.unwrap();
     assert_eq!(to.store.state(), from.store.state());
     assert_eq!(raw(&to.store), raw(&from.store));
+    assert_eq!(hash_of(&to.store), to.store.state().1);
     assert_eq!(
         to.machine.applied_state().await.unwrap(),
         from.machine.applied_state().await.unwrap()
     );
     assert!(matches!(to.notices.try_recv(), Ok(Notice::Reset)));
-    assert!(!received.exists());
     let current = to.machine.get_current_snapshot().await.unwrap().unwrap();
-    assert_eq!(current.meta, built.meta);
-    let databases = |dir: &Path| {
+    assert_eq!(current.meta, meta);
+    let overlays = |dir: &Path| {
         let dirs = fs::read_dir(dir.join("ledger")).unwrap();
         dirs.filter(|entry| entry.as_ref().unwrap().path().is_dir())
             .count()
     };
-    assert_eq!(databases(there.path()), 1);
+    assert_eq!(overlays(there.path()), 1);
 
     // Both go on alike, and the installed ledger is there after a restart.
     for m in [&from, &to] {
         m.store
-            .apply(vec![entry(301, vec![submit(301, 9_000)])])
+            .apply(vec![entry(6, vec![submit(301, 9_000)])])
             .unwrap();
+        merged(&m.store);
     }
     assert_eq!(to.store.state(), from.store.state());
     to.store.close();
     let to = machine(there.path());
     assert_eq!(to.store.state(), from.store.state());
+    assert!(to.store.check().unwrap());
     to.store.close();
     from.store.close();
 }
@@ -287,74 +304,51 @@ async fn a_snapshot_shows_one_moment_while_the_ledger_goes_on() {
     let from = machine(here.path());
     let fill: Vec<_> = (0..2_000).map(|number| submit(number, 300)).collect();
     from.store.apply(vec![entry(0, fill)]).unwrap();
-    let at_start = raw(&from.store);
-    let hash = from.store.state().1;
-
-    // Changes in front of the builder, behind it, and of what it has not yet seen: by single steps.
-    let store = &from.store;
-    store.inner.current.write().building = Some(Progress::default());
-    let meta = store.meta();
-    let (mut seen, mut index) = (Vec::new(), 1);
-    loop {
-        let step = {
-            let mut current = store.inner.current.write();
-            let disk = current.disk.clone().unwrap();
-            current
-                .building
-                .as_mut()
-                .unwrap()
-                .step(disk.tree())
-                .unwrap()
-        };
-        let Some(pairs) = step else { break };
-        seen.extend(pairs.into_iter().map(|(key, value)| (key, value.to_vec())));
-        let commands = vec![
-            Command::Cancel {
-                job: job(index * 7 % 2_000),
-            },
-            submit(10_000 + index, 20_000),
-            Command::Cancel {
-                job: job(1_999 - index),
-            },
-            Command::Expire {
-                limit: 1,
-                keep_bytes: 0,
-            },
-        ];
-        store.apply(vec![entry(index, commands)]).unwrap();
-        index += 1;
-    }
-    store.inner.current.write().building = None;
-    assert!(index > 5, "the ledger is too small for this test: {index}");
-    assert_eq!(seen, at_start);
-    assert_ne!(raw(store), at_start);
-
-    // And by the builder itself, beside a thread that writes.
     let writing = from.store.clone();
-    let writer = std::thread::spawn(move || {
-        for index in index..index + 200 {
+    let states = std::thread::spawn(move || {
+        let mut states = BTreeMap::new();
+        for index in 1..400 {
             let commands = vec![
-                Command::Cancel { job: job(index) },
-                submit(20_000 + index, 9_000),
+                Command::Cancel {
+                    job: job(index * 7 % 2_000),
+                },
+                submit(10_000 + index, 9_000),
+                Command::Expire {
+                    limit: 1,
+                    keep_bytes: 0,
+                },
             ];
             writing.apply(vec![entry(index, commands)]).unwrap();
+            states.insert(index, writing.state().1);
         }
+        states
     });
-    let built = from.store.build().unwrap();
-    writer.join().unwrap();
-    let to = machine(there.path());
-    let copy = there.path().join("copy");
-    fs::copy(&built.snapshot.path, &copy).unwrap();
-    to.store
-        .install(&built.meta, SnapshotFile::open(copy).unwrap())
-        .unwrap();
-    let (applied, installed) = to.store.state();
-    assert_eq!(applied, built.meta.last_log_id);
-    assert_eq!(hash_of(&to.store), installed);
-    assert_ne!(meta.applied, applied);
-    assert_ne!(hash, installed);
+    let mut built = Vec::new();
+    while !states.is_finished() {
+        built.push(from.store.build().unwrap());
+    }
+    let states = states.join().unwrap();
+    let between = built
+        .iter()
+        .filter(|snapshot| (1..399).contains(&snapshot.meta.last_log_id.unwrap().index));
+    assert!(between.count() > 0, "nothing was built meanwhile");
+    for snapshot in built {
+        let meta = snapshot.meta.clone();
+        let index = meta.last_log_id.unwrap().index;
+        let to = machine(there.path());
+        // Its runs may have been merged into others since.
+        let path = received(snapshot, there.path());
+        let file = SnapshotFile::open_received(path, &meta).unwrap();
+        to.store.install(&meta, &file).unwrap();
+        let (applied, hash) = to.store.state();
+        assert_eq!(applied, meta.last_log_id);
+        assert_eq!(hash_of(&to.store), hash);
+        if let Some(expected) = states.get(&index) {
+            assert_eq!(hash, *expected);
+        }
+        to.store.close();
+    }
     from.store.close();
-    to.store.close();
 }
 
 /// The hash as the records themselves give it.
@@ -371,6 +365,123 @@ fn hash_of(store: &LedgerStore) -> StateHash {
     hash
 }
 
+#[derive(Clone, Debug)]
+enum Step {
+    Submit(usize),
+    Cancel(u64),
+    Expire(u32),
+    Build,
+    Merge,
+    Open,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => prop_oneof![Just(10_usize), Just(300), Just(9_000), Just(40_000)].prop_map(Step::Submit),
+        6 => (0..40_u64).prop_map(Step::Cancel),
+        3 => (1..6_u32).prop_map(Step::Expire),
+        3 => Just(Step::Build),
+        2 => Just(Step::Merge),
+        1 => Just(Step::Open),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever lies in which layer, all of them together are what a ledger in memory is.
+    #[test]
+    fn layers_are_like_one(steps in prop::collection::vec(step(), 1..60)) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut m = machine(dir.path());
+        let (mut groups, mut index, mut number) = (Vec::new(), 0, 0);
+        for step in steps {
+            let command = match step {
+                Step::Submit(size) => {
+                    number += 1;
+                    submit(number, size)
+                }
+                Step::Cancel(number) => Command::Cancel { job: job(number) },
+                Step::Expire(limit) => Command::Expire { limit, keep_bytes: 0 },
+                Step::Build => {
+                    m.store.build().unwrap();
+                    continue;
+                }
+                Step::Merge => {
+                    merged(&m.store);
+                    continue;
+                }
+                Step::Open => {
+                    m.store.close();
+                    m = machine(dir.path());
+                    continue;
+                }
+            };
+            m.store.apply(vec![entry(index, vec![command.clone()])]).unwrap();
+            index += 1;
+            groups.push(vec![command]);
+        }
+        let reference = reference(&groups);
+        same(&m.store, &reference);
+        prop_assert!(m.store.check().unwrap());
+        m.store.build().unwrap();
+        merged(&m.store);
+        same(&m.store, &reference);
+        m.store.close();
+        m = machine(dir.path());
+        same(&m.store, &reference);
+        prop_assert!(m.store.check().unwrap());
+        m.store.close();
+    }
+}
+
+#[tokio::test]
+async fn what_was_removed_gives_its_space_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = machine(dir.path());
+    let bytes = || -> u64 {
+        let files = fs::read_dir(dir.path().join("ledger")).unwrap();
+        let runs = files.filter_map(|entry| {
+            let path = entry.unwrap().path();
+            (path.extension().is_some_and(|ext| ext == "run"))
+                .then(|| fs::metadata(path).unwrap().len())
+        });
+        runs.sum()
+    };
+    let (mut index, mut sizes) = (0, Vec::new());
+    for round in 0..12 {
+        let mut commands = Vec::new();
+        for number in round * 50..(round + 1) * 50 {
+            commands.push(submit(number, 5_000));
+            commands.push(Command::Cancel { job: job(number) });
+        }
+        // Two rounds are kept.
+        if round >= 2 {
+            commands.push(Command::Expire {
+                limit: 50,
+                keep_bytes: 0,
+            });
+        }
+        m.store.apply(vec![entry(index, commands)]).unwrap();
+        index += 1;
+        m.store.build().unwrap();
+        merged(&m.store);
+        sizes.push(bytes());
+    }
+    let most = sizes[4..].iter().max().unwrap();
+    assert!(*most <= 2 * sizes[1], "{sizes:?}");
+    // And all of it when nothing is left.
+    let commands = vec![Command::Expire {
+        limit: 1_000,
+        keep_bytes: 0,
+    }];
+    m.store.apply(vec![entry(index, commands)]).unwrap();
+    m.store.build().unwrap();
+    merged(&m.store);
+    assert!(bytes() < sizes[0] / 4, "{} of {sizes:?}", bytes());
+    m.store.close();
+}
+
 #[tokio::test]
 async fn a_damaged_snapshot_is_refused_and_the_ledger_stays() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -378,35 +489,52 @@ async fn a_damaged_snapshot_is_refused_and_the_ledger_stays() {
     from.store
         .apply(vec![entry(0, vec![submit(1, 100_000)])])
         .unwrap();
+    from.store.build().unwrap();
+    from.store
+        .apply(vec![entry(1, vec![submit(2, 1_000)])])
+        .unwrap();
     let built = from.store.build().unwrap();
-    let good = fs::read(&built.snapshot.path).unwrap();
+    let meta = built.meta.clone();
+    let good = fs::read(received(built, here.path())).unwrap();
 
     let to = machine(there.path());
     to.store.apply(vec![entry(0, vec![submit(2, 10)])]).unwrap();
     let before = to.store.state();
-    let mut flipped = good.clone();
-    flipped[good.len() / 2] ^= 1;
     let mut longer = good.clone();
     longer.push(0);
-    for wrong in [
-        &good[..good.len() - 3],
-        &good[..good.len() / 2],
-        &flipped,
-        &longer,
-        &[],
-    ] {
+    let mut wrongs = vec![
+        good[..good.len() - 3].to_vec(),
+        good[..good.len() / 2].to_vec(),
+        longer,
+        Vec::new(),
+    ];
+    for at in (0..good.len()).step_by(good.len() / 50 + 1) {
+        let mut flipped = good.clone();
+        flipped[at] ^= 1;
+        wrongs.push(flipped);
+    }
+    for wrong in &wrongs {
         let path = there.path().join("wrong");
         fs::write(&path, wrong).unwrap();
-        let error = to
-            .store
-            .install(&built.meta, SnapshotFile::open(path).unwrap())
-            .unwrap_err();
+        let error = SnapshotFile::open_received(path.clone(), &meta).unwrap_err();
         assert!(error.to_string().contains("snapshot"), "{error}");
+        // Had it been let through, it would have been refused here.
+        to.store
+            .install(&meta, &SnapshotFile::Received(path))
+            .unwrap_err();
         assert_eq!(to.store.state(), before);
     }
+    let mut other = meta.clone();
+    other.last_log_id = Some(id(7));
+    let path = there.path().join("right");
+    fs::write(&path, &good).unwrap();
+    SnapshotFile::open_received(path.clone(), &other).unwrap_err();
     to.store.close();
     let to = machine(there.path());
     assert_eq!(to.store.state(), before);
+    let file = SnapshotFile::open_received(path, &meta).unwrap();
+    to.store.install(&meta, &file).unwrap();
+    assert_eq!(to.store.state(), from.store.state());
     to.store.close();
     from.store.close();
 }
@@ -416,34 +544,89 @@ async fn what_a_crash_leaves_of_a_snapshot_is_cleared_away() {
     let dir = tempfile::tempdir().unwrap();
     let m = machine(dir.path());
     m.store.apply(vec![entry(0, vec![submit(1, 10)])]).unwrap();
-    let first = m.store.build().unwrap().snapshot.path;
+    m.store.build().unwrap();
     m.store.apply(vec![entry(1, vec![submit(2, 10)])]).unwrap();
-    let second = m.store.build().unwrap().snapshot.path;
-    assert!(!first.exists() && second.exists());
     let state = m.store.state();
     m.store.close();
 
-    fs::copy(&second, &first).unwrap();
-    let folder = snapshot_folder(dir.path());
-    for left in ["00-01.building", "3.receiving"] {
-        fs::write(folder.join(left), b"half").unwrap();
+    let ledger = dir.path().join("ledger");
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(&ledger)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    fs::write(snapshot_folder(dir.path()).join("3.receiving"), b"half").unwrap();
+    fs::create_dir_all(ledger.join("77")).unwrap();
+    fs::write(ledger.join("77/db"), b"half").unwrap();
+    for left in ["77.creating", "78.run", "79.building", "manifest.tmp"] {
+        fs::write(ledger.join(left), b"half").unwrap();
     }
-    let half = dir.path().join("ledger/2");
-    fs::create_dir_all(&half).unwrap();
-    fs::write(half.join("db"), b"half").unwrap();
-    fs::write(dir.path().join("ledger/current.tmp"), b"").unwrap();
-
     let mut m = machine(dir.path());
     assert_eq!(m.store.state(), state);
-    assert!(!half.exists());
-    let left: Vec<_> = fs::read_dir(&folder)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .collect();
-    assert_eq!(left, [second]);
+    assert_eq!(names(), before);
+    let received = fs::read_dir(snapshot_folder(dir.path())).unwrap();
+    assert_eq!(received.count(), 0);
     let current = m.machine.get_current_snapshot().await.unwrap().unwrap();
-    assert_eq!(current.meta.last_log_id, Some(LogId::new_term_index(1, 1)));
+    assert_eq!(current.meta.last_log_id, Some(id(0)));
     m.store.close();
+}
+
+/// A start finds a snapshot half built, whatever had been written of it: the manifest of before, and both overlays.
+#[tokio::test]
+async fn a_crash_while_a_snapshot_is_built_leaves_a_ledger_that_the_log_completes() {
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let m = machine(dir.path());
+    for index in 0..20 {
+        let entries = vec![entry(index, vec![submit(index, 500)])];
+        m.store.apply(entries).unwrap();
+        if index == 9 {
+            m.store.build().unwrap();
+        }
+    }
+    let frozen = m.store.freeze().unwrap();
+    let at_freeze = m.store.state();
+    for index in 20..30 {
+        let entries = vec![entry(index, vec![submit(index, 500)])];
+        m.store.apply(entries).unwrap();
+    }
+    let end = m.store.state();
+    frozen.disk.sync().unwrap();
+    copy_dir(dir.path(), copy.path());
+    m.store.write_run(frozen).unwrap();
+    assert_eq!(m.store.state(), end);
+    m.store.close();
+
+    let log = LogRange {
+        purged: Some(id(9)),
+        last: Some(id(29)),
+        voted: true,
+    };
+    let store = LedgerStore::open(copy.path(), Some(log)).unwrap();
+    assert_eq!(store.state(), at_freeze);
+    for index in 20..30 {
+        let entries = vec![entry(index, vec![submit(index, 500)])];
+        store.apply(entries).unwrap();
+    }
+    assert_eq!(store.state(), end);
+    assert!(store.check().unwrap());
+    store.close();
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_dir(&path, &target);
+        } else {
+            fs::copy(&path, target).unwrap();
+        }
+    }
 }
 
 #[tokio::test]
@@ -499,21 +682,41 @@ fn with_snapshot(data_dir: &Path) -> (LogRange, StateHash, StateHash) {
     (log, at_snapshot, end)
 }
 
-fn current_db(data_dir: &Path) -> std::path::PathBuf {
-    let current = fs::read_to_string(data_dir.join("ledger/current")).unwrap();
-    data_dir.join("ledger").join(current.trim()).join("db")
+fn overlay_db(data_dir: &Path) -> PathBuf {
+    let manifest = Manifest::read(data_dir).unwrap().unwrap();
+    manifest::overlay(data_dir, manifest.overlay).join("db")
+}
+
+fn newest_run(data_dir: &Path) -> PathBuf {
+    let manifest = Manifest::read(data_dir).unwrap().unwrap();
+    manifest::run(data_dir, *manifest.runs.last().unwrap())
+}
+
+fn apply_rest(store: &LedgerStore, from: u64) {
+    for index in from..100 {
+        let size = if index % 10 == 0 { 30_000 } else { 500 };
+        let entries = vec![entry(index, vec![submit(index, size)])];
+        store.apply(entries).unwrap();
+    }
 }
 
 #[test]
-fn a_ledger_that_is_lost_is_made_anew_from_the_snapshot() {
+fn an_overlay_that_is_lost_is_made_anew_from_the_log() {
     type Damage = fn(&Path);
     let damages: [Damage; 3] = [
-        |dir| fs::remove_dir_all(dir.join("ledger")).unwrap(),
+        |dir| fs::remove_dir_all(overlay_db(dir).parent().unwrap()).unwrap(),
         |dir| {
-            let db = fs::OpenOptions::new().write(true).open(current_db(dir));
+            let db = fs::OpenOptions::new().write(true).open(overlay_db(dir));
             db.unwrap().set_len(0).unwrap();
         },
-        |dir| fs::write(dir.join("ledger/current"), "nothing").unwrap(),
+        |dir| {
+            // All of it is there, but one record is that of another time.
+            let disk = Disk::open(overlay_db(dir).parent().unwrap(), CACHE).unwrap();
+            let key = keys::job(job(70));
+            let other = chunks::whole(&key, b"another");
+            disk.tree().insert(&key, other).unwrap();
+            disk.sync().unwrap();
+        },
     ];
     for (number, damage) in damages.into_iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
@@ -526,12 +729,8 @@ fn a_ledger_that_is_lost_is_made_anew_from_the_snapshot() {
             "damage {number}"
         );
         store.check_not_ahead(log).unwrap();
-        store.check().unwrap();
-        for index in 61..100 {
-            let size = if index % 10 == 0 { 30_000 } else { 500 };
-            let entries = vec![entry(index, vec![submit(index, size)])];
-            store.apply(entries).unwrap();
-        }
+        assert!(store.check().unwrap());
+        apply_rest(&store, 61);
         assert_eq!(store.state().1, end, "damage {number}");
         store.close();
         let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
@@ -541,35 +740,84 @@ fn a_ledger_that_is_lost_is_made_anew_from_the_snapshot() {
 }
 
 #[test]
-fn a_ledger_that_is_lost_without_a_snapshot_that_reaches_is_refused() {
+fn runs_that_are_damaged_or_do_not_reach_are_refused() {
+    type Damage = fn(&Path);
+    let damages: [Damage; 5] = [
+        |dir| fs::remove_dir_all(dir.join("ledger")).unwrap(),
+        |dir| fs::remove_file(newest_run(dir)).unwrap(),
+        |dir| {
+            let run = fs::OpenOptions::new().write(true).open(newest_run(dir));
+            run.unwrap().set_len(1_000).unwrap();
+        },
+        |dir| fs::write(newest_run(dir), b"").unwrap(),
+        |dir| {
+            let path = dir.join("ledger/manifest");
+            let mut bytes = fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(path, bytes).unwrap();
+        },
+    ];
+    for damage in damages {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, ..) = with_snapshot(dir.path());
+        damage(dir.path());
+        // A second try finds no more than the first.
+        for _ in 0..2 {
+            let error = LedgerStore::open(dir.path(), Some(log)).unwrap_err();
+            assert!(matches!(error, Error::Damaged { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("a node with a new id"), "{text}");
+        }
+    }
+    // With a log that has everything, an empty folder starts from nothing.
     let dir = tempfile::tempdir().unwrap();
     let (log, ..) = with_snapshot(dir.path());
-    fs::remove_dir_all(dir.path().join("ledger")).unwrap();
-    let purged = Some(id(70));
-    let error = LedgerStore::open(dir.path(), Some(LogRange { purged, ..log })).unwrap_err();
-    assert!(matches!(error, Error::Damaged { .. }), "{error}");
-    let text = error.to_string();
-    assert!(text.contains("begins behind 71"), "{text}");
-    assert!(text.contains("a node with a new id"), "{text}");
-    // With a log that has everything it starts from nothing.
     let all = LogRange {
         purged: None,
         ..log
     };
-    fs::remove_dir_all(dir.path().join("snapshots")).unwrap();
+    fs::remove_dir_all(dir.path().join("ledger")).unwrap();
     let store = LedgerStore::open(dir.path(), Some(all)).unwrap();
     assert_eq!(store.state().0, None);
     store.close();
 }
 
+/// A folder from before the runs: the overlay is all that there is, and the log begins somewhere in it.
 #[test]
-fn a_snapshot_that_ends_before_the_log_begins_is_removed() {
+fn a_ledger_without_a_snapshot_that_reaches_has_none_to_show() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _, end) = with_snapshot(dir.path());
     let purged = Some(id(70));
     let store = LedgerStore::open(dir.path(), Some(LogRange { purged, ..log })).unwrap();
     assert_eq!(store.state(), (Some(id(99)), end));
     assert!(store.current_snapshot().unwrap().is_none());
+    let built = store.build().unwrap();
+    assert_eq!(built.meta.last_log_id, Some(id(99)));
+    assert!(store.current_snapshot().unwrap().is_some());
+    store.close();
+}
+
+#[test]
+fn damage_to_any_place_of_a_run_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, ..) = with_snapshot(dir.path());
+    let path = newest_run(dir.path());
+    let good = fs::read(&path).unwrap();
+    for at in (0..good.len()).step_by(good.len() / 60 + 1) {
+        let mut flipped = good.clone();
+        flipped[at] ^= 0x10;
+        fs::write(&path, &flipped).unwrap();
+        // Where the node starts nevertheless, the look at all of it says so.
+        if let Ok(store) = LedgerStore::open(dir.path(), Some(log)) {
+            let error = store.check().unwrap_err();
+            assert!(error.to_string().contains("sorted run"), "{at}: {error}");
+            store.close();
+        }
+    }
+    fs::write(&path, &good).unwrap();
+    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+    assert!(store.check().unwrap());
     store.close();
 }
 
@@ -598,60 +846,84 @@ fn a_log_that_is_older_than_the_ledger_is_refused() {
 }
 
 #[test]
-fn a_value_that_is_not_what_was_written_is_noticed() {
+fn a_value_that_is_not_what_was_written_does_not_become_part_of_a_run() {
     let dir = tempfile::tempdir().unwrap();
     let (log, ..) = with_snapshot(dir.path());
     let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
-    store.check().unwrap();
-    let keys: Vec<_> = raw(&store).into_iter().map(|(key, _)| key).collect();
-    let tree = store
-        .inner
-        .current
-        .read()
-        .disk
-        .as_ref()
-        .unwrap()
-        .tree()
-        .clone();
-    for key in keys {
-        let good = tree.get(&key).unwrap().unwrap();
+    let layers = store.layers().unwrap();
+    let tree = layers.overlay.tree().clone();
+    let changed = |what: &str| {
+        let mut changes = Changes::new(&tree, &layers.runs, store.inner.manifest.lock().hash);
+        let looked = tree.iter().try_for_each(|pair| {
+            let (key, value) = pair.map_err(to_io)?;
+            changes.take(&key, &value)
+        });
+        let hash = looked.and_then(|()| changes.finish());
+        assert!(hash.is_err(), "{what}");
+        hash.unwrap_err().to_string()
+    };
+    let keys: Vec<_> = tree.iter().map(|pair| pair.unwrap().0).collect();
+    for key in keys.iter().filter(|key| !chunks::is_own(key)) {
+        let good = tree.get(key).unwrap().unwrap();
         let mut flipped = good.to_vec();
         let middle = flipped.len() / 2;
         flipped[middle] ^= 4;
-        tree.insert(&key, flipped).unwrap();
-        let error = store.check().unwrap_err();
-        assert!(error.to_string().contains("checksum"), "{error}");
-        store.build().unwrap_err();
-        tree.insert(&key, good.clone()).unwrap();
+        tree.insert(key, flipped).unwrap();
+        let error = changed("a flipped bit");
+        assert!(error.contains("checksum"), "{error}");
+        tree.insert(key, good.clone()).unwrap();
         // Missing, or with the value of another time.
-        if key != keys::COUNTERS {
+        if **key != *keys::COUNTERS && !chunks::is_removed(&good) {
             let mut removal = crate::disk::Batch::default();
-            removal.remove(key.as_slice());
+            removal.remove(key.clone());
             tree.apply_batch(removal).unwrap();
-            store.check().unwrap_err();
+            changed("a missing value");
             if !key.starts_with(b"zc") {
-                tree.insert(&key, chunks::whole(&key, b"another")).unwrap();
-                store.check().unwrap_err();
+                let other = chunks::whole(key, b"another");
+                tree.insert(key, other).unwrap();
+                changed("another value");
             }
         }
-        tree.insert(&key, good).unwrap();
+        tree.insert(key, good).unwrap();
     }
-    store.check().unwrap();
+    let key = keys::job(job(80));
+    let other = chunks::whole(&key, b"another");
+    tree.insert(&key, other).unwrap();
+    store.build().unwrap_err();
     store.close();
 }
 
 #[test]
 fn a_newer_format_is_refused_and_nothing_is_touched() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, ..) = with_snapshot(dir.path());
-    let disk = Disk::open(current_db(dir.path()).parent().unwrap(), CACHE).unwrap();
-    let newer = chunks::whole(b"zf", b"QUORUNLG\x07");
-    disk.tree().insert(b"zf", newer).unwrap();
-    disk.sync().unwrap();
-    drop(disk);
-    for _ in 0..2 {
-        let error = LedgerStore::open(dir.path(), Some(log)).unwrap_err();
-        assert!(matches!(error, Error::Newer { .. }), "{error}");
-        assert!(error.to_string().contains("format 7"), "{error}");
+    type Change = fn(&Path);
+    let changes: [Change; 3] = [
+        |dir| {
+            let disk = Disk::open(overlay_db(dir).parent().unwrap(), CACHE).unwrap();
+            let newer = chunks::whole(b"zf", b"QUORUNLG\x07");
+            disk.tree().insert(b"zf", newer).unwrap();
+            disk.sync().unwrap();
+        },
+        |dir| {
+            let path = dir.join("ledger/manifest");
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[8] = 7;
+            fs::write(path, bytes).unwrap();
+        },
+        |dir| {
+            let path = newest_run(dir);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[8] = 7;
+            fs::write(path, bytes).unwrap();
+        },
+    ];
+    for change in changes {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, ..) = with_snapshot(dir.path());
+        change(dir.path());
+        for _ in 0..2 {
+            let error = LedgerStore::open(dir.path(), Some(log)).unwrap_err();
+            assert!(matches!(error, Error::Newer { .. }), "{error}");
+            assert!(error.to_string().contains("format 7"), "{error}");
+        }
     }
 }

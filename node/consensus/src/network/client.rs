@@ -36,7 +36,7 @@ use super::MAX_MESSAGE;
 use super::check::Identity;
 use crate::blocking::blocking;
 use crate::error::Error;
-use crate::ledger_store::SnapshotFile;
+use crate::ledger_store::{SnapshotFile, SnapshotReader};
 use crate::options::{ClusterId, Member};
 use crate::types::{Snapshot, TypeConfig, Vote};
 use crate::wire;
@@ -433,10 +433,10 @@ impl NetSnapshot<TypeConfig> for Connection {
                 "read the snapshot: {error}"
             )))
         };
-        let bytes = snapshot.snapshot.file.metadata().map_err(failed)?.len();
-        let header = wire::snapshot_header_to(&vote, &snapshot.meta, bytes);
+        let contents = snapshot.snapshot.reader().map_err(failed)?;
+        let header = wire::snapshot_header_to(&vote, &snapshot.meta, contents.length());
         let (chunks, outgoing) = mpsc::channel(CHUNKS);
-        let reader = tokio::spawn(read_chunks(header, snapshot.snapshot.file, chunks));
+        let reader = tokio::spawn(read_chunks(header, contents, chunks));
         let call = client.install_snapshot(ReceiverStream::new(outgoing));
         let reply = tokio::select! {
             reply = call => reply.map_err(|status| unreachable_peer(&status))?.into_inner(),
@@ -454,7 +454,7 @@ impl NetSnapshot<TypeConfig> for Connection {
 
 async fn read_chunks(
     header: v1::SnapshotHeader,
-    mut file: std::fs::File,
+    mut contents: SnapshotReader,
     chunks: mpsc::Sender<v1::SnapshotChunk>,
 ) -> std::io::Result<()> {
     let mut next = v1::SnapshotChunk {
@@ -467,12 +467,12 @@ async fn read_chunks(
         }
         let read = blocking(move || {
             let mut data = vec![0; CHUNK];
-            let length = file.read(&mut data)?;
+            let length = contents.read(&mut data)?;
             data.truncate(length);
-            std::io::Result::Ok((file, data))
+            std::io::Result::Ok((contents, data))
         });
         let data;
-        (file, data) = read.await??;
+        (contents, data) = read.await??;
         if data.is_empty() {
             return Ok(());
         }

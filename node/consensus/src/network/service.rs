@@ -197,12 +197,9 @@ impl v1::consensus_server::Consensus for Service {
             Ok(()) => self.install(&path, vote, meta).await,
             Err(status) => Err(status),
         };
-        // Installing has given the file another name, unless it was refused.
         let received = path.clone();
         let removed = blocking(move || std::fs::remove_file(received)).await;
-        if let Err(error) = removed.and_then(|removed| removed)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = removed.and_then(|removed| removed) {
             tracing::warn!(%error, path = %path.display(), "a received snapshot could not be removed");
         }
         result.map(Response::new)
