@@ -53,11 +53,6 @@ fn spec(number: u64) -> JobSpec {
             content: Bytes::from(vec![byte; size]),
         }],
         entrypoint: "main.py".to_owned(),
-        stdin: Bytes::new(),
-        tests: Vec::new(),
-        stop_on_failure: false,
-        args: Vec::new(),
-        env: BTreeMap::new(),
         limits: Limits {
             cpu_ms: 1_000,
             wall_ms: 2_000,
@@ -66,10 +61,9 @@ fn spec(number: u64) -> JobSpec {
             output_kb: 64,
             ..Limits::default()
         },
-        labels: Vec::new(),
-        isolation_key: None,
         retention_ms: 60_000,
         max_attempts: 3,
+        ..JobSpec::default()
     }
 }
 

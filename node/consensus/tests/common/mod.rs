@@ -49,11 +49,6 @@ pub fn submit(number: u64, size: usize) -> Command {
                 content: Bytes::from(vec![b'#'; size]),
             }],
             entrypoint: "main.py".to_owned(),
-            stdin: Bytes::new(),
-            tests: Vec::new(),
-            stop_on_failure: false,
-            args: Vec::new(),
-            env: BTreeMap::new(),
             limits: Limits {
                 cpu_ms: 1_000,
                 wall_ms: 2_000,
@@ -62,10 +57,9 @@ pub fn submit(number: u64, size: usize) -> Command {
                 output_kb: 64,
                 ..Limits::default()
             },
-            labels: Vec::new(),
-            isolation_key: None,
             retention_ms: 60_000,
             max_attempts: 3,
+            ..JobSpec::default()
         },
         key: None,
     }
