@@ -183,3 +183,68 @@ async fn a_node_with_little_room_takes_no_work_until_there_is_more() {
     let done = cluster.client(id).run(&job).await;
     assert_eq!(done["verdict"], "accepted", "{done}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_with_little_room_hands_over_to_a_voter_that_has_room() {
+    let mut cluster = Cluster::of_processes().await;
+    let ids = cluster.ids();
+    let mut files = BTreeMap::new();
+    for id in &ids {
+        let free = cluster.node(*id).data().with_extension("free");
+        std::fs::write(&free, "300").expect("say what is free");
+        let path = free.to_str().expect("a path in UTF-8").to_owned();
+        let args = ["--free-mb-file".to_owned(), path];
+        cluster.node(*id).settings().args.extend(args);
+        cluster.node(*id).restart().await;
+        files.insert(*id, free);
+    }
+    cluster.all_work().await;
+    let say = |id: u64, mib: &str| std::fs::write(&files[&id], mib).expect("say what is free");
+
+    // One after the other runs full, and each time another one leads, until only one has room.
+    let mut full = BTreeSet::new();
+    while full.len() + 1 < ids.len() {
+        let leader = cluster.leader().await;
+        assert!(!full.contains(&leader), "{leader} leads without room");
+        say(leader, "100");
+        full.insert(leader);
+        eventually("a node that has room leads", async || {
+            let now = cluster.leader().await;
+            if full.contains(&now) {
+                return Err(format!("{now} leads, and {full:?} have no room"));
+            }
+            Ok(())
+        })
+        .await;
+        let job = json!({ "language": "bash", "source": "true" });
+        let done = cluster.client(cluster.leader().await).run(&job).await;
+        assert_eq!(done["verdict"], "accepted", "{done}");
+    }
+
+    // Nobody is better than anybody else any more: the leader keeps on.
+    let last = cluster.leader().await;
+    say(last, "100");
+    eventually(
+        "the last one has seen that it has no room",
+        async || match cluster.node(last).ready().await {
+            Err(answer) if answer.contains("MiB left") => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )
+    .await;
+    let term = cluster.any().cluster().await["term"].clone();
+    // First the leader itself: otherwise it would hand over to the first one that has room again.
+    say(last, "300");
+    eventually("the leader is ready again", async || {
+        cluster.node(last).ready().await.map(drop)
+    })
+    .await;
+    for id in &ids {
+        say(*id, "300");
+    }
+    cluster.ready().await;
+    cluster.all_work().await;
+    let now = cluster.any().cluster().await;
+    assert_eq!(now["leader"], last, "{now}");
+    assert_eq!(now["term"], term, "nobody else was elected: {now}");
+}

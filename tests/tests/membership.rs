@@ -477,6 +477,8 @@ async fn load(clients: Vec<Client>, stop: Arc<AtomicBool>, done: Arc<AtomicUsize
 
 /// Restarts one node after the other while clients go on, with the program under test.
 async fn restart_one_by_one(plan: Plan) {
+    // It may have to be built, which is not to happen while a node is down.
+    let _ = quorun_tests::program::quorun();
     let mut cluster = Cluster::start(plan.slots(4)).await;
     cluster.all_work().await;
     let (stop, done) = (

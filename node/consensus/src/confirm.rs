@@ -47,19 +47,15 @@ pub(crate) struct Confirmer {
 impl Confirmer {
     /// What was committed before the call, on whatever node, is applied once the returned index is.
     pub(crate) async fn read_index(&self, patience: Duration) -> Result<u64, Unconfirmed> {
+        #[cfg(feature = "simulation")]
+        if crate::simulation::reads_are_unconfirmed() {
+            return self.openrafts_own(ReadPolicy::ReadIndex, patience).await;
+        }
         let term = match self.raft.as_leader() {
             Ok(leader) => leader.term(),
             Err(forward) => return Err(Unconfirmed::NotLeader(forward.leader_id)),
         };
-        let option = LinearizerOption::from(ReadPolicy::LeaseRead).with_wait_timeout(patience);
-        let index = match self.raft.get_read_linearizer(option).await {
-            Ok(linearizer) => linearizer.read_log_id().index(),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                return Err(Unconfirmed::NotLeader(forward.leader_id));
-            }
-            Err(RaftError::APIError(error)) => return Err(Unconfirmed::Unknown(error.to_string())),
-            Err(RaftError::Fatal(fatal)) => return Err(Unconfirmed::Ended(fatal.to_string())),
-        };
+        let index = self.openrafts_own(ReadPolicy::LeaseRead, patience).await?;
         match timeout(patience, self.leads(term)).await {
             Ok(true) => Ok(index),
             Ok(false) => Err(Unconfirmed::Unknown(
@@ -68,6 +64,23 @@ impl Confirmer {
             Err(_) => Err(Unconfirmed::Unknown(
                 "most voters have not answered in time".to_owned(),
             )),
+        }
+    }
+
+    /// What openraft says, and how sure it is.
+    async fn openrafts_own(
+        &self,
+        policy: ReadPolicy,
+        patience: Duration,
+    ) -> Result<u64, Unconfirmed> {
+        let option = LinearizerOption::from(policy).with_wait_timeout(patience);
+        match self.raft.get_read_linearizer(option).await {
+            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(Unconfirmed::NotLeader(forward.leader_id))
+            }
+            Err(RaftError::APIError(error)) => Err(Unconfirmed::Unknown(error.to_string())),
+            Err(RaftError::Fatal(fatal)) => Err(Unconfirmed::Ended(fatal.to_string())),
         }
     }
 

@@ -22,6 +22,8 @@
 //!
 //! MEMBERS come and go by entries of the log that the leader writes (`members`).
 //!
+//! SNAPSHOTS are built after every so many entries, unless a follower is being brought up with one (`transfers`).
+//!
 //! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing.
 
 mod blocking;
@@ -46,6 +48,7 @@ pub mod simulation;
 mod status;
 #[cfg(test)]
 mod suite;
+mod transfers;
 mod types;
 mod wire;
 

@@ -23,8 +23,9 @@ use crate::network::{self, Connections, MAX_MESSAGE, Peers, Service};
 use crate::options::Options;
 use crate::recall::{Marks, Recall};
 use crate::status::Status;
+use crate::transfers::Transfers;
 use crate::types::Raft;
-use crate::{proposer, read, status};
+use crate::{proposer, read, status, transfers};
 
 /// Threads for Raft and the peer port.
 const WORKERS: usize = 2;
@@ -191,11 +192,13 @@ where
         runtime,
         options.dial,
     ));
+    let transfers = Transfers::default();
     let raft = Raft::build(
         options.id,
         config,
         Connections {
             peers: peers.clone(),
+            transfers: transfers.clone(),
         },
         log.clone(),
         StateMachine::new(ledger.clone(), log.durable(), notify).telling(fatal_tx.clone()),
@@ -239,17 +242,12 @@ where
             }
         }
     });
-    tokio::spawn({
-        let (ledger, raft) = (ledger.clone(), raft.clone());
-        async move {
-            loop {
-                ledger.grown().await;
-                if raft.trigger().snapshot().await.is_err() {
-                    return; // Raft has ended
-                }
-            }
-        }
-    });
+    tokio::spawn(transfers::run(
+        raft.clone(),
+        transfers,
+        ledger.clone(),
+        options.snapshot_after,
+    ));
     tokio::spawn(status::run(
         raft.clone(),
         ledger.applied(),

@@ -75,7 +75,7 @@ pub struct Options {
     /// The longest such time, and the length of the leader's lease.
     pub election_max: Duration,
     /// A snapshot is built when so many entries were committed since the last one; a quarter of them is then kept in the
-    /// log for followers that are only a little behind.
+    /// log for followers that are only a little behind. While a follower receives one, none is built, up to a bound.
     pub snapshot_after: u64,
     /// Counts the starts of this node, from 1: the others are then asked whether they know of a later one, or of more
     /// entries, before the node takes part. `None`: nobody is asked.
@@ -119,7 +119,8 @@ impl Options {
             enable_pre_vote: Some(true),
             // A restarted leader's ledger may be behind what it had answered for: it has to be elected anew.
             enable_leader_restore: Some(false),
-            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_after),
+            // They are asked for when they are due (`transfers`).
+            snapshot_policy: openraft::SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.snapshot_after / 4,
             // Below the snapshot threshold a snapshot would never cure the lag.
             replication_lag_threshold: self.snapshot_after.saturating_mul(2),

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use common::{COMMITTED, Cluster, Node, PATIENCE, complete, job, node_up, soon, submit};
+use common::{COMMITTED, Cluster, Link, Node, PATIENCE, complete, job, node_up, soon, submit};
 use quorun_consensus::{Error, Notice, ProposeError, ReadError};
 use quorun_ledger::{Event, JobState, Reply};
 use quorun_proto::v1;
@@ -209,6 +209,76 @@ async fn a_node_far_behind_is_brought_up_by_a_snapshot() {
             .is_some()
     );
     cluster.start(third).await;
+    cluster.settled().await;
+    cluster.end().await;
+}
+
+/// The snapshot takes longer to arrive than the others take for several times as many entries as there are between two
+/// snapshots: for every entry the link carries a little more of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_takes_long_to_arrive_is_enough_while_others_write() {
+    const AWAY: u64 = 3;
+    const BYTES_FOR_AN_ENTRY: usize = 16 * 1024;
+    let mut cluster = Cluster::new(3);
+    cluster.snapshot_after = 100;
+    let address = cluster.members[&AWAY].peer.clone();
+    let link = Link::to(address.clone()).await;
+    cluster.dial.insert(address, link.address.clone());
+    cluster.form().await;
+    let leader = cluster.leader().await;
+    if leader == AWAY {
+        let handle = &cluster.nodes[&AWAY].handle;
+        handle.transfer_leadership(Some(1)).await.unwrap();
+        cluster.nodes[&1]
+            .until("its leadership", |status| status.leading)
+            .await;
+    }
+    cluster.propose(1, submit(0, 10)).await;
+    cluster.settled().await;
+    cluster.stop(AWAY).await;
+    for number in 1..=250 {
+        let size = if number % 5 == 0 { 100_000 } else { 100 };
+        cluster.propose(1, submit(number, size)).await;
+    }
+
+    link.close();
+    let allow = link.allow();
+    cluster.start(AWAY).await;
+    let leader = cluster.leader().await;
+    let handle = cluster.nodes[&leader].handle.clone();
+    let before = cluster.nodes[&leader].status().last_log_index;
+    let load = tokio::spawn(async move {
+        for number in 1_000.. {
+            handle.propose(submit(number, 100), soon()).await.unwrap();
+            allow(BYTES_FOR_AN_ENTRY);
+        }
+    });
+    let deadline = soon();
+    let close = async {
+        loop {
+            let last = cluster.nodes[&leader].status().last_log_index;
+            let applied = cluster.nodes[&AWAY].status().applied_index;
+            if applied > before && last - applied < 50 {
+                return last - before;
+            }
+            let mut status = cluster.nodes[&AWAY].handle.status();
+            status.changed().await.unwrap();
+        }
+    };
+    let written = tokio::time::timeout_at(deadline, close).await;
+    load.abort();
+    let node = cluster.nodes.get_mut(&AWAY).unwrap();
+    let mut snapshots = 0;
+    while let Ok(notice) = node.notices.try_recv() {
+        snapshots += usize::from(notice == Notice::Reset);
+    }
+    let written = written.unwrap_or_else(|_| panic!("{snapshots} snapshots were not enough"));
+    assert_eq!(snapshots, 1, "it goes on with the log behind the first");
+    assert!(
+        written > 2 * cluster.snapshot_after,
+        "only {written} entries were written meanwhile: this proves nothing"
+    );
+    link.open();
     cluster.settled().await;
     cluster.end().await;
 }

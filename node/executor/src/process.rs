@@ -1,7 +1,7 @@
 //! Sandboxes without isolation: the warden as a child process.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -42,8 +42,12 @@ impl Processes {
         let program = data_dir.join(format!("quorun-warden-{}", *warden::HASH));
         if std::fs::read(&program).ok().as_deref() != Some(warden::PROGRAM) {
             let unfinished = program.with_extension(format!("new-{}", std::process::id()));
-            std::fs::write(&unfinished, warden::PROGRAM)?;
-            std::fs::set_permissions(&unfinished, std::fs::Permissions::from_mode(0o755))?;
+            let mut file = std::fs::File::create(&unfinished)?;
+            file.write_all(warden::PROGRAM)?;
+            file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
+            // What has its name is whole, also after a power failure.
+            file.sync_all()?;
+            drop(file);
             std::fs::rename(&unfinished, &program)?;
         }
         // Only one node at a time works on a data folder, and its wardens end with it: what is there is of the past.

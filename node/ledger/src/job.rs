@@ -159,8 +159,8 @@ pub struct TestCase {
 }
 
 /// What was submitted. Complete: defaults have been filled in by the node that accepted it, so that every attempt on
-/// every node runs under the same limits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// every node runs under the same limits. The default value is empty, to be filled in; as it is, it can not be executed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSpec {
     /// Name of the language (never an alias).
     pub language: String,

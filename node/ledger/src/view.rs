@@ -248,6 +248,29 @@ impl<S: Store> View<S> {
             .map(|parts| parts.map(|(time, _)| time))
     }
 
+    /// When the finished jobs that may be expired next have finished, Unix milliseconds: the first of them, up to a number.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn next_expiries(&self, limit: u32) -> Result<Vec<u64>, StoreError> {
+        let (mut from, to) = keys::expiries();
+        let mut finished = Vec::new();
+        for _ in 0..limit {
+            let Some((key, _)) = self.store.first(&from, &to)? else {
+                break;
+            };
+            let (_, id) = keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key))?;
+            let job = self.job(id)?.ok_or_else(|| {
+                StoreError::Inconsistent(format!("job {id} is to expire but is not there"))
+            })?;
+            finished.push(job.finished_ms.unwrap_or(0));
+            from.clear();
+            from.extend_from_slice(&key);
+            from.push(0);
+        }
+        Ok(finished)
+    }
+
     /// Jobs, newest first, those older than `before`. Looks at no more than `scan` records, so that a filter that admits
     /// little cannot hold a reader for long; the page then ends early and says where to go on.
     ///

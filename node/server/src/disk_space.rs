@@ -1,7 +1,8 @@
 //! Room on the disk of the data folder.
 //!
 //! A node whose disk is full has to end: it can no longer keep what it acknowledges. So that it does not come to that, a
-//! node that has little room left takes no more work and no more submissions, and what has been accepted has the rest.
+//! node that has little room left takes no more work and no more submissions, and what has been accepted has the rest. If it
+//! leads, it hands over to a voter that has room ([`roster`](crate::roster)).
 //! When there is room again it goes on by itself.
 
 use std::io;

@@ -20,7 +20,7 @@ use crate::output::Outputs;
 use crate::watchers::{Watch, Watchers};
 
 /// How long a proposal or a linearizable read may take before the client is told to try again.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a request about jobs could not be met.
 #[derive(Debug, thiserror::Error)]

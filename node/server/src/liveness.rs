@@ -116,6 +116,14 @@ impl Liveness {
         state.leading_since.is_some() && heard.is_some_and(|(at, _)| at.elapsed() < self.timeout)
     }
 
+    /// Leader only: whether a node has said that its disk has little room.
+    #[must_use]
+    pub fn disk_low(&self, node: NodeId) -> bool {
+        let state = self.lock();
+        let heard = state.heard.get(&node);
+        heard.is_some_and(|(_, report)| report.disk_low)
+    }
+
     /// For how long a node has been silent, as far as this node can say since it leads; `None` when it does not.
     #[must_use]
     pub fn silence(&self, node: NodeId) -> Option<Duration> {

@@ -149,6 +149,12 @@ impl Membership {
         *self.inner.draining.borrow()
     }
 
+    /// Whether there is little room where this node's data is.
+    #[must_use]
+    pub fn disk_low(&self) -> bool {
+        self.inner.disk.low().is_some()
+    }
+
     /// From now on this node reports that it takes no work.
     pub fn drain(&self) {
         self.inner.draining.send_replace(true);
@@ -381,6 +387,7 @@ impl Membership {
             sandboxes: inner.executor.sandboxes().into_iter().collect(),
             version: crate::VERSION.to_owned(),
             applied_index: applied,
+            disk_low: low.is_some(),
         }
     }
 

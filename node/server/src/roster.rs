@@ -60,6 +60,8 @@ struct Standing {
     close: BTreeSet<NodeId>,
     /// Nodes that are about to end, or are to have no work.
     draining: BTreeSet<NodeId>,
+    /// Nodes whose disks have little room.
+    low: BTreeSet<NodeId>,
 }
 
 /// What is to be done.
@@ -73,7 +75,7 @@ enum Change {
     Voters(BTreeSet<NodeId>),
     /// Put a learner out.
     Remove(NodeId),
-    /// Somebody else is to lead: this node drains, or is to lose its vote.
+    /// Somebody else is to lead: this node drains, is to lose its vote, or its disk is nearly full.
     HandOver(NodeId),
 }
 
@@ -107,13 +109,14 @@ impl Standing {
         has_majority(voters, |id| self.alive.contains(&id))
     }
 
-    /// The voter that is best placed to lead in the place of this node.
+    /// The voter that is best placed to lead in the place of this node: with room on its disk, if there is one.
     fn successor(&self) -> Option<NodeId> {
         self.voters
             .iter()
             .copied()
             .filter(|id| *id != self.me && self.alive.contains(id) && self.close.contains(id))
-            .find(|id| !self.draining.contains(id) && !self.removed.contains(id))
+            .filter(|id| !self.draining.contains(id) && !self.removed.contains(id))
+            .min_by_key(|id| self.low.contains(id))
     }
 }
 
@@ -141,6 +144,12 @@ fn next(now: &Standing) -> Option<Change> {
     }
     if (now.removed.contains(&now.me) || now.draining.contains(&now.me))
         && let Some(successor) = now.successor()
+    {
+        return Some(Change::HandOver(successor));
+    }
+    // Whoever leads writes first, and when its disk is full there is an election. Among nodes without room nobody is better.
+    if now.low.contains(&now.me)
+        && let Some(successor) = now.successor().filter(|id| !now.low.contains(id))
     {
         return Some(Change::HandOver(successor));
     }
@@ -218,6 +227,17 @@ impl Roster {
         }
         let me = self.membership.id();
         alive.insert(me);
+        let mut low: BTreeSet<NodeId> = alive
+            .iter()
+            .copied()
+            .filter(|id| self.liveness.disk_low(*id))
+            .collect();
+        // What it last reported of itself may be older than what it knows.
+        if self.membership.disk_low() {
+            low.insert(me);
+        } else {
+            low.remove(&me);
+        }
         let close = self.consensus.behind().into_iter();
         let close = close.filter(|(_, behind)| *behind <= CLOSE);
         Ok(Standing {
@@ -235,6 +255,7 @@ impl Roster {
             gone,
             close: close.map(|(id, _)| id).collect(),
             draining: nodes.iter().filter(|n| n.draining).map(|n| n.id).collect(),
+            low,
             voters: status.voters,
             learners: status.learners,
         })
@@ -341,6 +362,24 @@ mod tests {
         let mut now = standing(&[1, 2, 3], &[]);
         now.draining.extend([1, 2]);
         assert_eq!(next(&now), Some(Change::HandOver(3)));
+    }
+
+    #[test]
+    fn a_leader_with_little_room_hands_over_to_one_that_has_more() {
+        let mut now = standing(&[1, 2, 3], &[4]);
+        now.low.insert(1);
+        assert_eq!(next(&now), Some(Change::HandOver(2)));
+        now.low.insert(2);
+        assert_eq!(next(&now), Some(Change::HandOver(3)));
+        now.alive.remove(&3);
+        assert_eq!(next(&now), None, "2 has no more room, and 4 does not vote");
+        now.draining.insert(1);
+        assert_eq!(next(&now), Some(Change::HandOver(2)), "better than nobody");
+        let mut now = standing(&[1, 2, 3], &[]);
+        now.low.insert(2);
+        assert_eq!(next(&now), None, "a follower keeps its vote");
+        now.draining.insert(1);
+        assert_eq!(next(&now), Some(Change::HandOver(3)), "not to 2");
     }
 
     #[test]

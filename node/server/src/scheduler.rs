@@ -21,6 +21,11 @@ const DEADLINE: Duration = Duration::from_secs(2);
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 /// Jobs removed by one command, so that no batch takes long to apply.
 const EXPIRE_AT_ONCE: u32 = 500;
+/// A finished job is kept for so long at least, whatever retention says: until nobody proposes its submission any more, who
+/// does not know that it was taken. For the ledger a submission of a job that it no longer has is a new one. Proposals end
+/// with their deadline, and this is several of them.
+pub const KEPT_AT_LEAST: Duration = Duration::from_secs(30);
+const _: () = assert!(KEPT_AT_LEAST.as_secs() >= 3 * crate::jobs::DEADLINE.as_secs());
 
 /// The loop's settings.
 pub struct Scheduler {
@@ -109,19 +114,17 @@ impl Scheduler {
     async fn expire(&self) {
         let keep_bytes = self.settings.current().retention_bytes;
         loop {
-            let due = ledger::read(&self.consensus, |view| {
-                Ok((view.next_expiry()?, view.counters()?.finished_bytes))
+            let due = ledger::read(&self.consensus, move |view| {
+                let (next, bytes) = (view.next_expiry()?, view.counters()?.finished_bytes);
+                let now = now_ms();
+                if next.is_none_or(|at| at > now) && bytes <= keep_bytes {
+                    return Ok(0);
+                }
+                Ok(old_enough(&view.next_expiries(EXPIRE_AT_ONCE)?, now))
             })
             .await;
-            let Ok((next, bytes)) = due else { return };
-            let old = next.is_some_and(|at| at <= now_ms());
-            if !old && bytes <= keep_bytes {
-                return;
-            }
-            let command = Command::Expire {
-                limit: EXPIRE_AT_ONCE,
-                keep_bytes,
-            };
+            let Ok(limit @ 1..) = due else { return };
+            let command = Command::Expire { limit, keep_bytes };
             match self.propose(command).await {
                 Some(Reply::Expired { jobs: 0 }) | None => return,
                 Some(reply) => debug!(?reply, "jobs expired"),
@@ -135,10 +138,34 @@ impl Scheduler {
     }
 }
 
+/// How many of these, from the first on, have been finished for long enough. What has finished later than now was stamped by
+/// another clock, which says nothing.
+fn old_enough(finished_ms: &[u64], now: u64) -> u32 {
+    let least = u64::try_from(KEPT_AT_LEAST.as_millis()).unwrap_or(u64::MAX);
+    let young = |finished: u64| now.checked_sub(finished).is_some_and(|age| age < least);
+    let old = finished_ms.iter().take_while(|finished| !young(**finished));
+    u32::try_from(old.count()).unwrap_or(u32::MAX)
+}
+
 /// The wall clock, Unix milliseconds.
 #[must_use]
 pub fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_just_finished_is_kept() {
+        let now = 1_000_000;
+        assert_eq!(old_enough(&[], now), 0);
+        assert_eq!(old_enough(&[now - 30_000, 0, now - 29_999, 0], now), 2);
+        assert_eq!(old_enough(&[now], now), 0);
+        // A clock that was an hour ahead must not keep everything for an hour.
+        assert_eq!(old_enough(&[now + 3_600_000], now), 1);
+    }
 }

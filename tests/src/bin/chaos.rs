@@ -128,7 +128,10 @@ fn settings(args: &Args) -> Result<Settings, String> {
         kinds = Plan::usual();
     }
     for name in names {
-        let kind = name.trim_start_matches('+').parse()?;
+        let kind: Kind = name.trim_start_matches('+').parse()?;
+        if kind == Kind::Bridge && args.nodes < 5 {
+            return Err("a bridge needs --nodes 5".to_owned());
+        }
         if !kinds.contains(&kind) {
             kinds.push(kind);
         }

@@ -1,5 +1,6 @@
 //! Which faults happen when: all of it follows from the seed.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How much of the cluster a fault may take away.
@@ -166,6 +167,12 @@ impl Plan {
             at += pause.mul_f64(0.5 + random.f64());
         }
         Self { steps }
+    }
+
+    /// The kinds that come.
+    #[must_use]
+    pub fn kinds(&self) -> BTreeSet<Kind> {
+        self.steps.iter().map(|step| step.kind).collect()
     }
 
     /// The kinds that come without being asked for.

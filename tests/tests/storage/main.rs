@@ -11,6 +11,7 @@
 mod accidents;
 mod damage;
 mod errors;
+mod install;
 mod store;
 
 /// How often each kind of accident is tried.

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorun_consensus::{ClusterId, Handle, Member, Options, ProposeError};
+use quorun_consensus::{ClusterId, Handle, Member, Notice, Options, ProposeError};
 use quorun_ledger as ledger;
 use quorun_ledger::{JobId, JobSpec, Limits, SourceFile};
 use quorun_tests::{LONG, Shim};
@@ -22,9 +22,15 @@ const DIR: &str = "STORE_TEST_DIR";
 const FIRST: &str = "STORE_TEST_FIRST";
 const COUNT: &str = "STORE_TEST_COUNT";
 const LIST: &str = "STORE_TEST_LIST";
+const ID: &str = "STORE_TEST_ID";
+const ADDRESS: &str = "STORE_TEST_ADDRESS";
+const LEADER: &str = "STORE_TEST_LEADER";
+const TARGET: &str = "STORE_TEST_TARGET";
 
 /// A snapshot is built and the log purged every so many entries.
-const SNAPSHOT_AFTER: u64 = 12;
+pub const SNAPSHOT_AFTER: u64 = 12;
+/// The cluster of all stores.
+pub const CLUSTER: [u8; 16] = [0x57; 16];
 /// How long a store may take until it leads, or ends.
 const SOON: Duration = Duration::from_secs(30);
 /// Proposals under way at one time.
@@ -47,11 +53,6 @@ fn spec(number: u64) -> JobSpec {
             content: Bytes::from(vec![byte; size]),
         }],
         entrypoint: "main.py".to_owned(),
-        stdin: Bytes::new(),
-        tests: Vec::new(),
-        stop_on_failure: false,
-        args: Vec::new(),
-        env: BTreeMap::new(),
         limits: Limits {
             cpu_ms: 1_000,
             wall_ms: 2_000,
@@ -60,14 +61,13 @@ fn spec(number: u64) -> JobSpec {
             output_kb: 64,
             ..Limits::default()
         },
-        labels: Vec::new(),
-        isolation_key: None,
         retention_ms: 60_000,
         max_attempts: 3,
+        ..JobSpec::default()
     }
 }
 
-fn submit(number: u64) -> ledger::Command {
+pub fn submit(number: u64) -> ledger::Command {
     ledger::Command::Submit {
         id: job(number),
         spec: spec(number),
@@ -86,7 +86,7 @@ async fn start(dir: &Path) -> Result<Handle, quorun_consensus::Error> {
         http: String::new(),
     };
     let members = BTreeMap::from([(1, member)]);
-    let mut options = Options::new(1, ClusterId([0x57; 16]), members, dir.to_owned());
+    let mut options = Options::new(1, ClusterId(CLUSTER), members, dir.to_owned());
     options.heartbeat = Duration::from_millis(20);
     options.election_min = Duration::from_millis(60);
     options.election_max = Duration::from_millis(120);
@@ -97,6 +97,40 @@ async fn start(dir: &Path) -> Result<Handle, quorun_consensus::Error> {
     // Where it fails, the node ends, which is said below.
     let _ = handle.bootstrap().await;
     Ok(handle)
+}
+
+/// Follows a leader elsewhere until it has as much as that one, and says what it has then.
+async fn follow(dir: &Path) {
+    let text = |name| std::env::var(name).unwrap();
+    let (id, target): (u64, u64) = (text(ID).parse().unwrap(), text(TARGET).parse().unwrap());
+    let member = |address: String| Member {
+        peer: address,
+        http: String::new(),
+    };
+    let members = BTreeMap::from([(1, member(text(LEADER))), (id, member(text(ADDRESS)))]);
+    let listener = TcpListener::bind(text(ADDRESS)).unwrap();
+    let mut options = Options::new(id, ClusterId(CLUSTER), members, dir.to_owned());
+    options.snapshot_after = SNAPSHOT_AFTER;
+    let (_, eligible) = watch::channel(BTreeSet::new());
+    let started = quorun_consensus::start(options, listener, |_| Routes::default(), eligible).await;
+    let (handle, mut notices) = match started {
+        Ok(started) => started,
+        Err(error) => return say(&format!("refused {error}")),
+    };
+    let mut status = handle.status();
+    tokio::select! {
+        error = handle.stopped() => return say(&format!("stopped {error}")),
+        there = status.wait_for(|status| status.applied_index >= target) => drop(there.unwrap()),
+    }
+    while let Ok(notice) = notices.try_recv() {
+        if notice == Notice::Reset {
+            say("reset");
+        }
+    }
+    let (index, hash) = handle.state().unwrap();
+    say(&format!("holds {index} {hash}"));
+    handle.shutdown().await;
+    say("finished");
 }
 
 /// Proposes jobs and says which were accepted, until all are, or consensus ends.
@@ -152,6 +186,9 @@ async fn check(handle: &Handle, list: &str) -> Result<(), String> {
 }
 
 async fn run(mode: &str, dir: &Path) {
+    if mode == "follow" {
+        return follow(dir).await;
+    }
     let number = |name| std::env::var(name).unwrap().parse::<u64>().unwrap();
     let handle = match start(dir).await {
         Ok(handle) => handle,
@@ -221,6 +258,10 @@ pub struct Said {
     pub lost: BTreeSet<u64>,
     pub changed: BTreeSet<u64>,
     pub checked: bool,
+    /// How often it was given a ledger as a whole.
+    pub resets: u64,
+    /// The position and the hash of its ledger in the end.
+    pub holds: Option<String>,
     pub status: Option<ExitStatus>,
 }
 
@@ -250,6 +291,8 @@ impl Running {
                 "stopped" => said.stopped = Some(rest.to_owned()),
                 "refused" => said.refused = Some(rest.to_owned()),
                 "finished" => said.finished = true,
+                "reset" => said.resets += 1,
+                "holds" => said.holds = Some(rest.to_owned()),
                 "checked" => {
                     said.checked = true;
                     said.term = rest
@@ -338,6 +381,25 @@ impl Place {
             true,
             &[(numbers[0].0, &numbers[0].1), (numbers[1].0, &numbers[1].1)],
         )
+    }
+
+    /// A store that follows a leader until it has as much as that one.
+    pub fn follow(
+        &self,
+        with_shim: bool,
+        id: u64,
+        address: &str,
+        leader: &str,
+        target: u64,
+    ) -> Running {
+        let (id, target) = (id.to_string(), target.to_string());
+        let more = [
+            (ID, id.as_str()),
+            (ADDRESS, address),
+            (LEADER, leader),
+            (TARGET, target.as_str()),
+        ];
+        self.spawn("follow", with_shim, &more)
     }
 
     /// Remembers what a store has promised.

@@ -363,6 +363,11 @@ impl LedgerStore {
         self.inner.grown.notified().await;
     }
 
+    /// How many times as much was written since the newest snapshot.
+    pub(crate) fn changed(&self) -> u64 {
+        self.inner.current.read().written.bytes / MAX_OVERLAY
+    }
+
     fn layers(&self) -> io::Result<Layers> {
         self.inner.current.read().layers.clone().ok_or_else(closed)
     }
@@ -424,7 +429,7 @@ impl LedgerStore {
             layers.overlay.tree().apply_batch(batch).map_err(to_io)?;
             current.meta = meta;
             current.hash = hash;
-            if current.written.bytes > MAX_OVERLAY && !current.written.told {
+            if current.written.bytes >= MAX_OVERLAY && !current.written.told {
                 current.written.told = true;
                 self.inner.grown.notify_one();
             }

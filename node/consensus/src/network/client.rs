@@ -38,12 +38,15 @@ use crate::blocking::blocking;
 use crate::error::Error;
 use crate::ledger_store::{SnapshotFile, SnapshotReader};
 use crate::options::{ClusterId, Member};
+use crate::transfers::Transfers;
 use crate::types::{Snapshot, TypeConfig, Vote};
 use crate::wire;
 
 const CONNECT: Duration = Duration::from_millis(500);
 const PING_EVERY: Duration = Duration::from_secs(1);
 const PING_PATIENCE: Duration = Duration::from_secs(2);
+/// The same where snapshots travel: its pings wait behind what is on its way, up to [`STREAM_WINDOW`] on a slow link.
+const SNAPSHOT_PING_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a follower may take to answer an append: its disk may be slow.
 const APPEND_PATIENCE: Duration = Duration::from_secs(2);
 const STREAM_WINDOW: u32 = 4 << 20;
@@ -64,10 +67,12 @@ pub(crate) type ConsensusClient = v1::consensus_client::ConsensusClient<PeerTran
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lane {
     Consensus,
+    /// On the same connection, heartbeats would wait behind a snapshot.
+    Snapshot,
     Peer,
 }
 
-/// The connections to the peers: one each for either [`Lane`], made when it is first used, and made again whenever it
+/// The connections to the peers: one each for every [`Lane`], made when it is first used, and made again whenever it
 /// was lost.
 #[derive(Debug)]
 pub(crate) struct Peers {
@@ -97,7 +102,7 @@ impl Peers {
 
     /// That an address can be dialled at all.
     pub(crate) fn check_address(address: &str) -> Result<(), Error> {
-        endpoint(address).map(drop)
+        endpoint(Lane::Consensus, address).map(drop)
     }
 
     fn transport(&self, lane: Lane, target: NodeId, address: &str) -> Result<PeerTransport, Error> {
@@ -109,7 +114,7 @@ impl Peers {
             _ => {
                 // The connection lives on consensus' own runtime, whoever asks for it first.
                 let _entered = self.runtime.enter();
-                let channel = connect_lazy(&endpoint(address)?);
+                let channel = connect_lazy(&endpoint(lane, address)?);
                 channels.insert((target, lane), (address.to_owned(), channel.clone()));
                 channel
             }
@@ -122,7 +127,16 @@ impl Peers {
         target: NodeId,
         address: &str,
     ) -> Result<ConsensusClient, Error> {
-        let transport = self.transport(Lane::Consensus, target, address)?;
+        self.consensus_in(Lane::Consensus, target, address)
+    }
+
+    fn consensus_in(
+        &self,
+        lane: Lane,
+        target: NodeId,
+        address: &str,
+    ) -> Result<ConsensusClient, Error> {
+        let transport = self.transport(lane, target, address)?;
         Ok(ConsensusClient::new(transport)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE))
@@ -136,7 +150,11 @@ impl Peers {
     }
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, Error> {
+fn endpoint(lane: Lane, address: &str) -> Result<Endpoint, Error> {
+    let patience = match lane {
+        Lane::Consensus | Lane::Peer => PING_PATIENCE,
+        Lane::Snapshot => SNAPSHOT_PING_PATIENCE,
+    };
     // The name is looked up anew for every connection: a container may come back with another address.
     Endpoint::from_shared(format!("http://{address}"))
         .map(|endpoint| {
@@ -144,7 +162,7 @@ fn endpoint(address: &str) -> Result<Endpoint, Error> {
                 .connect_timeout(CONNECT)
                 .tcp_nodelay(true)
                 .http2_keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PING_PATIENCE)
+                .keep_alive_timeout(patience)
                 .keep_alive_while_idle(true)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
@@ -176,6 +194,7 @@ pub(crate) fn never_sent(status: &Status) -> bool {
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
     pub(crate) peers: Arc<Peers>,
+    pub(crate) transfers: Transfers,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Connections {
@@ -186,10 +205,15 @@ impl RaftNetworkFactory<TypeConfig> for Connections {
         if let Err(error) = &client {
             tracing::error!(target_node = target, %error, "a peer cannot be called");
         }
+        let snapshots = self
+            .peers
+            .consensus_in(Lane::Snapshot, target, &member.peer);
         Connection {
             id: self.peers.id,
             target,
             client: client.ok(),
+            snapshots: snapshots.ok(),
+            transfers: self.transfers.clone(),
         }
     }
 }
@@ -201,6 +225,9 @@ pub(crate) struct Connection {
     target: NodeId,
     /// None when the peer's address is not one.
     client: Option<ConsensusClient>,
+    /// The same, for snapshots.
+    snapshots: Option<ConsensusClient>,
+    transfers: Transfers,
 }
 
 type RaftRpcError = RPCError<TypeConfig>;
@@ -215,11 +242,13 @@ fn unreachable_peer(status: &Status) -> RaftRpcError {
     )))
 }
 
+fn no_address() -> RaftRpcError {
+    unreachable_peer(&Status::unavailable("the peer has no valid address"))
+}
+
 impl Connection {
     fn client(&self) -> Result<ConsensusClient, RaftRpcError> {
-        self.client
-            .clone()
-            .ok_or_else(|| unreachable_peer(&Status::unavailable("the peer has no valid address")))
+        self.client.clone().ok_or_else(no_address)
     }
 
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> RaftRpcError {
@@ -427,7 +456,8 @@ impl NetSnapshot<TypeConfig> for Connection {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let mut client = self.client()?;
+        let mut client = self.snapshots.clone().ok_or_else(no_address)?;
+        let transfer = self.transfers.begin(self.target);
         let failed = |error: std::io::Error| {
             StreamingError::Network(NetworkError::from_string(format!(
                 "read the snapshot: {error}"
@@ -448,6 +478,7 @@ impl NetSnapshot<TypeConfig> for Connection {
             .and_then(|read| read)
             .map_err(failed)?;
         let vote = wire::vote_from(reply.vote).map_err(|error| unreachable_peer(&error.into()))?;
+        transfer.delivered();
         Ok(SnapshotResponse::new(vote))
     }
 }
@@ -525,7 +556,10 @@ mod tests {
             peer: address,
             http: String::new(),
         };
-        Connections { peers }.new_client(2, &member).await
+        let transfers = Transfers::default();
+        Connections { peers, transfers }
+            .new_client(2, &member)
+            .await
     }
 
     fn request() -> AppendEntriesRequest<TypeConfig> {

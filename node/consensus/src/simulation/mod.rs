@@ -46,6 +46,8 @@ struct World {
     slowest_sync: Duration,
     /// Of so many batches, a leader lets one wait before it writes it.
     late_batches: u32,
+    /// See [`unconfirmed_reads`].
+    unconfirmed_reads: bool,
     /// Of every entry that any node has applied: its term, and a digest of its batch.
     applied: BTreeMap<u64, (u64, Option<Digest>)>,
     /// The terms of the leaders that stamped a batch.
@@ -101,6 +103,7 @@ pub fn enter(seed: u64) -> Entered {
         disks: BTreeMap::new(),
         slowest_sync: Duration::from_millis(4),
         late_batches: LATE_BATCHES,
+        unconfirmed_reads: false,
         applied: BTreeMap::new(),
         stamped: BTreeMap::new(),
         violations: Vec::new(),
@@ -119,6 +122,16 @@ pub fn slow_disks(slowest_sync: Duration) {
 /// From now on leaders let one of so many batches wait, between their decision and their log.
 pub fn late_batches(of: u32) {
     with(|world| world.late_batches = of);
+}
+
+/// From now on a leader takes openraft's word for it that it leads, to see what comes of that.
+pub fn unconfirmed_reads() {
+    with(|world| world.unconfirmed_reads = true);
+}
+
+/// See [`unconfirmed_reads`].
+pub(crate) fn reads_are_unconfirmed() -> bool {
+    with(|world| world.unconfirmed_reads).unwrap_or(false)
 }
 
 /// The databases below a folder lose what was not synced, as in a power failure. Returns how many batches were at risk.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use quorun_ledger::{
 };
 use quorun_proto::v1;
 use quorun_proto::v1::peer_server::{Peer, PeerServer};
-use tokio::sync::{mpsc, watch};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic::{Request, Response};
@@ -47,11 +49,6 @@ pub fn submit(number: u64, size: usize) -> Command {
                 content: Bytes::from(vec![b'#'; size]),
             }],
             entrypoint: "main.py".to_owned(),
-            stdin: Bytes::new(),
-            tests: Vec::new(),
-            stop_on_failure: false,
-            args: Vec::new(),
-            env: BTreeMap::new(),
             limits: Limits {
                 cpu_ms: 1_000,
                 wall_ms: 2_000,
@@ -60,10 +57,9 @@ pub fn submit(number: u64, size: usize) -> Command {
                 output_kb: 64,
                 ..Limits::default()
             },
-            labels: Vec::new(),
-            isolation_key: None,
             retention_ms: 60_000,
             max_attempts: 3,
+            ..JobSpec::default()
         },
         key: None,
     }
@@ -172,12 +168,83 @@ impl Peer for Hello {
     }
 }
 
+/// A link to an address that carries no more than it is told to.
+pub struct Link {
+    pub address: String,
+    /// The bytes that may pass.
+    bytes: Arc<Semaphore>,
+}
+
+impl Link {
+    /// At first it carries everything.
+    pub async fn to(target: String) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let link = Self {
+            address,
+            bytes: Arc::new(Semaphore::new(0)),
+        };
+        link.open();
+        let given = link.bytes.clone();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (target, bytes) = (target.clone(), given.clone());
+                tokio::spawn(async move {
+                    // Who is not there is not reached.
+                    let Ok(far) = tokio::net::TcpStream::connect(target).await else {
+                        return;
+                    };
+                    let (mut near_read, mut near_write) = near.into_split();
+                    let (mut far_read, mut far_write) = far.into_split();
+                    tokio::select! {
+                        () = as_allowed(&mut near_read, &mut far_write, &bytes) => {}
+                        _ = tokio::io::copy(&mut far_read, &mut near_write) => {}
+                    }
+                });
+            }
+        });
+        link
+    }
+
+    /// From now on it carries what [`allow`](Self::allow) says.
+    pub fn close(&self) {
+        self.bytes.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    pub fn open(&self) {
+        self.bytes.add_permits(Semaphore::MAX_PERMITS / 2);
+    }
+
+    /// What lets some more bytes pass.
+    pub fn allow(&self) -> impl Fn(usize) + Send + 'static {
+        let bytes = self.bytes.clone();
+        move |more| bytes.add_permits(more)
+    }
+}
+
+async fn as_allowed(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    allowed: &Semaphore,
+) {
+    let mut bytes = vec![0; 4 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        let permits = allowed.acquire_many(u32::try_from(count).unwrap()).await;
+        permits.unwrap().forget();
+        if to.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
 pub struct Cluster {
     dir: tempfile::TempDir,
     pub members: BTreeMap<NodeId, Member>,
     listeners: BTreeMap<NodeId, TcpListener>,
     pub nodes: BTreeMap<NodeId, Node>,
     pub snapshot_after: u64,
+    /// Addresses that all nodes dial at another address.
+    pub dial: BTreeMap<String, String>,
 }
 
 pub fn init_logs() {
@@ -215,6 +282,7 @@ impl Cluster {
             listeners,
             nodes: BTreeMap::new(),
             snapshot_after: 20_000,
+            dial: BTreeMap::new(),
         }
     }
 
@@ -247,6 +315,7 @@ impl Cluster {
     pub fn options(&self, id: NodeId) -> Options {
         let mut options = Options::new(id, CLUSTER, self.members.clone(), self.folder(id));
         options.snapshot_after = self.snapshot_after;
+        options.dial = self.dial.clone();
         options
     }
 

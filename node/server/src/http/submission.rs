@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::problem::Problem;
 use crate::config::{Ceilings, LEAST};
 use crate::languages;
+use crate::scheduler::KEPT_AT_LEAST;
 
 /// How often a job is tried before it ends with `internal_error`.
 const MAX_ATTEMPTS: u32 = 3;
@@ -196,7 +197,7 @@ impl Rules<'_> {
             limits: self.limits(&request.limits, &language.limits)?,
             labels: request.labels,
             isolation_key: request.isolation_key,
-            retention_ms: retention_s * 1000,
+            retention_ms: retention_s.max(KEPT_AT_LEAST.as_secs()) * 1000,
             max_attempts: MAX_ATTEMPTS,
         })
     }

@@ -1,14 +1,13 @@
 //! Clients: they submit with a key, retry through other nodes until they are answered, read, and sometimes cancel.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use quorun_consensus::Handle;
 use quorun_ledger::{
-    Command, IdempotencyKey, JobId, JobSpec, JobState, Limits, NodeId, Rejection, Reply, SourceFile,
+    Command, IdempotencyKey, JobId, JobSpec, JobState, NodeId, Rejection, Reply, SourceFile,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -51,17 +50,10 @@ fn spec(weight: usize) -> JobSpec {
             content: Bytes::from(vec![b'#'; weight]),
         }],
         entrypoint: "main".to_owned(),
-        stdin: Bytes::new(),
-        tests: Vec::new(),
-        stop_on_failure: false,
-        args: Vec::new(),
-        env: BTreeMap::new(),
-        limits: Limits::default(),
-        labels: Vec::new(),
-        isolation_key: None,
         retention_ms: 86_400_000,
         // No fault may use them up.
         max_attempts: 1_000,
+        ..JobSpec::default()
     }
 }
 

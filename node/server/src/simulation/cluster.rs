@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +28,8 @@ use crate::settings::{ClusterSettings, Effective};
 use crate::watchers::Watchers;
 
 const TICK: Duration = Duration::from_millis(2);
-const PORT: u16 = 7000;
+/// Of every node, for its peers.
+pub(super) const PORT: u16 = 7000;
 /// How long faults happen.
 const FAULTS: Duration = Duration::from_secs(20);
 /// How long everything may take to come to its end when there are no faults any more.
@@ -50,7 +51,7 @@ const EPOCH: Duration = Duration::from_secs(4_102_444_800);
 
 /// A node, as it outlives its processes.
 pub(super) struct Node {
-    id: NodeId,
+    pub(super) id: NodeId,
     data_dir: PathBuf,
     incarnation: Cell<u64>,
     handle: RefCell<Option<Handle>>,
@@ -58,7 +59,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("node-{}", self.id)
     }
 
@@ -70,8 +71,15 @@ impl Node {
         }
     }
 
+    /// The end of its log; 0 while there is no process.
+    pub(super) fn last_log(&self) -> u64 {
+        let handle = self.handle.borrow();
+        let status = handle.as_ref().map(|handle| handle.status());
+        status.map_or(0, |status| status.borrow().last_log_index)
+    }
+
     /// The term in which it leads.
-    fn leads(&self) -> Option<u64> {
+    pub(super) fn leads(&self) -> Option<u64> {
         let handle = self.handle.borrow();
         let status = handle.as_ref()?.status();
         let status = status.borrow();
@@ -242,25 +250,24 @@ struct Run<'a> {
     summary: Summary,
 }
 
-/// Runs a seed to its end. An error says what did not hold.
-pub(super) fn run(seed: u64) -> Result<Summary, String> {
-    let _entered = simulation::enter(seed);
-    let mut rng = SmallRng::seed_from_u64(seed);
-    let sync = SYNC[rng.random_range(0..SYNC.len())];
-    simulation::slow_disks(sync);
-    let count: usize = if rng.random_ratio(2, 3) { 3 } else { 5 };
-    let snapshot_after = rng.random_range(40..400);
-    let plan = faults::plan(&mut rng, count, FAULTS);
-
-    // The few files that are real need not reach a drive.
+/// A folder for the few files that are real. They need not reach a drive.
+pub(super) fn folder() -> Result<tempfile::TempDir, String> {
     let memory = std::path::Path::new("/dev/shm");
     let dir = if memory.is_dir() {
         tempfile::tempdir_in(memory)
     } else {
         tempfile::tempdir()
     };
-    let dir = dir.map_err(|error| error.to_string())?;
+    dir.map_err(|error| error.to_string())
+}
 
+/// A simulated network with nodes on it, and what is seen of them.
+pub(super) fn hosts<'a>(
+    seed: u64,
+    count: usize,
+    snapshot_after: u64,
+    dir: &Path,
+) -> (Sim<'a>, Vec<Rc<Node>>, Shared) {
     let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .tick_duration(TICK)
@@ -285,7 +292,7 @@ pub(super) fn run(seed: u64) -> Result<Summary, String> {
         .map(|id| {
             Rc::new(Node {
                 id: *id,
-                data_dir: dir.path().join(id.to_string()),
+                data_dir: dir.join(id.to_string()),
                 incarnation: Cell::new(0),
                 handle: RefCell::default(),
                 requests: RefCell::default(),
@@ -303,6 +310,21 @@ pub(super) fn run(seed: u64) -> Result<Summary, String> {
             )
         });
     }
+    (sim, nodes, history)
+}
+
+/// Runs a seed to its end. An error says what did not hold.
+pub(super) fn run(seed: u64) -> Result<Summary, String> {
+    let _entered = simulation::enter(seed);
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let sync = SYNC[rng.random_range(0..SYNC.len())];
+    simulation::slow_disks(sync);
+    let count: usize = if rng.random_ratio(2, 3) { 3 } else { 5 };
+    let snapshot_after = rng.random_range(40..400);
+    let plan = faults::plan(&mut rng, count, FAULTS);
+
+    let dir = folder()?;
+    let (mut sim, nodes, history) = hosts(seed, count, snapshot_after, dir.path());
     let nodes = Rc::new(nodes);
     let stop = Rc::new(Cell::new(false));
     for number in 0..CLIENTS {

@@ -25,6 +25,7 @@ mod client;
 mod cluster;
 mod faults;
 mod history;
+mod stale_read;
 mod worker;
 
 use std::cell::RefCell;

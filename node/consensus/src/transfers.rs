@@ -1,0 +1,202 @@
+//! When snapshots are built: after every so many entries, or as soon as they have changed much of the ledger, but not while
+//! a follower is brought up with one.
+//!
+//! What a snapshot covers may be purged from the log, and a follower that has received one goes on with the log behind
+//! it. If the next ones were built while it receives the first, the log that it needs then would be gone: it would
+//! get another snapshot, and, as long as the load is what it is, another one after that. So the log waits for
+//! followers that are on their way: none is built while a transfer is under way, nor until that follower is as close as
+//! followers must be that are brought up by the log.
+//!
+//! That has a bound, because the log must have one: after [`MOST`] times as much as usual a snapshot is built
+//! whoever waits. A link that is too slow for that many entries is too slow for the cluster's load.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use openraft::RaftMetrics;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use parking_lot::Mutex;
+use quorun_ledger::NodeId;
+use tokio::sync::Notify;
+
+use crate::ledger_store::LedgerStore;
+use crate::types::{Raft, TypeConfig, next_index};
+
+/// So many times as much as usual may lie in the log for the sake of followers.
+const MOST: u64 = 16;
+
+/// The followers that are brought up with a snapshot. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Transfers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    followers: Mutex<BTreeMap<NodeId, Stage>>,
+    /// A transfer has ended.
+    news: Notify,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// So many transfers to it are under way: one, or for a moment a new one and one that was given up.
+    Receives(u32),
+    /// It has the snapshot, and now reads the log behind it.
+    CatchesUp,
+}
+
+/// A transfer that is under way until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    transfers: Transfers,
+    to: NodeId,
+    delivered: bool,
+}
+
+impl Transfers {
+    /// A snapshot is about to be sent.
+    pub(crate) fn begin(&self, to: NodeId) -> Transfer {
+        let mut followers = self.inner.followers.lock();
+        let stage = followers.entry(to).or_insert(Stage::Receives(0));
+        *stage = match *stage {
+            Stage::Receives(count) => Stage::Receives(count + 1),
+            Stage::CatchesUp => Stage::Receives(1),
+        };
+        Transfer {
+            transfers: self.clone(),
+            to,
+            delivered: false,
+        }
+    }
+
+    /// Whether somebody needs the log as it is. `matched` is how much of it each follower has; nothing where this node does
+    /// not lead.
+    fn wait(&self, matched: &BTreeMap<NodeId, u64>, last: u64, close: u64) -> bool {
+        let mut followers = self.inner.followers.lock();
+        followers.retain(|id, stage| match stage {
+            Stage::Receives(_) => true,
+            Stage::CatchesUp => matched
+                .get(id)
+                .is_some_and(|matched| last.saturating_sub(*matched) > close),
+        });
+        !followers.is_empty()
+    }
+
+    /// Nobody is waited for any longer who is not in the middle of a transfer.
+    fn give_up(&self) {
+        let mut followers = self.inner.followers.lock();
+        followers.retain(|_, stage| matches!(stage, Stage::Receives(_)));
+    }
+}
+
+impl Transfer {
+    /// The follower has the snapshot.
+    pub(crate) fn delivered(mut self) {
+        self.delivered = true;
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let inner = &self.transfers.inner;
+        let mut followers = inner.followers.lock();
+        match followers.get_mut(&self.to) {
+            Some(Stage::Receives(count)) if *count > 1 => *count -= 1,
+            Some(stage) if self.delivered => *stage = Stage::CatchesUp,
+            _ => drop(followers.remove(&self.to)),
+        }
+        drop(followers);
+        inner.news.notify_one();
+    }
+}
+
+/// Whether a snapshot is to be built now. `changed` is how many times as much was changed as calls for one.
+fn is_due(
+    metrics: &RaftMetrics<TypeConfig>,
+    transfers: &Transfers,
+    after: u64,
+    changed: u64,
+) -> bool {
+    let applied = next_index(metrics.last_applied.as_ref());
+    let since = applied.saturating_sub(next_index(metrics.snapshot.as_ref()));
+    if since < after && changed == 0 {
+        return false;
+    }
+    if since >= after.saturating_mul(MOST) || changed >= MOST {
+        transfers.give_up();
+        return true;
+    }
+    let matched = metrics.replication.iter().flatten();
+    let matched = matched
+        .map(|(id, matched)| (*id, next_index(matched.as_ref())))
+        .collect();
+    let last = metrics.last_log_index.map_or(0, |index| index + 1);
+    !transfers.wait(&matched, last, after / 4)
+}
+
+/// Has a snapshot built whenever one is due, until Raft has ended.
+pub(crate) async fn run(raft: Raft, transfers: Transfers, ledger: LedgerStore, after: u64) {
+    let mut metrics = raft.metrics();
+    // What the last one covered when it was asked for: it is asked for once.
+    let mut asked = None;
+    loop {
+        let due = {
+            let now = metrics.borrow_and_update();
+            if now.running_state.is_err() {
+                return;
+            }
+            let covered = next_index(now.snapshot.as_ref());
+            let due = asked != Some(covered) && is_due(&now, &transfers, after, ledger.changed());
+            due.then_some(covered)
+        };
+        if let Some(covered) = due {
+            if raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+            asked = Some(covered);
+        }
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { return },
+            () = transfers.inner.news.notified() => {}
+            () = ledger.grown() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matched(of: NodeId, index: u64) -> BTreeMap<NodeId, u64> {
+        BTreeMap::from([(of, index)])
+    }
+
+    #[test]
+    fn the_log_waits_for_who_receives_and_then_for_who_catches_up() {
+        let transfers = Transfers::default();
+        assert!(!transfers.wait(&matched(2, 0), 1_000, 10));
+        let first = transfers.begin(2);
+        let second = transfers.begin(2);
+        drop(first);
+        assert!(transfers.wait(&matched(2, 0), 1_000, 10), "another one");
+        transfers.give_up();
+        assert!(transfers.wait(&matched(2, 0), 1_000, 10), "it receives");
+        second.delivered();
+        assert!(transfers.wait(&matched(2, 900), 1_000, 10), "far behind");
+        assert!(!transfers.wait(&matched(2, 995), 1_000, 10), "close");
+        assert!(!transfers.wait(&matched(2, 0), 1_000, 10), "done with");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_transfer_that_has_failed_nor_when_this_node_leads_no_more() {
+        let transfers = Transfers::default();
+        drop(transfers.begin(3));
+        assert!(!transfers.wait(&matched(3, 0), 1_000, 10));
+        transfers.begin(3).delivered();
+        assert!(!transfers.wait(&BTreeMap::new(), 1_000, 10));
+        transfers.begin(3).delivered();
+        transfers.give_up();
+        assert!(!transfers.wait(&matched(3, 0), 1_000, 10));
+    }
+}
