@@ -38,7 +38,6 @@ enum Command {
     /// Look at a cluster, and change it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
-    /// Put a cluster under load, check every answer, and measure
     Bench(Box<bench::BenchArgs>),
     /// Exit with 0 if a node can take requests and work, with 1 otherwise
     Health(health::HealthArgs),

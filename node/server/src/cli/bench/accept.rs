@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What the queue of a cluster of its own may hold.
 const QUEUE: u64 = 10_000_000;
 
-/// How fast submissions are accepted while nothing is executed.
+/// How fast submissions are accepted while nothing is executed: all nodes are drained for it.
 ///
 /// All nodes are drained through the HTTP API, so that what is accepted only waits; at the end every job is looked up, cancelled, and the
 /// nodes are given work again, also after Ctrl-C. Not for a cluster that others use: their jobs wait meanwhile.

@@ -28,7 +28,7 @@ const WARM: u64 = 10;
 /// Jobs of the rates have numbers of their own.
 const RATES_FROM: u64 = 1 << 40;
 
-/// The cluster beside bare processes and `docker run`.
+/// The cluster beside bare processes and `docker run`, in alternation.
 ///
 /// In every round the same Python program is run in each way, in turn: one at a time for the latency, then as many at a
 /// time as --clients for the rate. Absolute times mean little on a machine that does other things; the differences and

@@ -35,7 +35,7 @@ const PROBES_FROM: u64 = 1 << 40;
 /// How far the numbers of two probes are apart.
 const PROBE_SPAN: u64 = 1 << 32;
 
-/// Kills the leader of a cluster of its own under load.
+/// Kills the leader of a cluster of its own under load: how long until the next job is accepted.
 ///
 /// Starts nodes as child processes, puts a mix of programs on them, and kills the leader (SIGKILL) again and again; it is started
 /// again when the next job has been accepted. Beside the load, probes submit small jobs one after the other and do not
@@ -179,9 +179,8 @@ pub async fn failover(args: FailoverArgs, interrupt: &Interrupt) -> anyhow::Resu
     let all = async { tokio::join!(load, all_probes, killing).2 };
     let mut shown_end = end.clone();
     shown_end.at = args.duration.map(|duration| record.begin() + duration);
-    let kills = interrupt
-        .or(shown(&nodes, &record, &shown_end, all))
-        .await??;
+    let all = Box::pin(shown(&nodes, &record, &shown_end, all));
+    let kills = interrupt.or(all).await??;
     let mut figures = record.figures();
     let loaded = figures.accepted.len();
     // The probes' jobs are looked up as well: they were accepted around the kills.
@@ -267,8 +266,8 @@ async fn kill_all(
         }
         let node = leader(nodes, args.cluster.nodes).await?;
         let killed = Instant::now();
-        local.kill(node).await?;
         record.event(format!("leader (node {node}) killed"));
+        local.kill(node).await?;
         let accepted = accepted_after(log, killed).await?;
         let gap = accepted.saturating_duration_since(killed);
         record.event(format!(
@@ -365,7 +364,7 @@ fn told(
         gaps.note(kill.gap);
     }
     let mut report = Report::new("failover", "The leader killed under load");
-    report.set("nodes", args.cluster.nodes);
+    report.set("nodes", u64::from(args.cluster.nodes));
     report.set("executor", args.executor.name());
     report.set("load", shape.words());
     report.set("mix", shape.mix.to_string());

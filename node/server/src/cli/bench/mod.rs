@@ -58,15 +58,12 @@ pub struct BenchArgs {
     run: run::RunArgs,
 }
 
+/// What each of them is stands at its arguments.
 #[derive(Debug, Subcommand)]
 enum Mode {
-    /// How fast submissions are accepted while nothing is executed: all nodes are drained for it
     Accept(Box<accept::AcceptArgs>),
-    /// How fast jobs go through a cluster of its own that executes nothing
     Noop(Box<noop::NoopArgs>),
-    /// Kills the leader of a cluster of its own under load: how long until the next job is accepted
     Failover(Box<failover::FailoverArgs>),
-    /// The cluster beside bare processes and `docker run`, in alternation
     Baseline(Box<baseline::BaselineArgs>),
 }
 

@@ -84,8 +84,11 @@ pub async fn noop(args: NoopArgs, interrupt: &Interrupt) -> anyhow::Result<Repor
     report.note(
         "NOTHING was executed: the nodes have the no-op executor, which accepts every job at once",
     );
-    report.set("nodes", cluster.nodes);
-    report.set("slots of each node", cluster.slots.unwrap_or(SLOTS));
+    report.set("nodes", u64::from(cluster.nodes));
+    report.set(
+        "slots of each node",
+        u64::from(cluster.slots.unwrap_or(SLOTS)),
+    );
     report.set("load", shape.words());
     report.set("least source", format!("{} bytes", args.source));
     report.load(figures, Some(verified));
@@ -95,7 +98,7 @@ pub async fn noop(args: NoopArgs, interrupt: &Interrupt) -> anyhow::Result<Repor
 
 /// What the nodes held at the end.
 pub fn put_memory(report: &mut Report, memory: &[(u16, f64, f64)]) {
-    report.tables.push(Table {
+    report.more_tables.push(Table {
         title: "Memory of the nodes, MiB".to_owned(),
         columns: ["", "at the end", "at most"].map(str::to_owned).to_vec(),
         rows: memory

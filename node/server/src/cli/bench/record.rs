@@ -308,7 +308,8 @@ impl Record {
         let counts = &mut inner.figures.counts;
         counts.sent += 1;
         counts.warm += u64::from(warm);
-        if !warm {
+        // In a closed loop nothing is planned before it is sent.
+        if !warm && sent_at != planned {
             inner
                 .figures
                 .late
@@ -321,7 +322,7 @@ impl Record {
         }
         let total = done.saturating_duration_since(planned);
         match sent.outcome {
-            Outcome::Finished(finished) => inner.finished(job, finished, total, warm),
+            Outcome::Finished(finished) => inner.finished(job, &finished, total, warm),
             Outcome::Accepted(id) => {
                 inner.figures.counts.accepted += 1;
                 inner.second().correct += 1;
@@ -430,7 +431,7 @@ impl Inner {
         }
     }
 
-    fn finished(&mut self, job: &Prepared, finished: Finished, total: Duration, warm: bool) {
+    fn finished(&mut self, job: &Prepared, finished: &Finished, total: Duration, warm: bool) {
         let figures = &mut self.figures;
         figures.accepted.push(Accepted {
             number: job.number,
@@ -438,7 +439,7 @@ impl Inner {
             digest: Some(finished.digest()),
         });
         figures.counts.retried += u64::from(finished.attempts > 1);
-        if let Err(wrong) = job.expected.check(&finished) {
+        if let Err(wrong) = job.expected.check(finished) {
             figures.counts.wrong += 1;
             figures.programs[job.program.place()].wrong += 1;
             if figures.examples.len() < EXAMPLES {

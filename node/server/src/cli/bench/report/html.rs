@@ -49,13 +49,12 @@ pub fn html(report: &Report) -> String {
     for note in &report.notes {
         let _ = write!(out, "<p class=\"note\">{}</p>", escape(note));
     }
-    // What a benchmark is about comes before the load that it needed.
     for table in &report.tables {
         put_table(&mut out, table);
     }
     put_curves(&mut out, report);
-    for table in load_tables(report) {
-        put_table(&mut out, &table);
+    for table in load_tables(report).iter().chain(&report.more_tables) {
+        put_table(&mut out, table);
     }
     if let Some(verified) = &report.verified {
         let _ = write!(

@@ -36,6 +36,28 @@ pub struct Table {
     pub note: String,
 }
 
+/// How something was set, as it is shown.
+#[derive(Clone, Debug)]
+pub struct Setting(String);
+
+impl From<String> for Setting {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Setting {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<u64> for Setting {
+    fn from(number: u64) -> Self {
+        Self(number.to_string())
+    }
+}
+
 /// Everything that was found.
 #[derive(Debug)]
 pub struct Report {
@@ -51,8 +73,10 @@ pub struct Report {
     pub headlines: Vec<Headline>,
     /// What the reader has to know.
     pub notes: Vec<String>,
-    /// What a benchmark has beside a load.
+    /// What a benchmark is about, beside or instead of a load.
     pub tables: Vec<Table>,
+    /// What may be of interest as well.
+    pub more_tables: Vec<Table>,
     /// The same for programs.
     pub extra: Map<String, Value>,
     /// The load.
@@ -73,6 +97,7 @@ impl Report {
             headlines: Vec::new(),
             notes: Vec::new(),
             tables: Vec::new(),
+            more_tables: Vec::new(),
             extra: Map::new(),
             figures: None,
             verified: None,
@@ -81,8 +106,8 @@ impl Report {
     }
 
     /// Notes how the benchmark was set.
-    pub fn set(&mut self, name: &str, value: impl ToString) {
-        self.settings.push((name.to_owned(), value.to_string()));
+    pub fn set(&mut self, name: &str, value: impl Into<Setting>) {
+        self.settings.push((name.to_owned(), value.into().0));
     }
 
     /// Adds what the reader has to know.
@@ -103,11 +128,12 @@ impl Report {
     /// Adds what a load has given.
     pub fn load(&mut self, figures: Figures, verified: Option<Verified>) {
         let counts = figures.counts;
-        self.headline(
-            "jobs per second",
-            format!("{:.1}", per_second(&figures)),
-            None,
-        );
+        let rate = if counts.accepted > 0 {
+            "accepted per second"
+        } else {
+            "jobs per second"
+        };
+        self.headline(rate, format!("{:.1}", per_second(&figures)), None);
         for (name, part) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)] {
             self.headline(name, format!("{} ms", digits(figures.total.ms(part))), None);
         }

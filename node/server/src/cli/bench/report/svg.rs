@@ -13,6 +13,8 @@ const LEFT: f64 = 52.0;
 const RIGHT: f64 = 74.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 26.0;
+/// What is shorter is drawn as if it were this, milliseconds.
+const FLOOR_MS: f64 = 0.1;
 /// Room that a name needs.
 const LINE: f64 = 14.0;
 
@@ -111,7 +113,7 @@ fn log_ticks(low: f64, high: f64) -> Vec<f64> {
 fn ms(value: f64) -> String {
     if value >= 1000.0 {
         let seconds = value / 1000.0;
-        format!("{} s", seconds)
+        format!("{seconds} s")
     } else {
         format!("{value} ms")
     }
@@ -335,12 +337,13 @@ fn digits_of(tick: f64) -> String {
     }
 }
 
-/// The range of some times, for a logarithmic axis.
+/// The range of some times, for a logarithmic axis. Times in whole milliseconds may be 0, which such an axis does not
+/// have: they lie on its floor.
 fn range(values: impl Iterator<Item = f64> + Clone) -> Option<(f64, f64)> {
     let some = values.filter(|value| *value > 0.0);
-    let low = some.clone().fold(f64::INFINITY, f64::min);
+    let low = some.clone().fold(f64::INFINITY, f64::min).max(FLOOR_MS);
     let high = some.fold(0.0, f64::max);
-    (high > 0.0).then(|| (low * 0.8, (high * 1.15).max(low * 2.0)))
+    (high > FLOOR_MS).then(|| (low * 0.8, (high * 1.15).max(low * 2.0)))
 }
 
 /// Latency over time, with marks.

@@ -14,14 +14,17 @@ pub fn text(report: &Report) -> String {
         let _ = writeln!(out, "  {name}: {value}");
     }
     out.push('\n');
+    let names = report.headlines.iter().map(|h| h.name.chars().count());
+    let width = names.max().unwrap_or(0) + 2;
     for headline in &report.headlines {
         let mark = match headline.good {
             Some(false) => "  <-- NOT AS IT MUST BE",
             _ => "",
         };
-        let _ = writeln!(out, "  {:<26} {}{mark}", headline.name, headline.value);
+        let _ = writeln!(out, "  {:<width$}{}{mark}", headline.name, headline.value);
     }
-    for table in load_tables(report).iter().chain(&report.tables) {
+    let load = load_tables(report);
+    for table in report.tables.iter().chain(&load).chain(&report.more_tables) {
         put(&mut out, table);
     }
     if let Some(figures) = &report.figures {
