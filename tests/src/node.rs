@@ -24,6 +24,8 @@ pub enum Executor {
     Process,
     /// Containers.
     Docker,
+    /// Nothing is executed.
+    Noop,
 }
 
 impl Executor {
@@ -33,6 +35,7 @@ impl Executor {
         match self {
             Self::Process => "process",
             Self::Docker => "docker",
+            Self::Noop => "noop",
         }
     }
 }

@@ -44,6 +44,8 @@ pub(crate) enum MakeError {
 pub(crate) enum Engine {
     Docker(Box<Docker>),
     Process(Processes),
+    /// Makes nothing; see [`crate::noop`].
+    Noop,
     #[cfg(test)]
     Fake(crate::fake::Fake),
 }
@@ -66,6 +68,10 @@ impl Engine {
                 image: "process".to_owned(),
                 memory_kb: 0,
             },
+            Self::Noop => Key {
+                image: "noop".to_owned(),
+                memory_kb: 0,
+            },
         }
     }
 
@@ -74,6 +80,9 @@ impl Engine {
         match self {
             Self::Docker(docker) => docker.make(key).await,
             Self::Process(processes) => processes.make().await,
+            Self::Noop => Err(MakeError::Other(
+                "the no-op executor has no sandboxes".to_owned(),
+            )),
             #[cfg(test)]
             Self::Fake(fake) => fake.make(key).await,
         }
@@ -84,6 +93,7 @@ impl Engine {
         match self {
             Self::Docker(docker) => docker.remove(made).await,
             Self::Process(processes) => processes.remove(made).await,
+            Self::Noop => {}
             #[cfg(test)]
             Self::Fake(fake) => fake.remove(made).await,
         }
@@ -140,6 +150,7 @@ impl Engine {
         match self {
             Self::Docker(docker) => docker.remove_all().await,
             Self::Process(processes) => processes.remove_all().await,
+            Self::Noop => {}
             #[cfg(test)]
             Self::Fake(fake) => fake.remove_all(),
         }

@@ -15,6 +15,7 @@ mod executor;
 mod fake;
 mod input;
 mod live;
+mod noop;
 mod options;
 mod pool;
 mod process;

@@ -9,6 +9,8 @@ pub enum Kind {
     Docker,
     /// Child processes of the node. Nothing is isolated.
     Process,
+    /// Nothing: every attempt ends at once. Only for measuring what is around the execution.
+    Noop,
 }
 
 /// Whose sandboxes these are. On an engine that several nodes share, each finds its own by them.

@@ -23,6 +23,20 @@ pub enum ExecutorKind {
     Docker,
     /// Plain processes on this machine. They are NOT isolated: only for trusted programs and tests.
     Process,
+    /// Nothing: every job ends at once, accepted and without output. Only for measuring (`quorun bench noop`).
+    #[value(hide = true)]
+    Noop,
+}
+
+impl ExecutorKind {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Process => "process",
+            Self::Noop => "noop",
+        }
+    }
 }
 
 impl From<ExecutorKind> for Kind {
@@ -30,6 +44,7 @@ impl From<ExecutorKind> for Kind {
         match kind {
             ExecutorKind::Docker => Self::Docker,
             ExecutorKind::Process => Self::Process,
+            ExecutorKind::Noop => Self::Noop,
         }
     }
 }
@@ -450,7 +465,8 @@ impl Config {
         let runtime = settings.runtime.filter(|name| !name.is_empty());
         ensure!(
             runtime.is_none() || executor == ExecutorKind::Docker,
-            "--runtime is for --executor docker; the process executor has none"
+            "--runtime is for --executor docker; the {} executor has none",
+            executor.name()
         );
         let replace_voter = settings.replace_voter_s.unwrap_or(300);
         ensure!(

@@ -1,26 +1,20 @@
 //! `quorun dev`.
 
-use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use clap::Args;
 use futures::stream::{FuturesUnordered, StreamExt};
-use http::{Method, StatusCode};
-use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::Client;
+use super::local::{self, Folder, Node, Plan};
 use super::usage;
 use crate::config::ExecutorKind;
 
-/// How far above its HTTP port a node's peer port is.
-const PEER_OFFSET: u16 = 10_000;
 /// Pause before a node that was killed is started again.
 const RESTART_AFTER: Duration = Duration::from_secs(2);
-/// How long the nodes may take to end by themselves.
-const END: Duration = Duration::from_secs(30);
 
 /// Run a whole cluster on this machine.
 #[derive(Args, Clone, Debug)]
@@ -45,113 +39,46 @@ pub struct DevArgs {
     log: String,
 }
 
-/// One node of the cluster.
-struct Node {
-    id: u16,
-    child: Child,
-    /// The node ends when this is closed, also when this process is killed. Waiting for a child closes the stdin that it
-    /// still has, so it is kept here.
-    _stdin: Option<ChildStdin>,
-}
-
-impl Node {
-    fn new(id: u16, mut child: Child) -> Self {
-        Self {
-            id,
-            _stdin: child.stdin.take(),
-            child,
-        }
-    }
-}
-
 /// Runs the cluster until Ctrl-C.
 pub async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
-    check(&args).map_err(|error| usage(&error))?;
-    let program = std::env::current_exe().context("find this program")?;
-    let (data, temporary) = match &args.data {
-        Some(dir) => (dir.clone(), false),
-        None => {
-            let name = format!("quorun-dev-{}", std::process::id());
-            (std::env::temp_dir().join(name), true)
-        }
+    let mut plan = Plan {
+        nodes: args.nodes,
+        http: args.http,
+        executor: args.executor,
+        data: args.data.clone().unwrap_or_default(),
+        slots: args.slots,
+        cluster: "dev".to_owned(),
+        log: args.log,
+        log_files: false,
+        more: Vec::new(),
     };
+    plan.check().map_err(|error| usage(&error))?;
+    let temporary = match args.data {
+        Some(_) => None,
+        None => Some(Folder::new("dev")?),
+    };
+    if let Some(folder) = &temporary {
+        folder.path().clone_into(&mut plan.data);
+    }
     let mut nodes = Vec::new();
-    for id in 1..=args.nodes {
-        let child = start(&program, &args, &data, id)?;
-        nodes.push(Node::new(id, child));
+    for id in 1..=plan.nodes {
+        nodes.push(plan.start(id)?);
     }
-    let result = supervise(&program, &args, &data, &mut nodes).await;
-    end(nodes).await;
-    if temporary {
-        let _ = std::fs::remove_dir_all(&data);
-    }
+    let result = supervise(&plan, &mut nodes).await;
+    local::end(nodes).await;
+    drop(temporary);
     result.map(|()| ExitCode::SUCCESS)
 }
 
-fn check(args: &DevArgs) -> anyhow::Result<()> {
-    ensure!(
-        (1..=5).contains(&args.nodes),
-        "--nodes {} is out of range; 1 to 5",
-        args.nodes
-    );
-    let highest = u32::from(args.http) + u32::from(args.nodes) + u32::from(PEER_OFFSET);
-    ensure!(
-        args.http > 0 && highest <= 65_536,
-        "--http {} is out of range; the peers listen {PEER_OFFSET} ports above it",
-        args.http
-    );
-    Ok(())
-}
-
-fn http_port(args: &DevArgs, id: u16) -> u16 {
-    args.http + id - 1
-}
-
-fn url(args: &DevArgs, id: u16) -> String {
-    format!("http://127.0.0.1:{}", http_port(args, id))
-}
-
-fn start(program: &Path, args: &DevArgs, data: &Path, id: u16) -> anyhow::Result<Child> {
-    let peers: Vec<String> = (1..=args.nodes)
-        .map(|id| format!("{id}=127.0.0.1:{}", http_port(args, id) + PEER_OFFSET))
-        .collect();
-    let executor = match args.executor {
-        ExecutorKind::Docker => "docker",
-        ExecutorKind::Process => "process",
-    };
-    let mut command = Command::new(program);
-    command
-        .arg("serve")
-        .args(["--id", &id.to_string()])
-        .args(["--peers", &peers.join(",")])
-        .args(["--http", &format!("127.0.0.1:{}", http_port(args, id))])
-        .arg("--data")
-        .arg(data.join(format!("node{id}")))
-        .args(["--executor", executor])
-        .args(["--cluster", "dev"])
-        .args(["--log", &args.log])
-        .arg("--until-stdin-closes")
-        .stdin(Stdio::piped())
-        // Ctrl-C at a terminal goes to the group of the foreground; these are ended one by one, by SIGTERM.
-        .process_group(0);
-    if let Some(slots) = args.slots {
-        command.args(["--slots", &slots.to_string()]);
-    }
-    command
-        .spawn()
-        .with_context(|| format!("start node {id} as {}", program.display()))
-}
-
-async fn supervise(
-    program: &Path,
-    args: &DevArgs,
-    data: &Path,
-    nodes: &mut Vec<Node>,
-) -> anyhow::Result<()> {
+async fn supervise(plan: &Plan, nodes: &mut Vec<Node>) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    println!("starting {} nodes, data in {}", args.nodes, data.display());
-    let ready = all_ready(args);
+    println!(
+        "starting {} nodes, data in {}",
+        plan.nodes,
+        plan.data.display()
+    );
+    let ready = plan.all_ready();
     tokio::pin!(ready);
     let mut announced = false;
     loop {
@@ -167,7 +94,7 @@ async fn supervise(
                 result?;
                 announced = true;
                 drop(ended);
-                announce(args, nodes);
+                announce(plan, nodes);
                 continue;
             }
             Some((place, status)) = ended.next() => (place, status.context("wait for a node")?),
@@ -189,14 +116,14 @@ async fn supervise(
             _ = terminate.recv() => return Ok(()),
             () = tokio::time::sleep(RESTART_AFTER) => {}
         }
-        let child = start(program, args, data, node.id)?;
+        let node = plan.start(node.id)?;
         println!(
             "node {}  {}  pid {}",
             node.id,
-            url(args, node.id),
-            pid(&child)
+            plan.url(node.id),
+            node.pid()
         );
-        nodes.push(Node::new(node.id, child));
+        nodes.push(node);
     }
 }
 
@@ -204,61 +131,25 @@ fn was_killed(status: ExitStatus) -> bool {
     std::os::unix::process::ExitStatusExt::signal(&status).is_some()
 }
 
-fn pid(child: &Child) -> u32 {
-    child.id().unwrap_or(0)
-}
-
-fn announce(args: &DevArgs, nodes: &[Node]) {
+fn announce(plan: &Plan, nodes: &[Node]) {
     println!();
     for node in nodes {
         println!(
             "node {}  {}  pid {}",
             node.id,
-            url(args, node.id),
-            pid(&node.child)
+            plan.url(node.id),
+            node.pid()
         );
     }
     println!();
     println!(
         "run a program:  curl --data-binary 'print(6*7)' {}/lang/python",
-        url(args, 1)
+        plan.url(1)
     );
     println!(
         "look around:    quorun cluster status --url {}",
-        url(args, 1)
+        plan.url(1)
     );
     println!("lose a node:    kill -9 one of the pids above, and post on; it is started again");
     println!("end:            Ctrl-C");
-}
-
-/// Waits until every node takes requests and work.
-async fn all_ready(args: &DevArgs) -> anyhow::Result<()> {
-    for id in 1..=args.nodes {
-        let client = Client::new(&url(args, id))?;
-        while !matches!(
-            client.json(Method::GET, "/readyz", None).await,
-            Ok((StatusCode::OK, _))
-        ) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-    Ok(())
-}
-
-/// Ends all nodes: kindly at first.
-async fn end(nodes: Vec<Node>) {
-    for node in &nodes {
-        let pid = node
-            .child
-            .id()
-            .and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-        if let Some(pid) = pid {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-    }
-    for mut node in nodes {
-        if tokio::time::timeout(END, node.child.wait()).await.is_err() {
-            let _ = node.child.kill().await;
-        }
-    }
 }

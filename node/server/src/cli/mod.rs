@@ -1,9 +1,11 @@
 //! The command line.
 
+mod bench;
 pub mod client;
 mod cluster;
 mod dev;
 mod health;
+mod local;
 mod run;
 mod serve;
 
@@ -36,6 +38,7 @@ enum Command {
     /// Look at a cluster, and change it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    Bench(Box<bench::BenchArgs>),
     /// Exit with 0 if a node can take requests and work, with 1 otherwise
     Health(health::HealthArgs),
 }
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
             Command::Dev(args) => dev::dev(args).await,
             Command::Run(args) => run::run(args).await,
             Command::Cluster(command) => cluster::cluster(command).await,
+            Command::Bench(args) => bench::bench(*args).await,
             Command::Health(args) => health::health(args).await,
         }
     });
