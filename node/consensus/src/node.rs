@@ -251,6 +251,7 @@ where
         peers: peers.clone(),
         status: status.clone(),
         eligible,
+        queue: options.queue,
         patience: 2 * options.election_max,
     });
     tokio::spawn(proposing);

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use quorun_consensus::{ClusterId, Member};
 use quorun_executor::{Kind, Options};
-use quorun_ledger::{Language, Limits, NodeId};
+use quorun_ledger::{Language, Limits, NodeId, QueueBound};
 use serde::Deserialize;
 
 use crate::join::Place;
@@ -132,6 +132,9 @@ pub struct Settings {
     /// Jobs that may wait before new ones are turned away [default: 100000]
     #[arg(long, env = "QUORUN_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<u64>,
+    /// What the waiting jobs may hold before new ones are turned away, MiB [default: 1024]
+    #[arg(long, env = "QUORUN_MAX_QUEUE_MB", value_name = "MB")]
+    pub max_queue_mb: Option<u64>,
     /// Finished jobs are kept this long, seconds [default: 86400]
     #[arg(long, env = "QUORUN_RETENTION_S", value_name = "S")]
     pub retention_s: Option<u64>,
@@ -198,6 +201,7 @@ impl Settings {
             max_file_kb,
             max_stack_kb,
             max_queue,
+            max_queue_mb,
             retention_s,
             retention_mb,
             min_free_mb,
@@ -231,8 +235,8 @@ pub struct Ceilings {
     pub stdin_bytes: usize,
     /// The limits of the run step; [`LEAST`] is the other end.
     pub limits: Limits,
-    /// Jobs that may wait.
-    pub queue: u64,
+    /// Jobs that may wait, and what they may hold.
+    pub queue: QueueBound,
 }
 
 /// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
@@ -487,7 +491,12 @@ impl Config {
                 source_bytes: kib(source_kb),
                 stdin_bytes: kib(stdin_kb),
                 limits: most,
-                queue: settings.max_queue.unwrap_or(100_000),
+                queue: QueueBound {
+                    jobs: settings.max_queue.unwrap_or(100_000),
+                    bytes: settings
+                        .max_queue_mb
+                        .map_or(1 << 30, |mb| mb.saturating_mul(1 << 20)),
+                },
             },
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,

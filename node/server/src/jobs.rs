@@ -9,7 +9,7 @@ use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
     Command, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId, Output,
-    Rejection, Reply,
+    QueueBound, Rejection, Reply,
 };
 use tracing::info;
 
@@ -31,11 +31,23 @@ pub enum Error {
         /// The job that has the key.
         job: JobId,
     },
-    /// Too many jobs wait.
-    #[error("{queued} jobs are waiting, which is the most that this cluster accepts")]
+    /// As many jobs wait as may.
+    #[error("{jobs} jobs are waiting, which is the most that this cluster accepts")]
     QueueFull {
         /// Waiting jobs.
-        queued: u64,
+        jobs: u64,
+        /// How many may wait.
+        limit: u64,
+    },
+    /// The waiting jobs hold as much as they may.
+    #[error(
+        "the waiting jobs hold {bytes} bytes; with this one it would be more than the {limit} that this cluster keeps"
+    )]
+    QueueHeavy {
+        /// What they hold.
+        bytes: u64,
+        /// What they may hold.
+        limit: u64,
     },
     /// This node's disk has little room.
     #[error(transparent)]
@@ -65,6 +77,17 @@ pub enum Error {
     Ledger(#[from] ReadFailed),
 }
 
+impl Error {
+    /// What a rejection by the queue's bounds is to the client.
+    pub(crate) const fn of_queue(rejection: &Rejection) -> Option<Self> {
+        match *rejection {
+            Rejection::QueueFull { jobs, limit } => Some(Self::QueueFull { jobs, limit }),
+            Rejection::QueueHeavy { bytes, limit } => Some(Self::QueueHeavy { bytes, limit }),
+            _ => None,
+        }
+    }
+}
+
 /// A job with what it printed.
 #[derive(Clone, Debug)]
 pub struct Details {
@@ -85,7 +108,7 @@ struct Inner {
     consensus: Handle,
     watchers: Watchers,
     outputs: Outputs,
-    max_queue: u64,
+    queue: QueueBound,
     disk: DiskSpace,
 }
 
@@ -97,7 +120,7 @@ impl Jobs {
         consensus: Handle,
         watchers: Watchers,
         outputs: Outputs,
-        max_queue: u64,
+        queue: QueueBound,
         disk: DiskSpace,
     ) -> Self {
         Self {
@@ -106,7 +129,7 @@ impl Jobs {
                 consensus,
                 watchers,
                 outputs,
-                max_queue,
+                queue,
                 disk,
             }),
         }
@@ -231,10 +254,11 @@ impl Inner {
             return Err(low.into());
         }
         let counters = ledger::read(&self.consensus, quorun_ledger::View::counters).await?;
-        if counters.queued >= self.max_queue {
-            return Err(Error::QueueFull {
-                queued: counters.queued,
-            });
+        let (queued, bytes) = (counters.queued, counters.queued_bytes);
+        if let Some(rejection) = self.queue.refuses(queued, bytes, spec.weight())
+            && let Some(error) = Error::of_queue(&rejection)
+        {
+            return Err(error);
         }
         let id = JobId::new(uuid::Uuid::now_v7());
         let language = spec.language.clone();
@@ -246,6 +270,9 @@ impl Inner {
                 Ok(job)
             }
             Reply::Rejected(Rejection::KeyConflict { job }) => Err(Error::KeyConflict { job }),
+            Reply::Rejected(rejection) => {
+                Err(Error::of_queue(&rejection).unwrap_or(Error::Unknown { job: id }))
+            }
             _ => Err(Error::Unknown { job: id }),
         }
     }

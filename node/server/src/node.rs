@@ -91,6 +91,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         election_max: config.election * 2,
         snapshot_after: config.snapshot_after,
         incarnation: Some(incarnation),
+        queue: Some(config.ceilings.queue),
         dial: config.dial.clone(),
     };
     let service = {

@@ -56,6 +56,7 @@ fn batch(commands: Vec<Command>) -> Batch {
     Batch {
         time_ms: 1_000,
         eligible: std::collections::BTreeSet::new(),
+        queue: None,
         commands,
     }
 }

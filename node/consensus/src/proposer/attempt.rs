@@ -83,6 +83,7 @@ pub(super) async fn write(
     let batch = Batch {
         time_ms: now_ms(),
         eligible: parts.eligible.borrow().clone(),
+        queue: parts.queue,
         commands: proposals
             .iter()
             .flat_map(|proposal| proposal.commands.iter().cloned())

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use quorun_ledger::{Command, NodeId, Reply};
+use quorun_ledger::{Command, NodeId, QueueBound, Reply};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -164,6 +164,7 @@ pub(crate) struct Parts {
     pub(crate) peers: Arc<Peers>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) eligible: watch::Receiver<BTreeSet<NodeId>>,
+    pub(crate) queue: Option<QueueBound>,
     /// After so long a batch no longer keeps others from being made.
     pub(crate) patience: Duration,
 }

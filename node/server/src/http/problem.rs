@@ -120,13 +120,25 @@ impl From<jobs::Error> for Problem {
                 format!("{detail}; use a new key for a new request"),
             )
             .with("job", job.to_string()),
-            jobs::Error::QueueFull { queued } => Self::new(
+            jobs::Error::QueueFull { jobs, limit } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "queue-full",
                 "Too many jobs are waiting",
                 detail,
             )
-            .with("queued", queued)
+            .with("field", "queue.jobs")
+            .with("value", jobs)
+            .with("limit", limit)
+            .retry(),
+            jobs::Error::QueueHeavy { bytes, limit } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "queue-full",
+                "The waiting jobs hold too much",
+                detail,
+            )
+            .with("field", "queue.bytes")
+            .with("value", bytes)
+            .with("limit", limit)
             .retry(),
             jobs::Error::DiskFull(low) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
