@@ -22,7 +22,8 @@
 //!
 //! MEMBERS come and go by entries of the log that the leader writes (`members`).
 //!
-//! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing.
+//! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing,
+//! `metrics` what it measures.
 
 mod blocking;
 #[cfg(feature = "bugs")]
@@ -35,6 +36,7 @@ mod handle;
 mod ledger_store;
 mod log_store;
 mod members;
+pub mod metrics;
 mod network;
 mod node;
 mod options;
@@ -52,6 +54,7 @@ mod wire;
 pub use error::{Error, NewerFormat, ProposeError, ReadError};
 pub use handle::{Handle, Notice};
 pub use ledger_store::LedgerStore;
+pub use metrics::Metrics;
 pub use network::{Identity, PeerClient, PeerTransport};
 pub use node::start;
 pub use options::{ClusterId, InvalidClusterId, Member, Options};

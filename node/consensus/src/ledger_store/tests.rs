@@ -203,7 +203,7 @@ async fn entries_that_come_together_are_answered_one_by_one() {
     ];
     let items = entries.into_iter().map(|entry| Ok((entry, None)));
     m.machine.apply(futures::stream::iter(items)).await.unwrap();
-    let Ok(Notice::Events(events)) = m.notices.try_recv() else {
+    let Ok(Notice::Events(events, _)) = m.notices.try_recv() else {
         panic!("no events");
     };
     assert_eq!(events.len(), 2);

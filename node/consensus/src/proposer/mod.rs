@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout_at};
 
 use self::attempt::{Outcome, forward, write};
 use crate::error::ProposeError;
+use crate::metrics::Metrics;
 use crate::network::Peers;
 use crate::status::Status;
 use crate::types::Raft;
@@ -165,6 +166,7 @@ pub(crate) struct Parts {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) eligible: watch::Receiver<BTreeSet<NodeId>>,
     pub(crate) queue: Option<QueueBound>,
+    pub(crate) metrics: Arc<Metrics>,
     /// After so long a batch no longer keeps others from being made.
     pub(crate) patience: Duration,
 }
