@@ -6,7 +6,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 
-use crate::LONG;
+use crate::{Figures, LONG};
 
 /// The content type of every error.
 const PROBLEM: &str = "application/problem+json";
@@ -52,7 +52,6 @@ impl Answer {
     ///
     /// # Panics
     /// When it has another.
-    #[must_use]
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text());
         self.json()
@@ -62,7 +61,6 @@ impl Answer {
     ///
     /// # Panics
     /// When the answer is anything else.
-    #[must_use]
     pub fn problem(&self, status: u16, kind: &str) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text());
         assert_eq!(self.header("content-type"), PROBLEM, "{}", self.text());
@@ -219,6 +217,18 @@ impl Client {
             }
         }
         panic!("job {id} does not finish: {}", self.job(id).await);
+    }
+
+    /// What this node shows at `/metrics`.
+    ///
+    /// # Panics
+    /// When it shows nothing, or what it shows is not Prometheus' text format.
+    pub async fn figures(&self) -> Figures {
+        let answer = self.get("/metrics").await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        let kind = answer.header("content-type");
+        assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+        Figures::parse(&answer.text()).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The cluster as this node shows it.

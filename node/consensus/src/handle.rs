@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, ProposeError, ReadError};
 use crate::ledger_store::LedgerStore;
+use crate::metrics::Metrics;
 use crate::network::{PeerClient, Peers};
 use crate::options::Member;
 use crate::proposer::Proposer;
@@ -23,8 +24,8 @@ use crate::types::Raft;
 /// What happened to the local ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// These events, in the order of the log; the ledger shows them already.
-    Events(Vec<Event>),
+    /// These events, in the order of the log; the ledger shows them already, since this moment.
+    Events(Vec<Event>, std::time::Instant),
     /// A snapshot has replaced the ledger: whatever was derived from it is to be read anew.
     Reset,
 }
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     /// How long an election takes at most.
     pub(crate) election: Duration,
     pub(crate) marks: Marks,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Handle {
@@ -125,6 +127,12 @@ impl Handle {
         if applied_index > 0 {
             self.shared.marks.remember(node, applied_index + 1);
         }
+    }
+
+    /// What this node measures, since its start.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// How this node stands in the cluster.

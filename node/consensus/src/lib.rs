@@ -24,7 +24,8 @@
 //!
 //! SNAPSHOTS are built after every so many entries, unless a follower is being brought up with one (`transfers`).
 //!
-//! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing.
+//! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing,
+//! `metrics` what it measures.
 
 mod blocking;
 #[cfg(feature = "bugs")]
@@ -37,6 +38,7 @@ mod handle;
 mod ledger_store;
 mod log_store;
 mod members;
+pub mod metrics;
 mod network;
 mod node;
 mod options;
@@ -55,6 +57,7 @@ mod wire;
 pub use error::{Error, NewerFormat, ProposeError, ReadError};
 pub use handle::{Handle, Notice};
 pub use ledger_store::LedgerStore;
+pub use metrics::Metrics;
 pub use network::{Identity, PeerClient, PeerTransport};
 pub use node::start;
 pub use options::{ClusterId, InvalidClusterId, Member, Options};

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::handle::{Handle, Notice, Shared};
 use crate::ledger_store::{LedgerStore, StateMachine};
 use crate::log_store::{Location, LogStore};
+use crate::metrics::Metrics;
 use crate::network::{self, Connections, MAX_MESSAGE, Peers, Service};
 use crate::options::Options;
 use crate::recall::{Marks, Recall};
@@ -182,6 +183,12 @@ where
     })
     .await
     .unwrap_or_else(|error| Err(Error::Storage(error.to_string())))?;
+    let metrics = Arc::new(Metrics::new(log.appends()));
+    if let Err(error) = metrics.figures.follow(&ledger) {
+        log.close();
+        ledger.close();
+        return Err(Error::Storage(error.to_string()));
+    }
     log.guard_purges(Arc::new(ledger.clone()));
 
     let (notify, notices) = mpsc::unbounded_channel();
@@ -201,7 +208,9 @@ where
             transfers: transfers.clone(),
         },
         log.clone(),
-        StateMachine::new(ledger.clone(), log.durable(), notify).telling(fatal_tx.clone()),
+        StateMachine::new(ledger.clone(), log.durable(), notify)
+            .telling(fatal_tx.clone())
+            .measured(metrics.clone()),
     )
     .await;
     let raft = match raft {
@@ -261,6 +270,8 @@ where
         peers: peers.clone(),
         status: status.clone(),
         eligible,
+        queue: options.queue,
+        metrics: metrics.clone(),
         patience: 2 * options.election_max,
     });
     tokio::spawn(proposing);
@@ -299,6 +310,7 @@ where
             ended,
             election: options.election_max,
             marks: marks.clone(),
+            metrics,
         }),
     };
     let service = ConsensusServer::new(Service::new(

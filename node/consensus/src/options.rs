@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use quorun_ledger::NodeId;
+use quorun_ledger::{NodeId, QueueBound};
 
 use crate::error::Error;
 
@@ -80,6 +80,8 @@ pub struct Options {
     /// Counts the starts of this node, from 1: the others are then asked whether they know of a later one, or of more
     /// entries, before the node takes part. `None`: nobody is asked.
     pub incarnation: Option<u64>,
+    /// What the queue may hold while this node leads; anything if `None`.
+    pub queue: Option<QueueBound>,
     /// Peer addresses that are dialled at another address, so that tests can put themselves between the nodes.
     pub dial: BTreeMap<String, String>,
 }
@@ -104,6 +106,7 @@ impl Options {
             election_max: Duration::from_millis(300),
             snapshot_after: 20_000,
             incarnation: None,
+            queue: None,
             dial: BTreeMap::new(),
         }
     }

@@ -289,7 +289,7 @@ async fn events_until(node: &mut Node, last: u64) -> Vec<Event> {
     let finished = Event::Finished { job: job(last) };
     while events.last() != Some(&finished) {
         match timeout(PATIENCE, node.notices.recv()).await {
-            Ok(Some(Notice::Events(more))) => {
+            Ok(Some(Notice::Events(more, _))) => {
                 // What is told is there to be seen.
                 for event in &more {
                     if let Event::Finished { job } = event {
@@ -340,7 +340,7 @@ async fn jobs_are_assigned_to_eligible_nodes_and_every_node_is_told() {
     let mut seen = Vec::new();
     while !seen.contains(&assigned) {
         match timeout(PATIENCE, node.notices.recv()).await {
-            Ok(Some(Notice::Events(more))) => seen.extend(more),
+            Ok(Some(Notice::Events(more, _))) => seen.extend(more),
             other => panic!("{other:?} behind {seen:?}"),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use quorun_ledger::job::{JobResult, Outcome, Output, Verdict};
+use quorun_metrics::Histogram;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -78,6 +79,7 @@ pub struct Executor {
     health: watch::Sender<Health>,
     /// Until when the executor stays not ready, although its engine answers.
     unwell: Arc<Mutex<Option<Instant>>>,
+    waits: Arc<Histogram>,
 }
 
 /// Sets up an executor. The future keeps its health and its sandboxes in order until [`Executor::shutdown`]; it must be
@@ -147,6 +149,7 @@ pub fn start(
         artefacts,
         health,
         unwell: Arc::default(),
+        waits: Arc::new(Histogram::of_times()),
     };
     let run = executor.clone().run();
     Ok((executor, run))
@@ -433,6 +436,7 @@ impl Executor {
         let image = &task.language.image;
         let key = self.pool.engine().key(image, task.spec.limits.memory_kb);
         let owner = Owner::of(task.spec.isolation_key.as_deref());
+        let began = Instant::now();
         let lease = tokio::select! {
             biased;
             () = cancel.cancelled() => {
@@ -443,6 +447,7 @@ impl Executor {
             }
             lease = self.pool.acquire(&key, &owner) => lease,
         };
+        self.waits.since(began);
         lease.map_err(|error| match error {
             MakeError::Unreachable(_) => {
                 let reason = error.to_string();
@@ -526,6 +531,12 @@ impl Executor {
     #[must_use]
     pub fn sandboxes(&self) -> BTreeMap<String, u64> {
         self.pool.counts()
+    }
+
+    /// How long jobs have waited for a sandbox.
+    #[must_use]
+    pub fn waits(&self) -> &Histogram {
+        &self.waits
     }
 
     /// Kills and removes every sandbox of this node and incarnation. Jobs that are running end as

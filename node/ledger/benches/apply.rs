@@ -76,6 +76,7 @@ fn batch(time: u64, commands: Vec<Command>) -> Batch {
     Batch {
         time_ms: 1_800_000_000_000 + time,
         eligible: BTreeSet::from([NODE]),
+        queue: None,
         commands,
     }
 }

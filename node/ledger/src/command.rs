@@ -16,8 +16,37 @@ pub struct Batch {
     /// The scheduling decision of the leader: which nodes it believes alive and able to take work. Jobs that are
     /// queued when the batch has been applied are assigned to the least busy of these.
     pub eligible: BTreeSet<NodeId>,
+    /// What the queue may hold, as the leader is configured; without it, anything. It stands in the batch so that all
+    /// nodes turn away the same submissions, whatever their own configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueBound>,
     /// The commands, in order; may be empty, which is the bare scheduling decision.
     pub commands: Vec<Command>,
+}
+
+/// What the queue may hold. Only submissions are held to it: what was accepted goes back to the queue whatever is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueBound {
+    /// Jobs that may wait.
+    pub jobs: u64,
+    /// What they may weigh all together, bytes.
+    pub bytes: u64,
+}
+
+impl QueueBound {
+    /// Why a queue of so many jobs and bytes takes no further job of this weight, if it does not.
+    #[must_use]
+    pub const fn refuses(&self, jobs: u64, bytes: u64, weight: u64) -> Option<Rejection> {
+        if jobs >= self.jobs {
+            let limit = self.jobs;
+            return Some(Rejection::QueueFull { jobs, limit });
+        }
+        if bytes.saturating_add(weight) > self.bytes {
+            let limit = self.bytes;
+            return Some(Rejection::QueueHeavy { bytes, limit });
+        }
+        None
+    }
 }
 
 /// The only ways in which the ledger changes.
@@ -221,6 +250,22 @@ pub enum Rejection {
     KeyConflict {
         /// The job that has the key.
         job: JobId,
+    },
+    /// As many jobs wait as may.
+    #[error("{jobs} jobs are waiting, and {limit} may")]
+    QueueFull {
+        /// Waiting jobs.
+        jobs: u64,
+        /// How many may wait.
+        limit: u64,
+    },
+    /// The waiting jobs would hold more than they may.
+    #[error("the waiting jobs hold {bytes} bytes, and may hold {limit} together with this one")]
+    QueueHeavy {
+        /// What they hold, bytes.
+        bytes: u64,
+        /// What they may hold.
+        limit: u64,
     },
     /// The node was removed from the cluster; its id is not used again.
     #[error("the node was removed from the cluster")]

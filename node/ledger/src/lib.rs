@@ -33,7 +33,7 @@ pub mod store;
 pub mod transaction;
 pub mod view;
 
-pub use command::{Batch, Command, Completion, IdempotencyKey, Rejection, Reply};
+pub use command::{Batch, Command, Completion, IdempotencyKey, QueueBound, Rejection, Reply};
 pub use emptied::Emptied;
 pub use event::Event;
 pub use hash::StateHash;

@@ -79,7 +79,7 @@ impl<S: Store> Transaction<S> {
         self.counters.time_ms = self.counters.time_ms.max(batch.time_ms);
         let mut replies = Vec::with_capacity(batch.commands.len());
         for command in batch.commands {
-            replies.push(rules::apply(self, command)?);
+            replies.push(rules::apply(self, command, batch.queue)?);
         }
         rules::placement::place(self, &batch.eligible)?;
         Ok(Applied {

@@ -18,8 +18,8 @@ use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
     Admission, Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult,
-    JobSpec, Limits, Node, Outcome, Output, Rejection, Reply, Settings, SourceFile, TestCase,
-    TestResult, Verdict, keys,
+    JobSpec, Limits, Node, Outcome, Output, QueueBound, Rejection, Reply, Settings, SourceFile,
+    TestCase, TestResult, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -278,11 +278,22 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         "batch" => encode(&Batch {
             time_ms: 1 << 40,
             eligible: [1, 300].into(),
+            queue: None,
             commands: vec![submit(1), Command::Cancel { job: id(2) }],
         }),
         "empty-batch" => encode(&Batch {
             time_ms: 0,
             eligible: [].into(),
+            queue: None,
+            commands: Vec::new(),
+        }),
+        "bounded-batch" => encode(&Batch {
+            time_ms: 0,
+            eligible: [].into(),
+            queue: Some(QueueBound {
+                jobs: 100,
+                bytes: 1 << 30,
+            }),
             commands: Vec::new(),
         }),
         "job" => encode(&view.job(id(1))?),
@@ -371,6 +382,13 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "key-conflict" => return rejected(Rejection::KeyConflict { job: id(1) }),
         "not-queued" => return rejected(Rejection::NotQueued),
         "node-removed" => return rejected(Rejection::NodeRemoved),
+        "queue-full" => return rejected(Rejection::QueueFull { jobs: 2, limit: 2 }),
+        "queue-heavy" => {
+            return rejected(Rejection::QueueHeavy {
+                bytes: 300,
+                limit: 400,
+            });
+        }
         "no-room" => return rejected(Rejection::NoRoom),
         "stale-incarnation" => return rejected(Rejection::StaleIncarnation { current: 1 }),
         _ => return None,

@@ -148,6 +148,7 @@ impl State {
         let batch = Batch {
             time_ms: 1,
             eligible: (1..=nodes).collect(),
+            queue: None,
             commands: vec![command],
         };
         let applied = tx.apply(batch).unwrap();

@@ -8,7 +8,9 @@ mod common;
 use common::witness::{Witness, submitted};
 use common::{Ledger, complete, id, node_up, spec};
 use proptest::prelude::*;
-use quorun_ledger::{Batch, Command, IdempotencyKey, MemoryStore, NodeId, Transaction, View};
+use quorun_ledger::{
+    Batch, Command, IdempotencyKey, MemoryStore, NodeId, QueueBound, Transaction, View,
+};
 
 const NODES: NodeId = 4;
 const JOBS: u8 = 24;
@@ -45,11 +47,13 @@ fn batch() -> impl Strategy<Value = Batch> {
     (
         0..200_000_u64,
         prop::collection::btree_set(1..=NODES, 0..=4),
+        prop::option::of((0..8_u64, 0..100_u64)),
         prop::collection::vec(command(), 0..6),
     )
-        .prop_map(|(time_ms, eligible, commands)| Batch {
+        .prop_map(|(time_ms, eligible, queue, commands)| Batch {
             time_ms,
             eligible,
+            queue: queue.map(|(jobs, bytes)| QueueBound { jobs, bytes }),
             commands,
         })
 }
@@ -68,6 +72,7 @@ proptest! {
         for batch in log {
             ledger.time_ms = batch.time_ms;
             ledger.eligible = batch.eligible;
+            ledger.queue = batch.queue;
             // Ids are drawn once: nobody submits one anew after the job has come to its end.
             let commands: Vec<_> = batch.commands.into_iter().filter(|command| {
                 !matches!(command, Command::Submit { id, .. } if witness.ended.contains(id))
@@ -84,6 +89,7 @@ proptest! {
         for batch in &log {
             one_by_one.time_ms = batch.time_ms;
             one_by_one.eligible.clone_from(&batch.eligible);
+            one_by_one.queue = batch.queue;
             one_by_one.batch(batch.commands.clone());
         }
         // Another node commits several entries at a time.
@@ -113,6 +119,7 @@ proptest! {
         for batch in log {
             ledger.time_ms = batch.time_ms;
             ledger.eligible = batch.eligible;
+            ledger.queue = batch.queue;
             ledger.batch(batch.commands);
         }
         ledger.eligible = (1..=NODES).collect();

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! later 500 | earlier 500            the leader's clock goes on or back, milliseconds
+//! bound jobs=2 bytes=100             what the queue may hold; anything when bare
 //! eligible 1 2                       whom the leader believes able to take work; nobody when bare
 //! up n1 slots=2 incarnation=1 languages="python,c"
 //! lost n1 incarnation=1
@@ -39,7 +40,7 @@ use common::witness::{Witness, submitted};
 use common::{Ledger, id, node_up, result, spec};
 use goldenscript::{ArgumentConsumer, Context};
 use quorun_ledger::{
-    Applied, Command, IdempotencyKey, JobFilter, JobId, NodeId, Settings, Verdict, keys,
+    Applied, Command, IdempotencyKey, JobFilter, JobId, NodeId, QueueBound, Settings, Verdict, keys,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -67,6 +68,7 @@ scripts!(
     life,
     membership,
     placement,
+    queue_bound,
     release,
     repeated,
     requeue,
@@ -121,6 +123,11 @@ impl goldenscript::Runner for Stage {
                 self.ledger.eligible = std::iter::from_fn(|| args.next_pos())
                     .map(NodeId::from_str)
                     .collect::<Result<_, _>>()?;
+            }
+            "bound" => {
+                let jobs = option(&mut args, "jobs", u64::MAX)?;
+                let bytes = option(&mut args, "bytes", u64::MAX)?;
+                self.ledger.queue = Some(QueueBound { jobs, bytes });
             }
             "batch" => self.collected = Some(Vec::new()),
             "apply" => {

@@ -9,11 +9,13 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use quorun_consensus::{ClusterId, Member};
 use quorun_executor::{Kind, Options};
-use quorun_ledger::{Language, Limits, NodeId};
+use quorun_ledger::{Language, Limits, NodeId, QueueBound};
 use serde::Deserialize;
 
+use crate::http::largest_body;
 use crate::join::Place;
 use crate::languages;
+use crate::pressure::Bounds;
 
 /// What executes jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -147,6 +149,24 @@ pub struct Settings {
     /// Jobs that may wait before new ones are turned away [default: 100000]
     #[arg(long, env = "QUORUN_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<u64>,
+    /// What the waiting jobs may hold before new ones are turned away, MiB [default: 1024]
+    #[arg(long, env = "QUORUN_MAX_QUEUE_MB", value_name = "MB")]
+    pub max_queue_mb: Option<u64>,
+    /// Open connections of clients; one too many gets 503 [default: 10000]
+    #[arg(long, env = "QUORUN_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<u64>,
+    /// Open connections of one client address; one too many gets 429 [default: 5000]
+    #[arg(long, env = "QUORUN_MAX_CLIENT_CONNECTIONS", value_name = "N")]
+    pub max_client_connections: Option<u64>,
+    /// Requests that wait for a job or follow one; one too many gets 503 [default: 8000]
+    #[arg(long, env = "QUORUN_MAX_WAITING", value_name = "N")]
+    pub max_waiting: Option<u64>,
+    /// Such requests of one client address; one too many gets 429 [default: 4000]
+    #[arg(long, env = "QUORUN_MAX_CLIENT_WAITING", value_name = "N")]
+    pub max_client_waiting: Option<u64>,
+    /// Bodies of submissions that are in memory at one time, MiB; what does not fit gets 503 [default: 256]
+    #[arg(long, env = "QUORUN_MAX_BODY_MB", value_name = "MB")]
+    pub max_body_mb: Option<u64>,
     /// Finished jobs are kept this long, seconds [default: 86400]
     #[arg(long, env = "QUORUN_RETENTION_S", value_name = "S")]
     pub retention_s: Option<u64>,
@@ -213,6 +233,12 @@ impl Settings {
             max_file_kb,
             max_stack_kb,
             max_queue,
+            max_queue_mb,
+            max_connections,
+            max_client_connections,
+            max_waiting,
+            max_client_waiting,
+            max_body_mb,
             retention_s,
             retention_mb,
             min_free_mb,
@@ -246,8 +272,8 @@ pub struct Ceilings {
     pub stdin_bytes: usize,
     /// The limits of the run step; [`LEAST`] is the other end.
     pub limits: Limits,
-    /// Jobs that may wait.
-    pub queue: u64,
+    /// Jobs that may wait, and what they may hold.
+    pub queue: QueueBound,
 }
 
 /// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
@@ -355,6 +381,39 @@ fn most(settings: &Settings) -> anyhow::Result<Limits> {
     })
 }
 
+/// How much is taken on at one time, when a submission's source and stdin may have so many bytes.
+fn bounds(settings: &Settings, submission: usize) -> anyhow::Result<Bounds> {
+    let at_least = |option: &str, value: Option<u64>, default: u64, least: u64| {
+        let value = value.unwrap_or(default);
+        ensure!(
+            value >= least,
+            "{option} {value} is too small; at least {least}"
+        );
+        Ok(value)
+    };
+    // One address may have half of it, and that must be enough for the largest submission, however it is written.
+    let largest = largest_body(submission) as u64;
+    let least = (2 * largest).div_ceil(1 << 20);
+    let body_mb = at_least("--max-body-mb", settings.max_body_mb, 256.max(least), least)?;
+    Ok(Bounds {
+        connections: at_least("--max-connections", settings.max_connections, 10_000, 1)?,
+        client_connections: at_least(
+            "--max-client-connections",
+            settings.max_client_connections,
+            5_000,
+            1,
+        )?,
+        waiting: at_least("--max-waiting", settings.max_waiting, 8_000, 1)?,
+        client_waiting: at_least(
+            "--max-client-waiting",
+            settings.max_client_waiting,
+            4_000,
+            1,
+        )?,
+        body_bytes: body_mb.saturating_mul(1 << 20),
+    })
+}
+
 /// A node's configuration, complete and checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -402,6 +461,8 @@ pub struct Config {
     pub runtime: Option<String>,
     /// What a submission may ask for.
     pub ceilings: Ceilings,
+    /// How much is taken on at one time.
+    pub bounds: Bounds,
     /// How long finished jobs are kept.
     pub retention: Duration,
     /// How many bytes finished jobs may hold.
@@ -449,6 +510,7 @@ impl Config {
             stdin_kb <= 16 * 1024,
             "--max-stdin-kb {stdin_kb} is out of range; at most 16384 KiB"
         );
+        let bounds = bounds(&settings, kib(source_kb + stdin_kb))?;
         let heartbeat = settings.heartbeat_ms.unwrap_or(50);
         let election = settings.election_ms.unwrap_or(150);
         ensure!(
@@ -503,8 +565,14 @@ impl Config {
                 source_bytes: kib(source_kb),
                 stdin_bytes: kib(stdin_kb),
                 limits: most,
-                queue: settings.max_queue.unwrap_or(100_000),
+                queue: QueueBound {
+                    jobs: settings.max_queue.unwrap_or(100_000),
+                    bytes: settings
+                        .max_queue_mb
+                        .map_or(1 << 30, |mb| mb.saturating_mul(1 << 20)),
+                },
             },
+            bounds,
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
             min_free_mib: settings.min_free_mb.unwrap_or(256),

@@ -1,6 +1,7 @@
 //! What clients want of jobs, whatever surface they come through: submit, wait, look, list, cancel, follow.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,14 +10,16 @@ use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
     Command, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId, Output,
-    Rejection, Reply,
+    QueueBound, Rejection, Reply,
 };
 use tracing::info;
 
 use crate::disk_space::{DiskSpace, Low};
 use crate::follow::{self, Followed};
 use crate::ledger::{self, ReadFailed};
+use crate::metrics::Metrics;
 use crate::output::Outputs;
+use crate::pressure::Held;
 use crate::watchers::{Watch, Watchers};
 
 /// How long a proposal or a linearizable read may take before the client is told to try again.
@@ -31,11 +34,23 @@ pub enum Error {
         /// The job that has the key.
         job: JobId,
     },
-    /// Too many jobs wait.
-    #[error("{queued} jobs are waiting, which is the most that this cluster accepts")]
+    /// As many jobs wait as may.
+    #[error("{jobs} jobs are waiting, which is the most that this cluster accepts")]
     QueueFull {
         /// Waiting jobs.
-        queued: u64,
+        jobs: u64,
+        /// How many may wait.
+        limit: u64,
+    },
+    /// The waiting jobs hold as much as they may.
+    #[error(
+        "the waiting jobs hold {bytes} bytes; with this one it would be more than the {limit} that this cluster keeps"
+    )]
+    QueueHeavy {
+        /// What they hold.
+        bytes: u64,
+        /// What they may hold.
+        limit: u64,
     },
     /// This node's disk has little room.
     #[error(transparent)]
@@ -65,6 +80,17 @@ pub enum Error {
     Ledger(#[from] ReadFailed),
 }
 
+impl Error {
+    /// What a rejection by the queue's bounds is to the client.
+    pub(crate) const fn of_queue(rejection: &Rejection) -> Option<Self> {
+        match *rejection {
+            Rejection::QueueFull { jobs, limit } => Some(Self::QueueFull { jobs, limit }),
+            Rejection::QueueHeavy { bytes, limit } => Some(Self::QueueHeavy { bytes, limit }),
+            _ => None,
+        }
+    }
+}
+
 /// A job with what it printed.
 #[derive(Clone, Debug)]
 pub struct Details {
@@ -85,8 +111,34 @@ struct Inner {
     consensus: Handle,
     watchers: Watchers,
     outputs: Outputs,
-    max_queue: u64,
+    queue: QueueBound,
     disk: DiskSpace,
+    metrics: Metrics,
+    /// Submissions on their way from here to the ledger, and what they weigh, nearly: the ledger does not count them yet.
+    under_way: Arc<(AtomicU64, AtomicU64)>,
+}
+
+/// The place of a submission on its way to the queue, from its head until the cluster has it or has refused it.
+#[derive(Debug)]
+pub struct Place {
+    began: Instant,
+    bytes: u64,
+    body: Held,
+    under_way: Arc<(AtomicU64, AtomicU64)>,
+}
+
+impl Place {
+    /// The body has been read, and has so many bytes.
+    pub fn body_is(&mut self, bytes: usize) {
+        self.body.shrink(bytes as u64);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.under_way.0.fetch_sub(1, Ordering::Relaxed);
+        self.under_way.1.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Jobs {
@@ -97,8 +149,9 @@ impl Jobs {
         consensus: Handle,
         watchers: Watchers,
         outputs: Outputs,
-        max_queue: u64,
+        queue: QueueBound,
         disk: DiskSpace,
+        metrics: Metrics,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -106,8 +159,10 @@ impl Jobs {
                 consensus,
                 watchers,
                 outputs,
-                max_queue,
+                queue,
                 disk,
+                metrics,
+                under_way: Arc::default(),
             }),
         }
     }
@@ -117,10 +172,53 @@ impl Jobs {
     ///
     /// # Errors
     /// When the cluster did not take it, or did not confirm it.
-    pub async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<JobId, Error> {
+    pub async fn submit(
+        &self,
+        place: Place,
+        spec: JobSpec,
+        key: Option<IdempotencyKey>,
+    ) -> Result<JobId, Error> {
         let inner = Arc::clone(&self.inner);
-        let task = tokio::spawn(async move { inner.submit(spec, key).await });
-        task.await.unwrap_or(Err(Error::Stopped))
+        inner.metrics.http.since(place.began);
+        let task = tokio::spawn(async move {
+            let submitted = inner.submit(spec, key).await;
+            drop(place);
+            submitted
+        });
+        let submitted = task.await.unwrap_or(Err(Error::Stopped));
+        if let Err(error) = &submitted {
+            self.inner.metrics.not_taken(error);
+        }
+        submitted
+    }
+
+    /// Gives a submission a place on its way to the queue, before its body of about so many bytes is read. This only
+    /// keeps away what would be refused at the end: the ledger decides, and it always takes a retry of what it has. So
+    /// what this node has under way is counted as queued already.
+    ///
+    /// # Errors
+    /// When the queue has no room for it, or this node's disk has none.
+    pub async fn admit(
+        &self,
+        began: Instant,
+        key: Option<&str>,
+        bytes: u64,
+        body: Held,
+    ) -> Result<Place, Error> {
+        let granted = self.inner.admit(key, bytes).await;
+        if let Err(error) = granted {
+            self.inner.metrics.not_taken(&error);
+            return Err(error);
+        }
+        let under_way = Arc::clone(&self.inner.under_way);
+        under_way.0.fetch_add(1, Ordering::Relaxed);
+        under_way.1.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Place {
+            began,
+            bytes,
+            body,
+            under_way,
+        })
     }
 
     /// Waits until a job that is known to have been accepted has finished, at most until `deadline`; `None` if it has
@@ -134,6 +232,9 @@ impl Jobs {
             loop {
                 match self.inner.local(job).await? {
                     Some(details) if details.job.state == JobState::Finished => {
+                        if let Some(at) = watch.finished() {
+                            self.inner.metrics.notify.since(at);
+                        }
                         return Ok(Some(details));
                     }
                     _ => watch.changed().await,
@@ -226,26 +327,41 @@ impl Jobs {
 }
 
 impl Inner {
-    async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<JobId, Error> {
+    async fn admit(&self, key: Option<&str>, bytes: u64) -> Result<(), Error> {
         if let Some(low) = self.disk.low() {
             return Err(low.into());
         }
-        let counters = ledger::read(&self.consensus, quorun_ledger::View::counters).await?;
-        if counters.queued >= self.max_queue {
-            return Err(Error::QueueFull {
-                queued: counters.queued,
-            });
+        let figures = &self.consensus.metrics().figures;
+        let jobs = figures.queued() + self.under_way.0.load(Ordering::Relaxed);
+        let held = figures.queued_bytes() + self.under_way.1.load(Ordering::Relaxed);
+        let Some(rejection) = self.queue.refuses(jobs, held, bytes) else {
+            return Ok(());
+        };
+        if let Some(key) = key.map(ToOwned::to_owned)
+            && ledger::read(&self.consensus, move |view| view.key(&key))
+                .await?
+                .is_some()
+        {
+            return Ok(());
         }
+        Err(Error::of_queue(&rejection).unwrap_or(Error::NoLeader))
+    }
+
+    async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<JobId, Error> {
         let id = JobId::new(uuid::Uuid::now_v7());
         let language = spec.language.clone();
         match self.propose(Command::Submit { id, spec, key }, id).await? {
             Reply::Submitted { job, joined } => {
                 // A retry of the proposal finds its own id: that is this submission, not an earlier one.
                 let joined = joined && job != id;
+                self.metrics.accepted(joined);
                 info!(%job, language, joined, "job accepted");
                 Ok(job)
             }
             Reply::Rejected(Rejection::KeyConflict { job }) => Err(Error::KeyConflict { job }),
+            Reply::Rejected(rejection) => {
+                Err(Error::of_queue(&rejection).unwrap_or(Error::Unknown { job: id }))
+            }
             _ => Err(Error::Unknown { job: id }),
         }
     }

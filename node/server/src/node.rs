@@ -18,14 +18,16 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
 use crate::disk_space;
-use crate::http::{self, App};
+use crate::http::{self, App, Clients};
 use crate::identity;
 use crate::jobs::Jobs;
 use crate::join;
 use crate::liveness::Liveness;
 use crate::membership::Membership;
+use crate::metrics::Metrics;
 use crate::output::Outputs;
 use crate::peer_service::PeerService;
+use crate::pressure::{Client, Pressure};
 use crate::roster::Roster;
 use crate::scheduler::Scheduler;
 use crate::settings::{ClusterSettings, Effective};
@@ -91,6 +93,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         election_max: config.election * 2,
         snapshot_after: config.snapshot_after,
         incarnation: Some(incarnation),
+        queue: Some(config.ceilings.queue),
         dial: config.dial.clone(),
     };
     let service = {
@@ -124,15 +127,16 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     let settings = ClusterSettings::new(Effective::own(&config));
     settings.changed(&consensus).await?;
 
+    let metrics = Metrics::default();
     let languages = Arc::new(config.languages.clone());
     let worker = Worker::new(
-        config.id,
-        incarnation,
+        (config.id, incarnation),
         consensus.clone(),
         executor.clone(),
         outputs.clone(),
         membership.clone(),
         Arc::clone(&languages),
+        metrics.clone(),
     );
     let scheduler = Scheduler {
         consensus: consensus.clone(),
@@ -154,7 +158,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         worker.clone(),
         watchers.clone(),
         membership.clone(),
-        (settings.clone(), consensus.clone()),
+        (settings.clone(), consensus.clone(), metrics.clone()),
     ));
     let reporting = membership.clone();
     tasks.spawn(async move { reporting.report().await });
@@ -166,7 +170,10 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         outputs,
         config.ceilings.queue,
         disk,
+        metrics.clone(),
     );
+    let mut bounds = config.bounds;
+    bounds.connections = crate::process::room_for(bounds.connections);
     let forms = config.join.is_empty();
     let closing = CancellationToken::new();
     let app = App {
@@ -176,6 +183,9 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         membership: membership.clone(),
         liveness,
         settings,
+        executor: executor.clone(),
+        pressure: Pressure::new(bounds),
+        metrics,
         closing: closing.clone(),
         config: Arc::new(config),
     };
@@ -279,13 +289,11 @@ fn serve_http(
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let address = listener.local_addr().context("the HTTP listener")?;
     let listener = tokio::net::TcpListener::from_std(listener).context("the HTTP listener")?;
-    // Small answers must not wait for the acknowledgement of the one before.
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        let _ = stream.set_nodelay(true);
-    });
+    let clients = Clients::new(listener, app.pressure.clone(), app.metrics.clone());
+    let service = http::router(app).into_make_service_with_connect_info::<Client>();
     info!(%address, "listening for clients");
     Ok(tokio::spawn(async move {
-        let serve = axum::serve(listener, http::router(app))
+        let serve = axum::serve(clients, service)
             .with_graceful_shutdown(async move { closing.cancelled().await });
         if let Err(error) = serve.await {
             error!(%error, "serving clients ended");
@@ -299,16 +307,19 @@ async fn dispatch(
     worker: Worker,
     watchers: Watchers,
     membership: Membership,
-    (settings, consensus): (ClusterSettings, Handle),
+    (settings, consensus, metrics): (ClusterSettings, Handle, Metrics),
 ) {
     while let Some(notice) = notices.recv().await {
         let result = match notice {
-            Notice::Events(events) => {
+            Notice::Events(events, at) => {
                 let mut result = Ok(());
                 for event in events {
+                    if matches!(event, Event::Assigned { attempt: 2.., .. }) {
+                        metrics.retried();
+                    }
                     let done = match event {
                         Event::SettingsChanged => settings.changed(&consensus).await,
-                        event => event_of(event, &worker, &watchers, &membership).await,
+                        event => event_of(event, at, &worker, &watchers, &membership).await,
                     };
                     result = result.and(done);
                 }
@@ -333,6 +344,7 @@ async fn dispatch(
 
 async fn event_of(
     event: Event,
+    at: Instant,
     worker: &Worker,
     watchers: &Watchers,
     membership: &Membership,
@@ -350,7 +362,7 @@ async fn event_of(
         } => {
             debug!(%job, attempt, node, "job assigned");
             // First the worker, so that a watcher that looks finds the attempt.
-            worker.assigned(job, attempt, node, incarnation);
+            worker.assigned(job, attempt, node, incarnation, at);
             watchers.changed(job);
         }
         Event::Revoked { job, attempt, node } => {
@@ -359,7 +371,7 @@ async fn event_of(
         }
         Event::Finished { job } => {
             debug!(%job, "job finished");
-            watchers.changed(job);
+            watchers.finished(job, at);
         }
         Event::NodeChanged { node } => membership.node_changed(node).await?,
         Event::SettingsChanged => {} // not a matter of these

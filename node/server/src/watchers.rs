@@ -5,11 +5,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use quorun_ledger::JobId;
 use tokio::sync::watch;
 
-type Watched = HashMap<JobId, (watch::Sender<u64>, usize)>;
+/// How often something has changed, and since when the end of the job is there to be seen.
+type News = (u64, Option<Instant>);
+type Watched = HashMap<JobId, (watch::Sender<News>, usize)>;
 
 /// The watchers of all jobs.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +27,7 @@ impl Watchers {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let (sender, count) = jobs
             .entry(job)
-            .or_insert_with(|| (watch::Sender::new(0), 0));
+            .or_insert_with(|| (watch::Sender::new((0, None)), 0));
         *count += 1;
         Watch {
             job,
@@ -35,9 +38,21 @@ impl Watchers {
 
     /// Tells the watchers of a job to look.
     pub fn changed(&self, job: JobId) {
+        self.tell(job, None);
+    }
+
+    /// Tells the watchers of a job that it has finished, as the ledger shows since `at`.
+    pub fn finished(&self, job: JobId, at: Instant) {
+        self.tell(job, Some(at));
+    }
+
+    fn tell(&self, job: JobId, finished: Option<Instant>) {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((sender, _)) = jobs.get(&job) {
-            sender.send_modify(|count| *count += 1);
+            sender.send_modify(|(count, end)| {
+                *count += 1;
+                *end = finished.or(*end);
+            });
         }
     }
 
@@ -45,7 +60,7 @@ impl Watchers {
     pub fn all_changed(&self) {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         for (sender, _) in jobs.values() {
-            sender.send_modify(|count| *count += 1);
+            sender.send_modify(|(count, _)| *count += 1);
         }
     }
 
@@ -63,7 +78,7 @@ impl Watchers {
 #[derive(Debug)]
 pub struct Watch {
     job: JobId,
-    changes: watch::Receiver<u64>,
+    changes: watch::Receiver<News>,
     jobs: Arc<Mutex<Watched>>,
 }
 
@@ -72,6 +87,11 @@ impl Watch {
     pub async fn changed(&mut self) {
         // The sender lives in the map as long as this watch is counted there.
         let _ = self.changes.changed().await;
+    }
+
+    /// Since when the end of the job is there to be seen, if that was told.
+    pub fn finished(&self) -> Option<Instant> {
+        self.changes.borrow().1
     }
 }
 

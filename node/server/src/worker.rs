@@ -20,6 +20,7 @@ use tracing::{Instrument, info, info_span, warn};
 use crate::languages;
 use crate::ledger;
 use crate::membership::Membership;
+use crate::metrics::Metrics;
 use crate::output::{Outputs, Recorder};
 
 /// How long one proposal of a report may take before it is proposed again.
@@ -41,6 +42,7 @@ struct Inner {
     outputs: Outputs,
     membership: Membership,
     languages: Arc<Vec<Language>>,
+    metrics: Metrics,
     /// What runs, with the attempt and the way to end it.
     running: Mutex<HashMap<JobId, (u32, CancellationToken)>>,
     tasks: TaskTracker,
@@ -59,13 +61,13 @@ impl Worker {
     /// A worker that has nothing to do yet.
     #[must_use]
     pub fn new(
-        node: NodeId,
-        incarnation: u64,
+        (node, incarnation): (NodeId, u64),
         consensus: Handle,
         executor: Executor,
         outputs: Outputs,
         membership: Membership,
         languages: Arc<Vec<Language>>,
+        metrics: Metrics,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -76,6 +78,7 @@ impl Worker {
                 outputs,
                 membership,
                 languages,
+                metrics,
                 running: Mutex::default(),
                 tasks: TaskTracker::new(),
                 handing_back: AtomicBool::new(false),
@@ -83,11 +86,11 @@ impl Worker {
         }
     }
 
-    /// The ledger has assigned an attempt to a node.
-    pub fn assigned(&self, job: JobId, attempt: u32, node: NodeId, incarnation: u64) {
+    /// The ledger has assigned an attempt to a node, as it shows since `at`.
+    pub fn assigned(&self, job: JobId, attempt: u32, node: NodeId, incarnation: u64, at: Instant) {
         // While the log is replayed after a start, assignments of earlier incarnations come by again.
         if node == self.inner.node && incarnation == self.inner.incarnation {
-            self.start(job, attempt);
+            self.start(job, attempt, at);
         }
     }
 
@@ -148,7 +151,7 @@ impl Worker {
             }
         }
         for (job, attempt) in wanted {
-            self.start(job, attempt);
+            self.start(job, attempt, Instant::now());
         }
         Ok(())
     }
@@ -173,7 +176,7 @@ impl Worker {
         }
     }
 
-    fn start(&self, job: JobId, attempt: u32) {
+    fn start(&self, job: JobId, attempt: u32, assigned: Instant) {
         let cancel = CancellationToken::new();
         {
             let mut running = self.inner.running();
@@ -195,7 +198,9 @@ impl Worker {
         let span = info_span!("attempt", %job, attempt);
         self.inner.tasks.spawn(
             async move {
-                inner.attempt(job, attempt, cancel, recorder).await;
+                inner
+                    .attempt(job, attempt, assigned, cancel, recorder)
+                    .await;
                 let mut running = inner.running();
                 if running
                     .get(&job)
@@ -218,12 +223,13 @@ impl Inner {
         &self,
         job: JobId,
         attempt: u32,
+        assigned: Instant,
         cancel: CancellationToken,
         recorder: Arc<Recorder>,
     ) {
         let began = Instant::now();
         info!("attempt started");
-        let execution = self.execute(job, attempt, cancel, &recorder);
+        let execution = self.execute(job, attempt, assigned, cancel, &recorder);
         let report = match AssertUnwindSafe(execution).catch_unwind().await {
             Ok(report) => report,
             // Without a report the job would stay assigned, and the slot taken, as long as this node lives.
@@ -244,6 +250,9 @@ impl Inner {
         let completion = match report {
             Report::Result(result) => {
                 let verdict = result.outcome.verdict;
+                let ran = Duration::from_micros(result.outcome.wall_us);
+                self.metrics.program.took(ran);
+                let ended = Instant::now();
                 let command = Command::Complete {
                     job,
                     attempt,
@@ -251,6 +260,10 @@ impl Inner {
                     result: *result,
                 };
                 let completion = self.report(command).await;
+                if completion.is_some() {
+                    self.metrics.result.since(ended);
+                    self.metrics.ended(verdict, completion);
+                }
                 info!(
                     verdict = verdict.as_str(),
                     ?completion,
@@ -261,6 +274,7 @@ impl Inner {
             }
             Report::Release(reason) => {
                 warn!(reason, "attempt given back");
+                self.metrics.given_back();
                 // The leader must know that this node takes nothing before the job is free to be assigned again.
                 self.membership.report_now(REPORT_DEADLINE).await;
                 let command = Command::Release {
@@ -281,6 +295,7 @@ impl Inner {
         &self,
         job: JobId,
         attempt: u32,
+        assigned: Instant,
         cancel: CancellationToken,
         recorder: &Arc<Recorder>,
     ) -> Report {
@@ -308,6 +323,7 @@ impl Inner {
             language,
             spec,
         };
+        self.metrics.start.since(assigned);
         let result = self.executor.execute(task, chunks, cancel).await;
         // Ends by itself once the executor has dropped its sender.
         let _ = record.await;

@@ -1,16 +1,20 @@
 //! Committed entries become transactions of the ledger.
 
 use std::io;
+use std::sync::Arc;
+use std::time::Instant;
 
 use futures::{Stream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
 use quorun_ledger::{Event, Transaction};
+use quorun_metrics::Histogram;
 use tokio::sync::{mpsc, watch};
 
 use super::{LedgerStore, SnapshotFile};
 use crate::blocking::blocking;
 use crate::handle::Notice;
+use crate::metrics::Metrics;
 use crate::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 
 /// How many entries become one transaction at most.
@@ -28,6 +32,7 @@ pub(crate) struct StateMachine {
     notices: mpsc::UnboundedSender<Notice>,
     /// Where the first failure is told: openraft may say no more than that its state machine has gone.
     failure: watch::Sender<Option<String>>,
+    metrics: Arc<Metrics>,
 }
 
 impl StateMachine {
@@ -41,12 +46,18 @@ impl StateMachine {
             durable,
             notices,
             failure: watch::channel(None).0,
+            metrics: Arc::new(Metrics::new(Arc::new(Histogram::of_times()))),
         }
     }
 
     /// The same, telling its first failure here.
     pub(crate) fn telling(self, failure: watch::Sender<Option<String>>) -> Self {
         Self { failure, ..self }
+    }
+
+    /// The same, adding to these figures.
+    pub(crate) fn measured(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     fn failed(&self, error: &io::Error) {
@@ -72,10 +83,18 @@ impl StateMachine {
             .await
             .map_err(|_| io::Error::other("the log is closed"))?;
         let store = self.store.clone();
-        let (replies, events) = blocking(move || store.apply(entries))
-            .await
-            .and_then(|applied| applied)
-            .inspect_err(|error| self.failed(error))?;
+        let metrics = self.metrics.clone();
+        let (replies, events) = blocking(move || {
+            let (started, count) = (Instant::now(), entries.len());
+            let applied = store.apply(entries)?;
+            metrics.figures.follow(&store).map_err(io::Error::other)?;
+            metrics.apply.since(started);
+            metrics.apply_entries.add(count as u64);
+            Ok(applied)
+        })
+        .await
+        .and_then(|applied| applied)
+        .inspect_err(|error| self.failed(error))?;
         for (responder, replies) in responders.into_iter().zip(replies) {
             if let Some(responder) = responder {
                 responder.send(replies);
@@ -83,7 +102,7 @@ impl StateMachine {
         }
         if !events.is_empty() {
             // Nobody needs to listen.
-            let _ = self.notices.send(Notice::Events(events));
+            let _ = self.notices.send(Notice::Events(events, Instant::now()));
         }
         Ok(())
     }
@@ -182,11 +201,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: SnapshotFile,
     ) -> Result<(), io::Error> {
         let store = self.store.clone();
+        let metrics = self.metrics.clone();
         let meta = meta.clone();
-        blocking(move || store.install(&meta, &snapshot))
-            .await
-            .and_then(|installed| installed)
-            .inspect_err(|error| self.failed(error))?;
+        blocking(move || {
+            store.install(&meta, &snapshot)?;
+            metrics.figures.follow(&store).map_err(io::Error::other)
+        })
+        .await
+        .and_then(|installed| installed)
+        .inspect_err(|error| self.failed(error))?;
         // Nobody needs to listen.
         let _ = self.notices.send(Notice::Reset);
         Ok(())

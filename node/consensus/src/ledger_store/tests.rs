@@ -57,6 +57,7 @@ fn batch(commands: Vec<Command>) -> Batch {
     Batch {
         time_ms: 1_000,
         eligible: std::collections::BTreeSet::new(),
+        queue: None,
         commands,
     }
 }
@@ -212,7 +213,7 @@ async fn entries_that_come_together_are_answered_one_by_one() {
     ];
     let items = entries.into_iter().map(|entry| Ok((entry, None)));
     m.machine.apply(futures::stream::iter(items)).await.unwrap();
-    let Ok(Notice::Events(events)) = m.notices.try_recv() else {
+    let Ok(Notice::Events(events, _)) = m.notices.try_recv() else {
         panic!("no events");
     };
     assert_eq!(events.len(), 2);

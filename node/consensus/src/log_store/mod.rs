@@ -30,6 +30,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, RaftLogReader};
 use parking_lot::{Mutex, RwLock};
 use quorun_ledger::NodeId;
+use quorun_metrics::Histogram;
 use tokio::sync::{oneshot, watch};
 
 use self::memory::{Inner, weight};
@@ -87,6 +88,8 @@ struct Shared {
     inner: Mutex<Inner>,
     /// The index behind the last entry that is on disk.
     durable: watch::Sender<u64>,
+    /// How long the writes take.
+    appends: Arc<Histogram>,
     /// Why the writer has given up.
     failure: watch::Sender<Option<String>>,
 }
@@ -119,6 +122,7 @@ impl LogStore {
             disk: RwLock::new(Some(opened.disk)),
             durable: watch::Sender::new(next_index(inner.last.as_ref())),
             inner: Mutex::new(inner),
+            appends: Arc::new(Histogram::of_times()),
             failure: watch::Sender::new(None),
         });
         let writer = Writer::new(
@@ -183,6 +187,11 @@ impl LogStore {
     /// The index behind the last entry that is on disk.
     pub(crate) fn durable(&self) -> watch::Receiver<u64> {
         self.shared.durable.subscribe()
+    }
+
+    /// How long the writes take, sync included.
+    pub(crate) fn appends(&self) -> Arc<Histogram> {
+        self.shared.appends.clone()
     }
 
     /// Set when the log can no longer be written.

@@ -233,8 +233,12 @@ impl Writer {
     fn settle(&mut self, staged: Staged, unsynced: io::Result<Unsynced>, started: Instant) {
         #[cfg(feature = "bugs")]
         let staged = self.answer_early(staged, unsynced.is_ok());
+        let change = matches!(unsynced, Ok(Unsynced::Change));
         match unsynced.and_then(|unsynced| self.sync(&unsynced)) {
             Ok(()) => {
+                if change {
+                    self.shared.appends.since(started);
+                }
                 let durable = next_index(self.state.last().as_ref());
                 {
                     let mut inner = self.shared.inner.lock();

@@ -83,18 +83,23 @@ pub(super) async fn write(
     let batch = Batch {
         time_ms: now_ms(),
         eligible: parts.eligible.borrow().clone(),
+        queue: parts.queue,
         commands: proposals
             .iter()
             .flat_map(|proposal| proposal.commands.iter().cloned())
             .collect(),
     };
     let encoded = EncodedBatch::new(&batch);
+    let metrics = &parts.metrics;
+    metrics.batch_commands.add(batch.commands.len() as u64);
+    metrics.batch_bytes.add(encoded.0.len() as u64);
     drop(batch);
     #[cfg(feature = "simulation")]
     crate::simulation::stamped(term, &encoded).await;
     #[cfg(feature = "bugs")]
     crate::bugs::stamped(term, &encoded).await;
-    let (responder, written) = ProgressResponder::<TypeConfig, _>::complete_only();
+    let (responder, committed, written) = ProgressResponder::<TypeConfig, _>::new();
+    let started = Instant::now();
     let handed_over = parts.raft.write(encoded);
     #[cfg(feature = "bugs")]
     let fenced = !quorun_ledger::bugs::Bug::AssignWithoutFence.is_on();
@@ -109,6 +114,15 @@ pub(super) async fn write(
     if handed_over.is_err() {
         return Outcome::Ended;
     }
+    let written = async {
+        let committed = committed.await.is_ok().then(Instant::now);
+        let written = written.await;
+        if let Some(at) = committed {
+            metrics.commit.took(at - started);
+            metrics.reply.took(at.elapsed());
+        }
+        written
+    };
     let written = timeout_at(deadline, hold(written, slot, parts.patience)).await;
     match written {
         Ok(Ok(Ok(response))) => {
@@ -162,6 +176,7 @@ pub(super) async fn forward(
             .collect(),
         deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
     };
+    let started = Instant::now();
     let mut status = parts.status.clone();
     let deposed = async {
         let other = |status: &Status| status.leader.is_some_and(|now| now != leader);
@@ -182,6 +197,7 @@ pub(super) async fn forward(
     match called {
         Ok(Ok(reply)) => match reply.into_inner().result {
             Some(Reply::Replies(replies)) => {
+                parts.metrics.forward.took(started.elapsed());
                 let decoded: Result<Vec<_>, _> = replies
                     .replies
                     .iter()

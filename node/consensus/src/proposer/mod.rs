@@ -18,13 +18,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use quorun_ledger::{Command, NodeId, Reply};
+use quorun_ledger::{Command, NodeId, QueueBound, Reply};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use self::attempt::{Outcome, forward, write};
 use crate::error::ProposeError;
+use crate::metrics::Metrics;
 use crate::network::Peers;
 use crate::status::Status;
 use crate::types::Raft;
@@ -164,6 +165,8 @@ pub(crate) struct Parts {
     pub(crate) peers: Arc<Peers>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) eligible: watch::Receiver<BTreeSet<NodeId>>,
+    pub(crate) queue: Option<QueueBound>,
+    pub(crate) metrics: Arc<Metrics>,
     /// After so long a batch no longer keeps others from being made.
     pub(crate) patience: Duration,
 }

@@ -9,7 +9,7 @@ mod nodes;
 pub(crate) mod placement;
 mod submit;
 
-use crate::command::{Command, Reply};
+use crate::command::{Command, QueueBound, Reply};
 use crate::event::Event;
 use crate::keys;
 use crate::store::{Store, StoreError};
@@ -19,9 +19,10 @@ use crate::transaction::Transaction;
 pub(crate) fn apply<S: Store>(
     tx: &mut Transaction<S>,
     command: Command,
+    queue: Option<QueueBound>,
 ) -> Result<Reply, StoreError> {
     match command {
-        Command::Submit { id, spec, key } => submit::submit(tx, id, &spec, key),
+        Command::Submit { id, spec, key } => submit::submit(tx, id, &spec, key, queue),
         Command::Assign { job, node } => assign::assign(tx, job, node),
         Command::Complete {
             job,

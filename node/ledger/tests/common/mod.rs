@@ -10,13 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use quorun_ledger::{
     Applied, Batch, Command, Event, JobId, JobResult, JobSpec, Limits, MemoryStore, NodeId,
-    Outcome, Output, Reply, SourceFile, Transaction, Verdict, View,
+    Outcome, Output, QueueBound, Reply, SourceFile, Transaction, Verdict, View,
 };
 
 pub struct Ledger {
     pub store: MemoryStore,
     pub time_ms: u64,
     pub eligible: BTreeSet<NodeId>,
+    pub queue: Option<QueueBound>,
 }
 
 impl Default for Ledger {
@@ -25,6 +26,7 @@ impl Default for Ledger {
             store: MemoryStore::default(),
             time_ms: 1_000,
             eligible: (1..=9).collect(),
+            queue: None,
         }
     }
 }
@@ -36,6 +38,7 @@ impl Ledger {
             .apply(Batch {
                 time_ms: self.time_ms,
                 eligible: self.eligible.clone(),
+                queue: self.queue,
                 commands,
             })
             .unwrap();

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures::{Stream, StreamExt};
@@ -16,19 +16,23 @@ use quorun_executor::Stream as Std;
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
-use super::{App, job_id, path, view};
+use super::{App, gate, job_id, path, view};
 use crate::follow::Followed;
 use crate::jobs::Error;
+use crate::pressure::Client;
 
 /// Follows a job.
 pub async fn events(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<Client>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>> + Send>, Problem> {
     let id = job_id(&path(id)?)?;
     // Whether there is such a job is a question to the cluster; from then on this node waits for its own copy.
     app.jobs.get(id, false).await?;
-    let events = app.jobs.follow(id).map(|item| {
+    let waits = gate::wait(&app, client)?;
+    let events = app.jobs.follow(id).map(move |item| {
+        let _waits = &waits;
         let (name, data) = event(item);
         Ok(Event::default().event(name).data(data.to_string()))
     });

@@ -5,17 +5,19 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use quorun_ledger::{JobFilter, JobId, JobState};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::gate::{self, Entry};
 use super::problem::Problem;
 use super::submission::{JobRequest, idempotency};
 use super::{App, body, job_id, path, view};
 use crate::jobs::Details;
+use crate::pressure::Client;
 
 /// The longest `?wait=`, seconds.
 const MAX_WAIT_S: u64 = 300;
@@ -60,18 +62,27 @@ fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
 /// Submits a job.
 pub async fn submit(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<Client>,
     query: Result<Query<SubmitParams>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let patience = wait(params(query)?.wait.as_deref())?;
     let rules = app.rules();
-    let bytes = body::read(&headers, body, rules.json_body_limit()).await?;
+    let limit = rules.json_body_limit();
+    let waits = patience.is_some();
+    let (entry, body) = gate::enter(&app, client, &headers, body, limit, waits).await?;
+    let Entry {
+        mut place,
+        waits: _waits,
+    } = entry;
+    let bytes = body::read(&headers, body, limit).await?;
+    place.body_is(bytes.len());
     let request: JobRequest = body::json(&bytes)?;
     drop(bytes);
     let spec = rules.check(request)?;
     let key = idempotency(&headers, &spec)?;
-    let job = app.jobs.submit(spec, key).await?;
+    let job = app.jobs.submit(place, spec, key).await?;
     if let Some(patience) = patience
         && let Some(details) = finished(&app, job, patience).await?
     {
@@ -93,6 +104,7 @@ async fn finished(app: &App, job: JobId, patience: Duration) -> Result<Option<De
 /// How a job stands; with `wait`, once it has finished or the time is up.
 pub async fn get(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<Client>,
     id: Result<Path<String>, PathRejection>,
     query: Result<Query<GetParams>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -104,6 +116,7 @@ pub async fn get(
     if let Some(patience) = patience
         && details.job.state != JobState::Finished
     {
+        let _waits = gate::wait(&app, client)?;
         details = match finished(&app, id, patience).await? {
             Some(details) => details,
             None => app.jobs.get(id, stale).await?,

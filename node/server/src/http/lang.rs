@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -15,11 +15,13 @@ use quorun_executor::Stream as Std;
 use quorun_ledger::{JobId, Output};
 use serde::Deserialize;
 
+use super::gate::{self, Entry};
 use super::problem::Problem;
 use super::submission::{JobRequest, empty_source, idempotency};
 use super::{App, body, path, view};
 use crate::follow::Followed;
 use crate::jobs::{Details, Error};
+use crate::pressure::{Client, Held};
 
 /// The longest that the answer is waited for: the client may also ask for the job later.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -46,6 +48,7 @@ pub struct Params {
 /// Runs a program.
 pub async fn run(
     State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<Client>,
     language: Result<Path<String>, PathRejection>,
     query: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
@@ -60,7 +63,11 @@ pub async fn run(
     let language = path(language)?;
     let rules = app.rules();
     rules.language(&language)?;
-    let source = body::read(&headers, body, app.config.ceilings.source_bytes).await?;
+    let limit = app.config.ceilings.source_bytes;
+    let (entry, body) = gate::enter(&app, client, &headers, body, limit, true).await?;
+    let Entry { mut place, waits } = entry;
+    let source = body::read(&headers, body, limit).await?;
+    place.body_is(source.len());
     if source.is_empty() {
         return Err(empty_source());
     }
@@ -83,9 +90,9 @@ pub async fn run(
         ..JobRequest::default()
     })?;
     let key = idempotency(&headers, &spec)?;
-    let job = app.jobs.submit(spec, key).await?;
+    let job = app.jobs.submit(place, spec, key).await?;
     if params.stream == Some(true) {
-        return Ok(stream(&app, job));
+        return Ok(stream(&app, job, waits));
     }
     let waited = tokio::select! {
         waited = app.jobs.wait(job, Instant::now() + PATIENCE) => waited?,
@@ -183,10 +190,10 @@ fn figures(details: &Details) -> HeaderMap {
 
 /// The same text as without streaming, as it is printed: stdout live, and behind it what is shown when stdout stayed
 /// empty. The figures come as trailers.
-fn stream(app: &App, job: JobId) -> Response {
+fn stream(app: &App, job: JobId, waits: Option<Held>) -> Response {
     let followed = app.jobs.follow(job);
     let frames = followed
-        .scan(false, |printed, item| {
+        .scan((false, waits), |(printed, _), item| {
             let frames = frames(item, printed);
             std::future::ready(Some(futures::stream::iter(frames)))
         })

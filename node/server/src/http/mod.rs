@@ -1,13 +1,17 @@
-//! What clients see. One file for each surface; `problem` and `submission` are what they share.
+//! What clients see. One file for each surface; `listener` takes the connections, `gate` decides what is
+//! let in before its body is read, `problem` and `submission` are what they share.
 
 mod body;
 mod cluster;
 mod events;
+mod gate;
 mod health;
 mod jobs;
 mod lang;
 mod languages;
+mod listener;
 mod members;
+mod metrics;
 mod problem;
 mod submission;
 mod view;
@@ -23,6 +27,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use quorun_consensus::Handle;
+use quorun_executor::Executor;
 use quorun_ledger::Language;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -31,9 +36,14 @@ use crate::config::Config;
 use crate::jobs::Jobs;
 use crate::liveness::Liveness;
 use crate::membership::Membership;
+use crate::metrics::Metrics;
+use crate::pressure::Pressure;
 use crate::settings::ClusterSettings;
 use problem::Problem;
 use submission::Rules;
+
+pub use listener::Clients;
+pub use submission::largest_body;
 
 /// How long a client that waits for the end of a job goes on waiting when its node is about to end.
 const LAST_MOMENT: Duration = Duration::from_secs(6);
@@ -55,6 +65,12 @@ pub struct App {
     pub liveness: Liveness,
     /// What holds for the whole cluster.
     pub settings: ClusterSettings,
+    /// What executes jobs here.
+    pub executor: Executor,
+    /// What this node has taken on.
+    pub pressure: Pressure,
+    /// What it counts.
+    pub metrics: Metrics,
     /// Cancelled when this node is about to end: whoever waits for a job is told to ask elsewhere.
     pub closing: CancellationToken,
 }
@@ -94,6 +110,7 @@ pub fn router(app: App) -> Router {
         )
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
+        .route("/metrics", get(metrics::show))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         // The handlers read bodies themselves, within bounds of their own.
@@ -111,6 +128,7 @@ pub fn router(app: App) -> Router {
             app.clone(),
             close_when_draining,
         ))
+        .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
         .with_state(app)
 }
 

@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value};
 
 use crate::jobs;
+use crate::pressure::{Full, Thing, Whose};
 
 /// An error answer.
 #[derive(Debug)]
@@ -15,6 +16,7 @@ pub struct Problem {
     title: &'static str,
     members: Map<String, Value>,
     retry_after: bool,
+    close: bool,
 }
 
 impl Problem {
@@ -33,6 +35,7 @@ impl Problem {
             title,
             members,
             retry_after: false,
+            close: false,
         }
     }
 
@@ -75,6 +78,12 @@ impl Problem {
         self
     }
 
+    /// Closes the connection behind the answer, so that the rest of the request is not read.
+    pub fn close(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
     /// Tells the client to try again soon.
     pub fn retry(mut self) -> Self {
         self.retry_after = true;
@@ -101,11 +110,48 @@ impl IntoResponse for Problem {
         if self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if self.close {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         headers.insert(
             HeaderName::from_static("x-content-type-options"),
             HeaderValue::from_static("nosniff"),
         );
         response
+    }
+}
+
+impl From<Full> for Problem {
+    fn from(full: Full) -> Self {
+        let (field, what) = match full.thing {
+            Thing::Connections => ("connections", "open connections"),
+            Thing::Waiting => ("waiting", "requests that wait for a job"),
+            Thing::BodyBytes => ("body_bytes", "bytes of request bodies under way"),
+        };
+        let Full { value, limit, .. } = full;
+        let problem = match full.whose {
+            Whose::Client => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "client-busy",
+                "This client has too much under way",
+                format!(
+                    "this address would have {value} {what} at this node, and may have {limit}; let some of them end first"
+                ),
+            ),
+            Whose::Node => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "node-busy",
+                "This node has too much under way",
+                format!(
+                    "this node would have {value} {what}, and may have {limit}; try again, or another node"
+                ),
+            ),
+        };
+        problem
+            .with("field", field)
+            .with("value", value)
+            .with("limit", limit)
+            .retry()
     }
 }
 
@@ -120,13 +166,25 @@ impl From<jobs::Error> for Problem {
                 format!("{detail}; use a new key for a new request"),
             )
             .with("job", job.to_string()),
-            jobs::Error::QueueFull { queued } => Self::new(
+            jobs::Error::QueueFull { jobs, limit } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "queue-full",
                 "Too many jobs are waiting",
                 detail,
             )
-            .with("queued", queued)
+            .with("field", "queue.jobs")
+            .with("value", jobs)
+            .with("limit", limit)
+            .retry(),
+            jobs::Error::QueueHeavy { bytes, limit } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "queue-full",
+                "The waiting jobs hold too much",
+                detail,
+            )
+            .with("field", "queue.bytes")
+            .with("value", bytes)
+            .with("limit", limit)
             .retry(),
             jobs::Error::DiskFull(low) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -98,6 +98,13 @@ pub struct LimitsRequest {
     stack_kb: Option<u64>,
 }
 
+/// The largest body that a submission can have whose source and stdin have so many bytes: escapes make text at most six
+/// times as long.
+#[must_use]
+pub const fn largest_body(content: usize) -> usize {
+    6 * content + 256 * 1024
+}
+
 /// What submissions are checked against.
 pub struct Rules<'a> {
     /// The languages.
@@ -126,9 +133,9 @@ impl Rules<'_> {
         })
     }
 
-    /// The largest body that can hold an acceptable JSON submission: escapes make text at most six times as long.
+    /// The largest body that can hold an acceptable JSON submission.
     pub fn json_body_limit(&self) -> usize {
-        6 * (self.ceilings.source_bytes + self.ceilings.stdin_bytes) + 256 * 1024
+        largest_body(self.ceilings.source_bytes + self.ceilings.stdin_bytes)
     }
 
     /// Turns a request into a job.

@@ -44,7 +44,7 @@ impl Worker {
     pub(super) async fn follow(self: Rc<Self>, mut notices: mpsc::UnboundedReceiver<Notice>) {
         while let Some(notice) = notices.recv().await {
             match notice {
-                Notice::Events(events) => {
+                Notice::Events(events, _) => {
                     for event in events {
                         self.event(&event);
                     }

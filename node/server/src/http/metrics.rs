@@ -1,0 +1,55 @@
+//! `GET /metrics`: the figures of this node, for Prometheus.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+
+use super::App;
+use super::problem::Problem;
+use crate::jobs::Error;
+use crate::ledger;
+use crate::metrics::Shown;
+
+/// The version of the format.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Shows all figures.
+pub async fn show(State(app): State<App>) -> Result<Response, Problem> {
+    let id = app.config.id;
+    let node = ledger::read(&app.consensus, move |view| view.node(id));
+    let shown = Shown {
+        metrics: app.metrics.clone(),
+        pressure: app.pressure.clone(),
+        node: node.await.map_err(Error::from)?,
+        status: app.consensus.status().borrow().clone(),
+        consensus: app.consensus,
+        executor: app.executor,
+        id,
+    };
+    // It looks at files of the kernel.
+    let text = tokio::task::spawn_blocking(|| shown.text()).await;
+    let text = text.ok().and_then(Result::ok).ok_or(Error::Stopped)?;
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(TEXT)),
+        (
+            HeaderName::from_static("x-content-type-options"),
+            HeaderValue::from_static("nosniff"),
+        ),
+    ];
+    Ok((StatusCode::OK, headers, text).into_response())
+}
+
+/// Counts a request and the time until its answer began.
+pub async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let response = next.run(request).await;
+    let route = route.as_ref().map(MatchedPath::as_str);
+    app.metrics
+        .answered(&method, route, response.status(), began.elapsed());
+    response
+}
