@@ -320,6 +320,7 @@ fn task(image: &str, python: &str) -> Task {
             compile: None,
             run: vec![python.into(), "{source}".into()],
             env: BTreeMap::new(),
+            zygote: BTreeMap::new(),
             extensions: Vec::new(),
             limits,
             compile_limits: StepLimits {

@@ -232,6 +232,7 @@ impl Job {
             compile: self.toolchain.compile.map(words),
             run: words(self.toolchain.run),
             env: BTreeMap::new(),
+            zygote: BTreeMap::new(),
             extensions: Vec::new(),
             limits,
             compile_limits: self.compile_times,
