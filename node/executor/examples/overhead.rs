@@ -81,6 +81,17 @@ async fn main() {
     }
     figures.print();
     println!("{} runs began in a zygote", zygotes.sandboxes()["zygotes"]);
+    println!("idle: {}", idle_memory(&folder.join("docker")));
+    for program in [PYTHON, NODE] {
+        run(&zygotes, task(&image, program)).await;
+        settle(&zygotes).await;
+        let memory = idle_memory(&folder.join("zygotes"));
+        println!(
+            "idle, after {}, with zygotes: {memory}",
+            program.interpreter
+        );
+    }
+    run(&zygotes, task(&image, PYTHON)).await;
     process.shutdown().await;
 
     // Sustained: so many at a time, in alternation.
@@ -216,7 +227,7 @@ async fn started(
     zygotes: bool,
 ) -> Executor {
     let labels = Labels {
-        cluster: format!("overhead-{}", std::process::id()),
+        cluster: cluster(folder),
         node: 1,
         incarnation: 1,
     };
@@ -235,6 +246,25 @@ async fn started(
         .unwrap();
     warm(&executor, 1).await;
     executor
+}
+
+/// The name of an executor's sandboxes.
+fn cluster(folder: &std::path::Path) -> String {
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    format!("overhead-{}-{name}", std::process::id())
+}
+
+/// What the idle sandboxes of an executor hold of their memory, as the engine counts it.
+fn idle_memory(folder: &std::path::Path) -> String {
+    let docker = |arguments: &[&str]| {
+        let output = Command::new("docker").args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let label = format!("label=quorun.cluster={}", cluster(folder));
+    let ids = docker(&["ps", "-q", "--filter", &label]);
+    let mut arguments = vec!["stats", "--no-stream", "--format", "{{.MemUsage}}"];
+    arguments.extend(ids.lines());
+    docker(&arguments).replace('\n', ", ")
 }
 
 /// Waits until so many sandboxes are warm.

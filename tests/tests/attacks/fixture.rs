@@ -482,6 +482,12 @@ impl Sandbox {
 
     /// Ends the executor, and looks for what it left.
     fn stop(self) {
+        if ZYGOTES {
+            println!(
+                "{} runs began in an interpreter that waited",
+                self.zygotes()
+            );
+        }
         self.runtime.block_on(async {
             tokio::time::timeout(LONG, self.executor.shutdown())
                 .await
