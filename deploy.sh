@@ -25,6 +25,7 @@ From the environment, all optional:
   QUORUN_HTTP_PORT_1, _2, _3   ports on 127.0.0.1 (8080, 8081, 8082)
   QUORUN_CLUSTER               name of the cluster (quorun); two clusters on one engine need two names
   QUORUN_SLOTS                 jobs at a time and node (the number of cores, at least 2)
+  QUORUN_ZYGOTES               true has interpreters started ahead of their programs (false)
   QUORUN_LOG                   log filter, such as info or debug
   COMPOSE_PROJECT_NAME         prefix of the containers (the name of this folder)
 END

@@ -7,6 +7,7 @@
 //! - `bare`: the image's own python, started from here as a plain process (by chroot into a container's root; takes root,
 //!   else the machine's python3)
 //! - `execute`: through `Executor::execute` on a warm sandbox; `inside` is the part of it from fork to exit in the sandbox
+//! - `zygote`: the same where an interpreter was started ahead and waits; and for Node, with its own `bare`
 //! - `fresh`: the same with `max_jobs_per_sandbox = 1`: a new container for every job, made ahead of need
 //! - `process`: the machine's own `/usr/bin/python3` through the process executor, and bare
 //! - `isolate`, if `QUORUN_ISOLATE` names the program: the machine's python3 in isolate, the run alone and the whole cycle
@@ -38,8 +39,9 @@ async fn main() {
         .unwrap_or_else(|| "quorun/sandbox:0.1.0".to_owned());
     let isolate = std::env::var("QUORUN_ISOLATE").ok();
     let folder = std::env::temp_dir().join(format!("quorun-overhead-{}", std::process::id()));
-    let docker = started(Kind::Docker, &image, &folder.join("docker"), None).await;
-    let process = started(Kind::Process, &image, &folder.join("process"), None).await;
+    let docker = started(Kind::Docker, &image, &folder.join("docker"), None, false).await;
+    let zygotes = started(Kind::Docker, &image, &folder.join("zygotes"), None, true).await;
+    let process = started(Kind::Process, &image, &folder.join("process"), None, false).await;
     let (idle, root) = root_of(&image);
     let root = root.as_deref();
     if root.is_none() {
@@ -48,12 +50,24 @@ async fn main() {
 
     let mut figures = Figures::default();
     for round in 0..rounds {
-        figures.note("1 bare", bare(root));
+        figures.note("1 bare", bare(root, PYTHON));
         let (outer, inner) = execute(&docker, &image, "python3").await;
         figures.note("2 execute, docker", outer);
         figures.note("3   inside it", inner);
         figures.note("4   the rest", outer.saturating_sub(inner));
-        figures.note("5 bare, the machine's", bare(None));
+        let (outer, inner) = execute(&zygotes, &image, "python3").await;
+        figures.note("4a zygote, docker", outer);
+        figures.note("4b   inside it", inner);
+        figures.note("4c node, bare", bare(root, NODE));
+        let (outer, _) = run(&docker, task(&image, NODE)).await;
+        figures.note("4d node, execute", outer);
+        // Two of a kind: an interpreter waits for the one that is like the one before.
+        run(&zygotes, task(&image, NODE)).await;
+        settle(&zygotes).await;
+        let (outer, _) = run(&zygotes, task(&image, NODE)).await;
+        figures.note("4e node, zygote", outer);
+        run(&zygotes, task(&image, PYTHON)).await;
+        figures.note("5 bare, the machine's", bare(None, PYTHON));
         let (outer, _) = execute(&process, &image, HOST_PYTHON).await;
         figures.note("6 execute, process", outer);
         if let Some(isolate) = &isolate {
@@ -66,6 +80,18 @@ async fn main() {
         }
     }
     figures.print();
+    println!("{} runs began in a zygote", zygotes.sandboxes()["zygotes"]);
+    println!("idle: {}", idle_memory(&folder.join("docker")));
+    for program in [PYTHON, NODE] {
+        run(&zygotes, task(&image, program)).await;
+        settle(&zygotes).await;
+        let memory = idle_memory(&folder.join("zygotes"));
+        println!(
+            "idle, after {}, with zygotes: {memory}",
+            program.interpreter
+        );
+    }
+    run(&zygotes, task(&image, PYTHON)).await;
     process.shutdown().await;
 
     // Sustained: so many at a time, in alternation.
@@ -73,22 +99,25 @@ async fn main() {
         for _ in 0..3 {
             let each = rounds / clients;
             let ours = sustained(&docker, &image, clients, each).await;
+            let ahead = sustained(&zygotes, &image, clients, each).await;
             let theirs = rate(clients, each, || {
-                bare(root);
+                bare(root, PYTHON);
             });
             let fresh = rate(clients, each / 20 + 1, || {
                 docker_run(&image);
             });
             println!(
-                "{clients} at a time: execute {ours:.1}/s, bare {theirs:.1}/s (ratio {:.2}), docker run {fresh:.1}/s (ratio {:.1})",
+                "{clients} at a time: execute {ours:.1}/s, with zygotes {ahead:.1}/s, bare {theirs:.1}/s (ratios {:.2}, {:.2}), docker run {fresh:.1}/s (ratio {:.1})",
                 ours / theirs,
+                ahead / theirs,
                 ours / fresh
             );
         }
     }
     docker.shutdown().await;
+    zygotes.shutdown().await;
 
-    let once = started(Kind::Docker, &image, &folder.join("once"), Some(1)).await;
+    let once = started(Kind::Docker, &image, &folder.join("once"), Some(1), false).await;
     let mut figures = Figures::default();
     for _ in 0..rounds / 10 {
         // Made ahead of need: a client that comes now and then finds one.
@@ -195,15 +224,17 @@ async fn started(
     image: &str,
     folder: &std::path::Path,
     max_jobs: Option<u32>,
+    zygotes: bool,
 ) -> Executor {
     let labels = Labels {
-        cluster: format!("overhead-{}", std::process::id()),
+        cluster: cluster(folder),
         node: 1,
         incarnation: 1,
     };
     let options = Options {
         images: vec![(image.to_owned(), MEMORY_KB)],
         max_jobs_per_sandbox: max_jobs.unwrap_or(u32::MAX),
+        zygotes,
         ..Options::new(kind, 4, labels, folder.to_path_buf())
     };
     let (executor, upkeep) = quorun_executor::start(options).unwrap();
@@ -217,6 +248,25 @@ async fn started(
     executor
 }
 
+/// The name of an executor's sandboxes.
+fn cluster(folder: &std::path::Path) -> String {
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    format!("overhead-{}-{name}", std::process::id())
+}
+
+/// What the idle sandboxes of an executor hold of their memory, as the engine counts it.
+fn idle_memory(folder: &std::path::Path) -> String {
+    let docker = |arguments: &[&str]| {
+        let output = Command::new("docker").args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let label = format!("label=quorun.cluster={}", cluster(folder));
+    let ids = docker(&["ps", "-q", "--filter", &label]);
+    let mut arguments = vec!["stats", "--no-stream", "--format", "{{.MemUsage}}"];
+    arguments.extend(ids.lines());
+    docker(&arguments).replace('\n', ", ")
+}
+
 /// Waits until so many sandboxes are warm.
 async fn warm(executor: &Executor, wanted: u64) {
     while executor.sandboxes()["warm"] < wanted {
@@ -224,8 +274,29 @@ async fn warm(executor: &Executor, wanted: u64) {
     }
 }
 
+/// Waits until no sandbox is busy, and what is done behind a job's back has been.
+async fn settle(executor: &Executor) {
+    while executor.sandboxes()["busy"] > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(150)).await;
+}
+
 async fn execute(executor: &Executor, image: &str, python: &str) -> (Duration, Duration) {
-    let task = task(image, python);
+    run(
+        executor,
+        task(
+            image,
+            Program {
+                interpreter: python,
+                ..PYTHON
+            },
+        ),
+    )
+    .await
+}
+
+async fn run(executor: &Executor, task: Task) -> (Duration, Duration) {
     let (output, _) = mpsc::channel(1);
     let begin = Instant::now();
     let result = executor
@@ -237,17 +308,45 @@ async fn execute(executor: &Executor, image: &str, python: &str) -> (Duration, D
     (outer, Duration::from_micros(result.outcome.wall_us))
 }
 
-fn bare(root: Option<&str>) -> Duration {
+/// A program in one of the languages.
+#[derive(Clone, Copy)]
+struct Program<'a> {
+    interpreter: &'a str,
+    option: &'static str,
+    source: &'static str,
+    zygote: (&'static str, &'static str),
+}
+
+const PYTHON: Program<'static> = Program {
+    interpreter: "python3",
+    option: "-c",
+    source: PROGRAM,
+    zygote: ("PYTHONPATH", "/usr/local/lib/quorun/zygote/python"),
+};
+
+const NODE: Program<'static> = Program {
+    interpreter: "node",
+    option: "-e",
+    source: "console.log('hello')",
+    zygote: (
+        "NODE_OPTIONS",
+        "--require=/usr/local/lib/quorun/zygote/node.js",
+    ),
+};
+
+fn bare(root: Option<&str>, program: Program<'_>) -> Duration {
     let begin = Instant::now();
     let mut command = match root {
         Some(root) => {
             let mut command = Command::new("chroot");
-            command.args([root, "python3"]);
+            command.args([root, program.interpreter]);
             command
         }
-        None => Command::new(HOST_PYTHON),
+        None if program.interpreter == PYTHON.interpreter => Command::new(HOST_PYTHON),
+        None => Command::new(program.interpreter),
     };
-    let output = command.args(["-c", PROGRAM]).output().unwrap();
+    let arguments = [program.option, program.source];
+    let output = command.args(arguments).output().unwrap();
     assert_eq!(output.stdout, b"hello\n");
     begin.elapsed()
 }
@@ -299,7 +398,7 @@ fn root_of(image: &str) -> (String, Option<String>) {
     (name, usable)
 }
 
-fn task(image: &str, python: &str) -> Task {
+fn task(image: &str, program: Program<'_>) -> Task {
     let limits = Limits {
         cpu_ms: 2000,
         wall_ms: 20_000,
@@ -312,14 +411,15 @@ fn task(image: &str, python: &str) -> Task {
         job: JobId::new(uuid::Uuid::now_v7()),
         attempt: 1,
         language: Language {
-            name: "python".into(),
+            name: program.interpreter.into(),
             aliases: Vec::new(),
-            title: "Python".into(),
+            title: program.interpreter.into(),
             image: image.to_owned(),
-            source: "main.py".into(),
+            source: "main".into(),
             compile: None,
-            run: vec![python.into(), "{source}".into()],
+            run: vec![program.interpreter.into(), "{source}".into()],
             env: BTreeMap::new(),
+            zygote: BTreeMap::from([(program.zygote.0.into(), program.zygote.1.into())]),
             extensions: Vec::new(),
             limits,
             compile_limits: StepLimits {
@@ -329,12 +429,12 @@ fn task(image: &str, python: &str) -> Task {
             example: String::new(),
         },
         spec: JobSpec {
-            language: "python".into(),
+            language: program.interpreter.into(),
             files: vec![SourceFile {
-                name: "main.py".into(),
-                content: Bytes::from_static(PROGRAM.as_bytes()),
+                name: "main".into(),
+                content: Bytes::from_static(program.source.as_bytes()),
             }],
-            entrypoint: "main.py".into(),
+            entrypoint: "main".into(),
             stdin: Bytes::new(),
             tests: Vec::new(),
             stop_on_failure: false,

@@ -1,6 +1,7 @@
 //! The executor: takes a job to its result.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,8 @@ pub struct Unavailable {
 pub struct Executor {
     pool: Pool,
     artefacts: Artefacts,
+    /// Where interpreters are started ahead: how many jobs, or test cases of them, have begun in one.
+    zygotes: Option<Arc<AtomicU64>>,
     health: watch::Sender<Health>,
     /// Until when the executor stays not ready, although its engine answers.
     unwell: Arc<Mutex<Option<Instant>>>,
@@ -147,6 +150,8 @@ pub fn start(
     let executor = Executor {
         pool: Pool::new(engine, plan),
         artefacts,
+        // As a plain process, what waits would be in nobody's way but its machine's.
+        zygotes: (options.zygotes && options.kind == Kind::Docker).then(Arc::default),
         health,
         unwell: Arc::default(),
         waits: Arc::new(Histogram::of_times()),
@@ -384,7 +389,7 @@ impl Executor {
         };
         // One that a job with more memory left may be more than this one's sandbox can hold.
         let artefact = artefact.filter(|a| a.archive.len() as u64 <= artefacts::largest(task));
-        let mut runs = Runs::new(task, key, artefact);
+        let mut runs = Runs::new(task, key, artefact).with_zygotes(self.zygotes.as_deref());
         loop {
             let sandbox = lease.id().to_owned();
             tracing::debug!(job = %task.job, attempt = task.attempt, sandbox, "running");
@@ -527,10 +532,14 @@ impl Executor {
     }
 
     /// How many sandboxes there are: `warm`, `busy` and `starting`; and since the start `discarded`, which is the sum of
-    /// `discarded.worn` and so on, one for each reason.
+    /// `discarded.worn` and so on, one for each reason. With zygotes, `zygotes` is how many runs have begun in one.
     #[must_use]
     pub fn sandboxes(&self) -> BTreeMap<String, u64> {
-        self.pool.counts()
+        let mut counts = self.pool.counts();
+        if let Some(zygotes) = &self.zygotes {
+            counts.insert("zygotes".to_owned(), zygotes.load(Ordering::Relaxed));
+        }
+        counts
     }
 
     /// How long jobs have waited for a sandbox.

@@ -37,6 +37,9 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// A sandbox is replaced after this many jobs; 1 gives every job a fresh one.
     pub max_jobs_per_sandbox: u32,
+    /// An interpreter is started ahead of the next job, in the languages that can, and waits in its sandbox. In containers
+    /// only.
+    pub zygotes: bool,
     /// Images with the memory of their sandboxes, KiB: one of each is always kept warm, and of the first, at the start, one
     /// for every slot.
     pub images: Vec<(String, u64)>,
@@ -68,6 +71,7 @@ impl Options {
             labels,
             data_dir,
             max_jobs_per_sandbox: Self::MAX_JOBS_PER_SANDBOX,
+            zygotes: false,
             images: Vec::new(),
             cpus_per_sandbox: 1.0,
             artefact_bytes: Self::ARTEFACT_BYTES,

@@ -4,6 +4,8 @@
 //! case starts from that archive in a wiped box and as another user. A sandbox that a case has used up (its memory ran
 //! out) is replaced, and the archive moves on to the next one. What a case is expected to print stays here.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use quorun_ledger::job::{Compile, JobResult, Outcome, Output, TestCase, TestResult, Verdict};
 use quorun_warden::protocol::{End, Program};
@@ -35,6 +37,8 @@ pub(crate) struct Runs<'a> {
     kept: bool,
     /// The memory of the present sandbox ran out.
     used_up: bool,
+    /// Interpreters are started ahead; how many of them were used is counted there.
+    zygotes: Option<&'a AtomicU64>,
     compile: Option<Compile>,
     tests: Vec<TestResult>,
 }
@@ -79,9 +83,16 @@ impl<'a> Runs<'a> {
             held: false,
             kept,
             used_up: false,
+            zygotes: None,
             compile,
             tests: Vec::new(),
         }
+    }
+
+    /// Has interpreters started ahead, if there is somewhere to count those that are used.
+    pub(crate) fn with_zygotes(mut self, zygotes: Option<&'a AtomicU64>) -> Self {
+        self.zygotes = zygotes;
+        self
     }
 
     fn has_tests(&self) -> bool {
@@ -178,8 +189,12 @@ impl<'a> Runs<'a> {
             run.stdin = case.stdin.to_vec();
         }
         run.close_stdin = !input.is_open();
+        run.zygote = self.zygotes.and_then(|_| task::zygote(self.task, &run.run));
         let patience = executor::patience(self.task);
         let transcript = link.run(run, live, input, cancel, patience).await?;
+        if let (Some(used), true) = (self.zygotes, transcript.zygote) {
+            used.fetch_add(1, Ordering::Relaxed);
+        }
         self.held |= transcript.held == Some(Ok(()));
         self.used_up = verdict::ran_out_of_memory(&transcript);
         Ok(transcript)

@@ -60,6 +60,8 @@ pub(crate) struct Transcript {
     pub(crate) compile: Option<Compiled>,
     /// Whether the warden holds what the box held, if that was asked for; if not, why.
     pub(crate) held: Option<Result<(), String>>,
+    /// The program had been started ahead.
+    pub(crate) zygote: bool,
     /// How the run ended.
     pub(crate) end: End,
 }
@@ -144,6 +146,7 @@ impl Link {
             .map(|end| Transcript {
                 compile: talk.compiled.then_some(talk.compile),
                 held: talk.held,
+                zygote: talk.zygote,
                 end,
             })
             .map_err(|cause| Interrupted {
@@ -311,12 +314,16 @@ struct Talk {
     compiled: bool,
     compile: Compiled,
     held: Option<Result<(), String>>,
+    zygote: bool,
 }
 
 impl Talk {
     fn hear(&mut self, event: Event, live: &mut Live) -> Result<Option<End>, Broken> {
         match event {
-            Event::Started { .. } => self.started = true,
+            Event::Started { zygote, .. } => {
+                self.started = true;
+                self.zygote |= zygote;
+            }
             Event::Output {
                 step: StepKind::Compile,
                 stream,
@@ -387,6 +394,7 @@ mod tests {
             },
             stdin: vec![7; 1 << 20],
             close_stdin: true,
+            zygote: None,
         }
     }
 
@@ -454,6 +462,7 @@ mod tests {
         let (result, mut live) = answered(&[
             Event::Started {
                 step: StepKind::Run,
+                zygote: false,
             },
             output(0, b"abc"),
             output(3, b"def"),
@@ -522,6 +531,7 @@ mod tests {
         assert!(!result.unwrap_err().started);
         let (result, _) = answered(&[Event::Started {
             step: StepKind::Run,
+            zygote: false,
         }])
         .await;
         let interrupted = result.unwrap_err();

@@ -1,9 +1,11 @@
 //! A job as the executor is given it, and what is sent to the warden for it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use quorun_ledger::job::{JobId, JobSpec};
 use quorun_ledger::language::Language;
-use quorun_warden::protocol::{self, File, Limits, Program, Run, Step};
+use quorun_warden::protocol::{self, File, Limits, Program, Run, Step, Zygote};
 
 /// One attempt at a job.
 #[derive(Clone, Debug)]
@@ -123,7 +125,35 @@ pub(crate) fn request(task: &Task, program: Program) -> Run {
         },
         stdin: spec.stdin.to_vec(),
         close_stdin: true,
+        zygote: None,
     }
+}
+
+/// The interpreter to start ahead of the job after this one, and that this one may have found: that of a job with one source,
+/// without arguments and without an environment of its own. `None` where the language has none, or where what an interpreter
+/// looks at before it waits could be a file of this job: tools look for settings in hidden files of HOME.
+pub(crate) fn zygote(task: &Task, run: &Step) -> Option<Zygote> {
+    let Task { language, spec, .. } = task;
+    let hidden = |name: &str| name.split('/').any(|part| part.starts_with('.'));
+    if language.zygote.is_empty()
+        || language.compile.is_some()
+        || spec.files.iter().any(|file| hidden(&file.name))
+    {
+        return None;
+    }
+    let pairs = |map: &BTreeMap<String, String>| {
+        map.iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    };
+    Some(Zygote {
+        step: Step {
+            argv: Language::command(&language.run, &language.source, &[]),
+            env: pairs(&language.env),
+            limits: run.limits,
+        },
+        env: pairs(&language.zygote),
+    })
 }
 
 impl From<protocol::Stream> for Stream {
@@ -137,8 +167,6 @@ impl From<protocol::Stream> for Stream {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::collections::BTreeMap;
-
     use quorun_ledger::job::{self, StepLimits};
 
     use super::*;
@@ -158,6 +186,7 @@ pub(crate) mod tests {
                 compile: Some(words(&["cc", "{source}"])),
                 run: words(&["./a.out"]),
                 env: BTreeMap::new(),
+                zygote: BTreeMap::new(),
                 extensions: Vec::new(),
                 limits,
                 compile_limits: StepLimits {

@@ -277,6 +277,7 @@ mod tests {
         let transcript = Transcript {
             compile: None,
             held: None,
+            zygote: false,
             end: End::Ran(report),
         };
         result(&task(), transcript, Bytes::new(), Bytes::new()).outcome
@@ -290,6 +291,7 @@ mod tests {
                 stderr: b"err".to_vec(),
             }),
             held: None,
+            zygote: false,
             end: End::NotCompiled,
         };
         result(&task(), transcript, Bytes::new(), Bytes::new())
@@ -446,12 +448,14 @@ mod tests {
                 ..Compiled::default()
             }),
             held: None,
+            zygote: false,
             end: End::NotCompiled,
         };
         assert!(ran_out_of_memory(&compile));
         let run = Transcript {
             compile: None,
             held: None,
+            zygote: false,
             end: End::Ran(memory()),
         };
         assert!(ran_out_of_memory(&run));
@@ -462,6 +466,7 @@ mod tests {
         let failed = |submission| Transcript {
             compile: None,
             held: None,
+            zygote: false,
             end: End::Failed {
                 message: "file \"a\": File exists".into(),
                 submission,

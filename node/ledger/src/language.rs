@@ -33,6 +33,8 @@ pub struct Language {
     pub run: Vec<String>,
     /// Environment of both steps.
     pub env: BTreeMap<String, String>,
+    /// Environment with which an interpreter that is started ahead of its program waits for it; empty where none can.
+    pub zygote: BTreeMap<String, String>,
     /// File name extensions, without the dot, for `quorun run FILE`.
     pub extensions: Vec<String>,
     /// What the run step may use when the submission does not say.

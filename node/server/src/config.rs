@@ -110,6 +110,9 @@ pub struct Settings {
     /// Jobs after which a sandbox is replaced; 1 gives every job a fresh one [default: 100]
     #[arg(long, env = "QUORUN_MAX_JOBS_PER_SANDBOX", value_name = "N")]
     pub max_jobs_per_sandbox: Option<u32>,
+    /// Start an interpreter ahead of the next job, in the languages that name how (zygote); docker only [default: false]
+    #[arg(long, env = "QUORUN_ZYGOTES", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub zygotes: Option<bool>,
     /// Compiled programs are kept up to this size, MiB, so that the same source is compiled once; 0 keeps none [default: 256]
     #[arg(long, env = "QUORUN_ARTEFACT_CACHE_MB", value_name = "MB")]
     pub artefact_cache_mb: Option<u64>,
@@ -220,6 +223,7 @@ impl Settings {
             election_ms,
             snapshot_after,
             max_jobs_per_sandbox,
+            zygotes,
             artefact_cache_mb,
             runtime,
             max_source_kb,
@@ -455,6 +459,8 @@ pub struct Config {
     pub snapshot_after: u64,
     /// Jobs after which a sandbox is replaced.
     pub max_jobs_per_sandbox: u32,
+    /// Interpreters are started ahead of their programs.
+    pub zygotes: bool,
     /// Bytes of compiled programs that are kept.
     pub artefact_bytes: u64,
     /// The engine's runtime for sandboxes; its default if `None`.
@@ -557,6 +563,7 @@ impl Config {
             election: Duration::from_millis(election),
             snapshot_after: settings.snapshot_after.unwrap_or(20_000).max(10),
             max_jobs_per_sandbox: settings.max_jobs_per_sandbox.unwrap_or(100).max(1),
+            zygotes: settings.zygotes.unwrap_or(false),
             artefact_bytes: settings
                 .artefact_cache_mb
                 .map_or(Options::ARTEFACT_BYTES, |mb| mb.saturating_mul(1 << 20)),

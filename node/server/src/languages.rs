@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use quorun_ledger::{Language, Limits, StepLimits};
 use serde::Deserialize;
 
@@ -39,6 +39,8 @@ struct Entry {
     run: Vec<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
+    #[serde(default)]
+    zygote: BTreeMap<String, String>,
     #[serde(default)]
     extensions: Vec<String>,
     #[serde(default)]
@@ -210,6 +212,19 @@ fn parse(text: &str) -> anyhow::Result<Vec<Language>> {
             !entry.source.is_empty() && !entry.source.contains('/'),
             "language \"{name}\": source should be a file name"
         );
+        ensure!(
+            entry.zygote.is_empty() || entry.compile.is_none(),
+            "language \"{name}\": zygote is for languages without a compile step"
+        );
+        if let Some(variable) = entry
+            .zygote
+            .keys()
+            .find(|name| entry.env.contains_key(*name))
+        {
+            bail!(
+                "language \"{name}\": {variable} is in zygote and in env; what it has in env would be lost"
+            );
+        }
         let limits = entry.limits.over(&all);
         enough(&name, &limits)?;
         let (own_step, all_step) = (entry.compile_limits, file.compile_limits);
@@ -230,6 +245,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<Language>> {
             compile: entry.compile,
             run: entry.run,
             env: entry.env,
+            zygote: entry.zygote,
             extensions: entry.extensions,
             limits,
             compile_limits,
@@ -372,6 +388,24 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("run is empty")
+        );
+        let compiled = format!(
+            "{head}[[language]]\nname='a'\nsource='a'\ncompile=['c']\nrun=['a']\nzygote={{A='1'}}\n"
+        );
+        assert!(
+            parse(&compiled)
+                .unwrap_err()
+                .to_string()
+                .contains("without a compile step")
+        );
+        let twice_set = format!(
+            "{head}[[language]]\nname='a'\nsource='a'\nrun=['a']\nenv={{A='1'}}\nzygote={{A='2'}}\n"
+        );
+        assert!(
+            parse(&twice_set)
+                .unwrap_err()
+                .to_string()
+                .contains("A is in zygote and in env")
         );
         let unknown =
             format!("{head}[[language]]\nname='a'\nsource='a'\nrun=['a']\ncolour='red'\n");

@@ -269,6 +269,7 @@ fn start_executor(
     let slots = config.slots as usize;
     let mut options = Options::new(config.executor.into(), slots, labels, config.data.clone());
     options.max_jobs_per_sandbox = config.max_jobs_per_sandbox;
+    options.zygotes = config.zygotes;
     options.artefact_bytes = config.artefact_bytes;
     options.runtime.clone_from(&config.runtime);
     // Languages that share an image and a size share its sandboxes. The first in the file are the most wanted.

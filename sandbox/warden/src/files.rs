@@ -20,7 +20,7 @@ pub(crate) const FOLDER: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 
 /// Acts as the job's user until it is dropped. The process stays root underneath (real and saved id), and no process of
-/// this user exists meanwhile.
+/// this user exists meanwhile but, at most, the interpreter that waits for the job: it has seen nothing of it yet.
 #[derive(Debug)]
 pub(crate) struct ActingAs {
     changed: bool,

@@ -50,6 +50,8 @@ pub(crate) struct Active {
     cgroup_cpu_us: Option<u64>,
     own_cpu_us: u64,
     oom_kills: Option<u64>,
+    /// What the first process had used before it became the job's.
+    ahead_cpu_us: u64,
     /// Of those reaped.
     reaped_cpu_us: u64,
     peak_kb: u64,
@@ -83,6 +85,7 @@ impl Active {
             cgroup_cpu_us: before.cgroup_cpu_us,
             own_cpu_us: before.own_cpu_us,
             oom_kills: before.oom_kills,
+            ahead_cpu_us: program.cpu_us,
             reaped_cpu_us: 0,
             peak_kb: 0,
             ended: None,
@@ -199,7 +202,7 @@ impl Active {
         }
         let used = self
             .cgroup_cpu(meters)
-            .unwrap_or(self.reaped_cpu_us + sample.cpu_us);
+            .unwrap_or_else(|| self.processes_cpu(sample.cpu_us));
         let Some(rest) = self
             .limits
             .cpu_us
@@ -215,6 +218,11 @@ impl Active {
             next = next.min(now + SAMPLE_EVERY);
         }
         self.next_check = next.min(deadline);
+    }
+
+    /// CPU time by the processes' own, of which so much is that of living ones.
+    fn processes_cpu(&self, living_cpu_us: u64) -> u64 {
+        (self.reaped_cpu_us + living_cpu_us).saturating_sub(self.ahead_cpu_us)
     }
 
     /// CPU time by the cgroup's meter since the step began, without the warden's own.
@@ -234,7 +242,9 @@ impl Active {
 
     /// The figures, when nobody is left and the output has been read to its end.
     pub(crate) fn report(&self, meters: &Meters) -> Report {
-        let cpu_us = self.cgroup_cpu(meters).unwrap_or(self.reaped_cpu_us);
+        let cpu_us = self
+            .cgroup_cpu(meters)
+            .unwrap_or_else(|| self.processes_cpu(0));
         let (wall_us, exit_code, signal) = match &self.ended {
             Some((main, wall)) => (*wall, main.exit_code, main.signal),
             None => (self.started.elapsed(), None, None),

@@ -15,6 +15,7 @@ mod options;
 mod processes;
 mod spawn;
 mod warden;
+mod zygote;
 
 use std::process::ExitCode;
 

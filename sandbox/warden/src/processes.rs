@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 
-use rustix::process::{Pid, Signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions};
 
 /// What the job's living processes use at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +81,38 @@ pub(crate) fn own_cpu_us() -> u64 {
         usage
     };
     microseconds(usage.ru_utime) + microseconds(usage.ru_stime)
+}
+
+/// CPU time that a process has used, microseconds; 0 if that cannot be found out.
+pub(crate) fn cpu_us_of(pid: Pid) -> u64 {
+    let mut clock = 0;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: both pointers are to live values of the types that are filled.
+    let known = unsafe {
+        libc::clock_getcpuclockid(pid.as_raw_nonzero().get(), &raw mut clock) == 0
+            && libc::clock_gettime(clock, &raw mut time) == 0
+    };
+    if !known {
+        return 0;
+    }
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let rest = u64::try_from(time.tv_nsec).unwrap_or_default();
+    seconds * 1_000_000 + rest / 1000
+}
+
+/// Kills every process but this one, and returns when none is left.
+pub(crate) fn end_all(contained: bool) -> io::Result<()> {
+    loop {
+        kill_all(contained);
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::CHILD) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Kills every process of the job that can be found now. In a container that is every process but this one, at once and

@@ -26,6 +26,9 @@
 //! further one starts from what is held, in a box that was wiped in between and as another user. What the cases are
 //! expected to print never comes here. The node may [`Request::Fetch`] what is held, to keep it for a later job with the
 //! same source, which then begins with [`Request::Load`].
+//!
+//! A run may name a [`Zygote`]: an interpreter that is started when the run is over and cleaned up, and waits for the next
+//! one. Nothing is said of that; the start of a run that found one waiting says so.
 
 use std::fmt;
 
@@ -33,7 +36,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The protocol's version; changes with every change of its types.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// No frame is longer than this, bytes. What does not fit is an error, never an allocation.
 pub const MAX_FRAME: usize = 64 << 20;
@@ -105,7 +108,31 @@ pub struct Run {
     pub stdin: Vec<u8>,
     /// The program's stdin ends after [`Self::stdin`]; otherwise it stays open for [`Request::Stdin`].
     pub close_stdin: bool,
+    /// This run may be given the interpreter that waits, if [`Self::run`] is what it was started for; and this one is
+    /// started after it. With `None` there is neither.
+    pub zygote: Option<Zygote>,
 }
+
+/// An interpreter that is started ahead of the run that it is for, and waits just before it opens its program. It serves
+/// one run, or none: whatever else comes first, it is ended before that begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Zygote {
+    /// What it is started as. It serves a run whose step is exactly this.
+    pub step: Step,
+    /// Added to the step's environment: what makes the interpreter load its hook. The hook says by a byte to descriptor
+    /// [`ZYGOTE_READY`] that it waits, does so until a byte comes from [`ZYGOTE_GO`], closes both, and takes these
+    /// variables and [`ZYGOTE_VARIABLE`] out of the environment.
+    pub env: Vec<(String, String)>,
+}
+
+/// Set for a zygote's hook, which does nothing without it.
+pub const ZYGOTE_VARIABLE: &str = "QUORUN_ZYGOTE";
+
+/// The descriptor that a zygote's hook waits for.
+pub const ZYGOTE_GO: i32 = 3;
+
+/// The descriptor by which a zygote's hook says that it waits.
+pub const ZYGOTE_READY: i32 = 4;
 
 /// A file of a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +186,8 @@ pub enum Event {
     Started {
         /// Which step.
         step: StepKind,
+        /// It had been started ahead, and waited.
+        zygote: bool,
     },
     /// What a step printed, as it prints it, up to its cap.
     Output {
@@ -486,6 +515,7 @@ mod tests {
             },
             stdin: vec![0, 1, 2, 255],
             close_stdin: true,
+            zygote: None,
         }))
     }
 

@@ -47,10 +47,23 @@ pub(crate) struct Place<'a> {
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) pid: Pid,
+    /// CPU time that it had used before it became the job's, microseconds.
+    pub(crate) cpu_us: u64,
     pub(crate) stdin: OwnedFd,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
 }
+
+/// A descriptor that a program gets beside stdin, stdout and stderr. Its source is one of [`pipe_away`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handed {
+    pub(crate) source: RawFd,
+    /// Its number in the program.
+    pub(crate) target: RawFd,
+}
+
+/// Descriptors of [`pipe_away`] have this number or a higher one: no [`Handed::target`] is as high.
+const AWAY: RawFd = 16;
 
 /// Why a program could not be started.
 #[derive(Debug)]
@@ -68,10 +81,15 @@ fn cpu_backstop(cpu_us: u64) -> u64 {
 }
 
 /// Starts a step's program and returns when it has been executed.
-pub(crate) fn spawn(place: &Place<'_>, step: &Step) -> Result<Started, SpawnError> {
+pub(crate) fn spawn(
+    place: &Place<'_>,
+    step: &Step,
+    handed: &[Handed],
+) -> Result<Started, SpawnError> {
     let sandbox = |what: &str, error: io::Error| SpawnError::Sandbox(format!("{what}: {error}"));
     let image = Image::new(place, step)?;
-    let [stdin, stdout, stderr, words] = {
+    let words = pipe_away().map_err(|error| sandbox("pipe", error))?;
+    let [stdin, stdout, stderr] = {
         // Made as the job's user, so that a program may open its own /dev/stdin and /dev/stdout.
         let _acting = ActingAs::new(place.user).map_err(|error| sandbox("setuid", error))?;
         pipes().map_err(|error| sandbox("pipe", error))?
@@ -84,6 +102,7 @@ pub(crate) fn spawn(place: &Place<'_>, step: &Step) -> Result<Started, SpawnErro
             stderr.write.as_raw_fd(),
         ],
         words: words.write.as_raw_fd(),
+        handed,
         user: place.user,
         contained: place.contained,
         parent: rustix::process::getpid(),
@@ -123,23 +142,35 @@ pub(crate) fn spawn(place: &Place<'_>, step: &Step) -> Result<Started, SpawnErro
     }
     Ok(Started {
         pid,
+        cpu_us: 0,
         stdin: stdin.write,
         stdout: stdout.read,
         stderr: stderr.read,
     })
 }
 
-struct Pipe {
-    read: OwnedFd,
-    write: OwnedFd,
+/// A pipe's two ends.
+pub(crate) struct Pipe {
+    pub(crate) read: OwnedFd,
+    pub(crate) write: OwnedFd,
 }
 
-fn pipes() -> io::Result<[Pipe; 4]> {
-    let pipe = || -> io::Result<Pipe> {
-        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        Ok(Pipe { read, write })
-    };
-    Ok([pipe()?, pipe()?, pipe()?, pipe()?])
+fn pipe() -> Result<Pipe, Errno> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok(Pipe { read, write })
+}
+
+fn pipes() -> io::Result<[Pipe; 3]> {
+    Ok([pipe()?, pipe()?, pipe()?])
+}
+
+/// A pipe whose descriptors are out of the way of those that a program gets.
+pub(crate) fn pipe_away() -> io::Result<Pipe> {
+    let near = pipe()?;
+    Ok(Pipe {
+        read: rustix::io::fcntl_dupfd_cloexec(&near.read, AWAY)?,
+        write: rustix::io::fcntl_dupfd_cloexec(&near.write, AWAY)?,
+    })
 }
 
 /// What can go wrong between fork and exec.
@@ -300,6 +331,7 @@ struct Plan<'a> {
     image: &'a Image,
     redirect: [RawFd; 3],
     words: RawFd,
+    handed: &'a [Handed],
     user: Option<User>,
     contained: bool,
     parent: Pid,
@@ -361,6 +393,13 @@ impl Plan<'_> {
         rustix::process::chdir(self.image.work.as_c_str()).map_err(at(Stage::Folder))?;
         rustix::thread::set_no_new_privs(true).map_err(at(Stage::Privileges))?;
         close_descriptors().map_err(at(Stage::Descriptors))?;
+        for handed in self.handed {
+            // SAFETY: what had the target's number is a copy of one of the warden's, which the program must not have anyway;
+            // `words` and the sources are away from there.
+            if unsafe { libc::dup2(handed.source, handed.target) } < 0 {
+                return Err((Stage::Descriptors, last_errno()));
+            }
+        }
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use quorun_warden::protocol::{
     self, Decoder, End, Event, LimitHit, MAX_OUTPUT, Program, Ready, Report, Request, Run, Step,
-    StepKind, Stream,
+    StepKind, Stream, Zygote,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
@@ -23,6 +23,7 @@ use crate::job::{Active, Before, Feed, Meters};
 use crate::options::Options;
 use crate::processes::{self, Reap};
 use crate::spawn::{self, Place, SpawnError, User};
+use crate::zygote::Waiting;
 
 /// While more than this waits for the node, programs are not read from: they wait, the memory does not grow.
 const OUT_HIGH: usize = 1 << 20;
@@ -57,6 +58,12 @@ pub(crate) struct Warden {
     sending: Option<u64>,
     /// What is held is being loaded: the next part continues it.
     loading: bool,
+    /// Waits for the next run; never while there is a job.
+    zygote: Option<Waiting>,
+    /// Is to be started when there is nothing else to do.
+    next_zygote: Option<Zygote>,
+    /// One did not wait: interpreters here are started when they are needed.
+    no_zygotes: bool,
     /// The node has gone, or the warden was told to end.
     ending: bool,
     buffer: Box<[u8; MAX_OUTPUT]>,
@@ -74,6 +81,8 @@ struct Job {
     /// Waits for the run step.
     stdin: Feed,
     active: Option<Active>,
+    /// Becomes the run step.
+    zygote: Option<Waiting>,
     cancelled: bool,
 }
 
@@ -145,6 +154,9 @@ impl Warden {
             held: None,
             sending: None,
             loading: false,
+            zygote: None,
+            next_zygote: None,
+            no_zygotes: false,
             ending: false,
             buffer,
         };
@@ -180,6 +192,7 @@ impl Warden {
             self.tell_what_was_fed()?;
             self.send_held()?;
             self.out.flush()?;
+            self.start_zygote()?;
         }
         Ok(())
     }
@@ -368,7 +381,11 @@ impl Warden {
             return Err(io::Error::other("told to run before what is held was sent"));
         }
         self.loading = false;
-        let user = self.take_user();
+        let waiting = self.claim(&run)?;
+        let user = match &waiting {
+            Some(waiting) => waiting.user(),
+            None => self.take_user(),
+        };
         let Run {
             program,
             compile,
@@ -376,7 +393,9 @@ impl Warden {
             run,
             stdin,
             close_stdin,
+            zygote,
         } = run;
+        self.next_zygote = zygote.filter(|_| !self.no_zygotes);
         if matches!(program, Program::Files(_)) {
             self.forget();
         }
@@ -387,6 +406,7 @@ impl Warden {
             hold,
             stdin: Feed::new(stdin, close_stdin),
             active: None,
+            zygote: waiting,
             cancelled: false,
         });
         if let Err(error) = self.fill_box(user, &program) {
@@ -404,6 +424,69 @@ impl Warden {
         match compile {
             Some(step) => self.start_step(StepKind::Compile, &step),
             None => self.start_run(),
+        }
+    }
+
+    /// The interpreter that waits, if it is for this run. Any other is ended.
+    fn claim(&mut self, run: &Run) -> io::Result<Option<Waiting>> {
+        let Some(waiting) = self.zygote.take() else {
+            return Ok(None);
+        };
+        if run.compile.is_none() && run.zygote.is_some() && waiting.is_for(&run.run) {
+            // Before the box is filled: one that would not wait must find nothing there.
+            if waiting.is_ready()? {
+                return Ok(Some(waiting));
+            }
+            self.give_up_zygotes("does not wait");
+        }
+        processes::end_all(self.options.contained)?;
+        let left = self.clean(waiting.user());
+        if left.is_empty() {
+            Ok(None)
+        } else {
+            Err(io::Error::other(format!("left by a zygote: {left:?}")))
+        }
+    }
+
+    /// Starts the interpreter for the next run, if nothing else is to be done.
+    fn start_zygote(&mut self) -> io::Result<()> {
+        if self.next_zygote.is_none() || self.job.is_some() || !self.out.is_empty() || self.ending {
+            return Ok(());
+        }
+        let mut next = [PollFd::from_borrowed_fd(stdio::stdin(), PollFlags::IN)];
+        let now = Timespec::default();
+        match rustix::event::poll(&mut next, Some(&now)) {
+            Ok(0) => {}
+            // The next run may be here already, and of another kind.
+            Ok(_) | Err(Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        let Some(zygote) = self.next_zygote.take() else {
+            return Ok(());
+        };
+        let user = self.take_user();
+        match Waiting::start(&self.place(user, &[]), zygote) {
+            Ok(waiting) => self.zygote = Some(waiting),
+            Err(error) => self.give_up_zygotes(&format!("cannot be started: {error:?}")),
+        }
+        Ok(())
+    }
+
+    /// Without zygotes every run begins as it otherwise would.
+    fn give_up_zygotes(&mut self, reason: &str) {
+        eprintln!("quorun-warden: a zygote {reason}; there will be no more here");
+        self.no_zygotes = true;
+        self.next_zygote = None;
+    }
+
+    fn place<'a>(&'a self, user: Option<User>, waiting: &'a [u8]) -> Place<'a> {
+        Place {
+            waiting,
+            work: &self.options.work,
+            tmp: &self.options.tmp,
+            path: &self.options.path,
+            user,
+            contained: self.options.contained,
         }
     }
 
@@ -491,19 +574,30 @@ impl Warden {
     }
 
     fn start_step(&mut self, kind: StepKind, step: &Step) -> io::Result<()> {
+        let waiting = match (&mut self.job, kind) {
+            (Some(job), StepKind::Run) => job.zygote.take(),
+            _ => None,
+        };
+        let claimed = waiting.is_some();
+        let mut before = Before::now(&self.meters);
+        let ahead = waiting.and_then(Waiting::release);
+        let zygote = ahead.is_some();
+        if claimed && !zygote {
+            self.give_up_zygotes("has ended while it waited");
+            processes::end_all(self.options.contained)?;
+            before = Before::now(&self.meters);
+        }
+        let Some(job) = &self.job else {
+            return Ok(());
+        };
+        let started = match ahead {
+            Some(program) => Ok(program),
+            None => spawn::spawn(&self.place(job.user, job.stdin.waiting()), step, &[]),
+        };
         let Some(job) = &mut self.job else {
             return Ok(());
         };
-        let place = Place {
-            waiting: job.stdin.waiting(),
-            work: &self.options.work,
-            tmp: &self.options.tmp,
-            path: &self.options.path,
-            user: job.user,
-            contained: self.options.contained,
-        };
-        let before = Before::now(&self.meters);
-        match spawn::spawn(&place, step) {
+        match started {
             Ok(program) => {
                 let stdin = match kind {
                     StepKind::Compile => Feed::new(Vec::new(), true),
@@ -515,7 +609,7 @@ impl Warden {
                 if job.cancelled {
                     active.stop(LimitHit::Cancelled, &self.meters);
                 }
-                self.send(&Event::Started { step: kind })
+                self.send(&Event::Started { step: kind, zygote })
             }
             Err(SpawnError::Start(error)) => {
                 let report = Report {
@@ -561,7 +655,11 @@ impl Warden {
             self.step_done(active.kind, active.report(&self.meters))?;
         }
         // Nothing runs, but somebody may have been left from a job that could not be ended.
-        while let Reap::One(_) = processes::reap()? {}
+        while let Reap::One(reaped) = processes::reap()? {
+            if self.zygote.take_if(|w| w.pid() == reaped.pid).is_some() {
+                self.give_up_zygotes("has ended by itself");
+            }
+        }
         Ok(())
     }
 
@@ -607,6 +705,9 @@ impl Warden {
         };
         self.send(&Event::Done(end))?;
         self.out.flush()?;
+        if job.zygote.is_some() {
+            processes::end_all(self.options.contained)?;
+        }
         let left = self.clean(job.user);
         self.send(&Event::Clean {
             ok: left.is_empty(),

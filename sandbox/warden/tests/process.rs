@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use quorun_warden::protocol::{
-    self, Decoder, End, Event, File, Limits, Program, Request, Run, Step, StepKind, Stream,
+    self, Decoder, End, Event, File, Limits, Program, Report, Request, Run, Step, StepKind, Stream,
+    Zygote,
 };
 
 /// Far longer than it takes.
@@ -100,6 +101,7 @@ fn job() -> Run {
         },
         stdin: b"hello\n".to_vec(),
         close_stdin: true,
+        zygote: None,
     }
 }
 
@@ -120,6 +122,7 @@ fn it_is_ready_runs_a_job_and_ends() {
         match warden.event() {
             Event::Started {
                 step: StepKind::Run,
+                zygote: false,
             } => {}
             Event::Output {
                 stream: Stream::Stdout,
@@ -159,4 +162,146 @@ fn it_is_ready_runs_a_job_and_ends() {
         std::thread::sleep(Duration::from_millis(5));
     };
     assert!(status.success(), "{status}");
+}
+
+/// A run of a bash program, before which one that waits may be started: its hook notes who waits.
+fn bash_job(folder: &std::path::Path, program: &str, hook: &str) -> Run {
+    let path = folder.join("hook.sh");
+    std::fs::write(&path, hook).unwrap();
+    let mut run = job();
+    run.program = Program::Files(vec![File {
+        name: "main.sh".into(),
+        content: program.as_bytes().to_vec(),
+    }]);
+    run.run.argv = vec!["/bin/bash".into(), "main.sh".into()];
+    run.run.env = vec![("WAITED".into(), folder.join("waited").display().to_string())];
+    run.zygote = Some(Zygote {
+        step: run.run.clone(),
+        env: vec![("BASH_ENV".into(), path.display().to_string())],
+    });
+    run
+}
+
+/// Waits as it should, in bash.
+const HOOK: &str = "[ \"$QUORUN_ZYGOTE\" ] || return 0
+unset QUORUN_ZYGOTE BASH_ENV
+echo $$ >> $WAITED
+printf . >&4
+exec 4>&-
+read -r -N 1 <&3 || exit 1
+exec 3<&-
+";
+
+impl Warden {
+    /// Runs a job to its end: whether its program had waited, what it printed, and how it went.
+    fn run(&mut self, run: Run) -> (bool, String, Report) {
+        self.send(&Request::Run(Box::new(run)));
+        let mut printed = Vec::new();
+        let mut waited = None;
+        let report = loop {
+            match self.event() {
+                Event::Started { zygote, .. } => waited = Some(zygote),
+                Event::Output { data, .. } => printed.extend(data),
+                Event::Done(End::Ran(report)) => break report,
+                other => panic!("{other:?}"),
+            }
+        };
+        let clean = self.event();
+        assert!(matches!(clean, Event::Clean { ok: true, .. }), "{clean:?}");
+        (waited.unwrap(), String::from_utf8(printed).unwrap(), report)
+    }
+}
+
+/// The process ids of those that waited, when there are so many.
+fn waited(folder: &std::path::Path, number: usize) -> Vec<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let text = std::fs::read_to_string(folder.join("waited")).unwrap_or_default();
+        let pids: Vec<String> = text.lines().map(str::to_owned).collect();
+        if pids.len() >= number && text.ends_with('\n') {
+            return pids;
+        }
+        assert!(Instant::now() < deadline, "{pids:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn has_runner() -> bool {
+    std::env::var_os("QUORUN_WARDEN_RUNNER").is_some()
+}
+
+#[test]
+fn an_interpreter_that_waits_serves_one_run_of_its_kind() {
+    if has_runner() {
+        return eprintln!("SKIPPED: under an emulator of single processes no job runs");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut warden = Warden::start(folder.path());
+    assert!(matches!(warden.event(), Event::Ready(_)));
+    let job = bash_job(
+        folder.path(),
+        "echo $$ $(ls -A) ${QUORUN_ZYGOTE-none} ${BASH_ENV-none} $(ls /proc/self/fd); read a; echo $a",
+        HOOK,
+    );
+    let (ahead, first, _) = warden.run(job.clone());
+    assert!(!ahead);
+    let (pid, rest) = first.split_once(' ').unwrap();
+    for number in 1..=3 {
+        let pids = waited(folder.path(), number);
+        assert!(!pids.iter().any(|waited| waited == pid));
+        let (ahead, printed, report) = warden.run(job.clone());
+        assert!(ahead);
+        // Only that it had another process tells it from the first one.
+        assert_eq!(printed, format!("{} {rest}", pids[number - 1]));
+        assert_eq!(report.exit_code, Some(0));
+    }
+
+    // A run of another kind finds it gone.
+    let pids = waited(folder.path(), 4);
+    let mut other = bash_job(
+        folder.path(),
+        "for pid in $(cat $WAITED); do [ -d /proc/$pid ] && echo $pid; done; echo end",
+        HOOK,
+    );
+    other.run.env.push(("OF_ITS_OWN".into(), "1".into()));
+    let (ahead, printed, _) = warden.run(other);
+    assert_eq!((ahead, printed.as_str()), (false, "end\n"), "{pids:?}");
+
+    // So does one that wants none; and none is started after it.
+    waited(folder.path(), 5);
+    let mut other = job.clone();
+    other.zygote = None;
+    assert!(!warden.run(other).0);
+    assert!(!warden.run(job).0);
+    let pids = waited(folder.path(), 6);
+    assert_eq!(pids.len(), 6);
+
+    // With the warden ends who waits.
+    drop(warden.child.stdin.take());
+    assert!(warden.child.wait().unwrap().success());
+    assert!(!std::path::Path::new(&format!("/proc/{}", pids[5])).exists());
+}
+
+#[test]
+fn what_does_not_wait_as_it_should_is_given_up() {
+    if has_runner() {
+        return eprintln!("SKIPPED: under an emulator of single processes no job runs");
+    }
+    for hook in [
+        // ends at once; never waits; closes without a word; looks for a program that is not there
+        "exit 3",
+        "[ \"$QUORUN_ZYGOTE\" ] && echo $$ >> $WAITED && exec sleep 1000",
+        "[ \"$QUORUN_ZYGOTE\" ] && exec 4>&- && exec sleep 1000",
+        "",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut warden = Warden::start(folder.path());
+        assert!(matches!(warden.event(), Event::Ready(_)));
+        let job = bash_job(folder.path(), "echo right", hook);
+        for _ in 0..4 {
+            let (ahead, printed, report) = warden.run(job.clone());
+            assert_eq!((ahead, printed.as_str()), (false, "right\n"), "{hook}");
+            assert_eq!(report.exit_code, Some(0));
+        }
+    }
 }

@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::ZYGOTES;
+
 const IMAGE: &str = "quorun/sandbox:0.1.0";
 
 /// Enough for interpreters and gcc, and little enough to be used up at once.
@@ -68,6 +70,17 @@ const SCRIPTS: Toolchain = Toolchain {
     compile: Some(&["bash", "{source}"]),
     run: &["dash", "run.sh"],
 };
+
+impl Toolchain {
+    /// What has its interpreter wait.
+    fn zygote(self) -> BTreeMap<String, String> {
+        let hook = ("PYTHONPATH", "/usr/local/lib/quorun/zygote/python");
+        let hook = (ZYGOTES && self.source == PYTHON.source).then_some(hook);
+        hook.map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into_iter()
+            .collect()
+    }
+}
 
 const fn interpreter(source: &'static str, run: &'static [&'static str]) -> Toolchain {
     Toolchain {
@@ -232,6 +245,7 @@ impl Job {
             compile: self.toolchain.compile.map(words),
             run: words(self.toolchain.run),
             env: BTreeMap::new(),
+            zygote: self.toolchain.zygote(),
             extensions: Vec::new(),
             limits,
             compile_limits: self.compile_times,
@@ -312,6 +326,7 @@ impl Sandbox {
             images: vec![(IMAGE.to_owned(), memory_kb)],
             // A sandbox that goes away shall have gone for what a job did.
             max_jobs_per_sandbox: u32::MAX,
+            zygotes: ZYGOTES,
             ..Options::new(Kind::Docker, 1, labels, data.path().to_path_buf())
         };
         let (executor, upkeep) = {
@@ -362,11 +377,34 @@ impl Sandbox {
         ));
     }
 
-    /// Runs a job, and waits until its sandbox has been cleaned.
+    /// Runs that have begun in an interpreter that waited.
+    pub(crate) fn zygotes(&self) -> u64 {
+        self.executor
+            .sandboxes()
+            .get("zygotes")
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Runs a job, and waits until its sandbox has been cleaned. Where interpreters wait, one does for this job, if it is
+    /// in Python and has neither arguments nor variables.
     ///
     /// Whatever a program does, the job has a verdict, and never that Quorun could not run it.
     #[track_caller]
     pub(crate) fn run(&self, job: &Job) -> JobResult {
+        if !job.toolchain.zygote().is_empty() {
+            let mut before = job.clone();
+            before.files.truncate(1);
+            before.files[0].content = Bytes::new();
+            before.cancelled = false;
+            self.run_alone(&before);
+        }
+        self.run_alone(job)
+    }
+
+    /// Runs a job whatever waits.
+    #[track_caller]
+    pub(crate) fn run_alone(&self, job: &Job) -> JobResult {
         let task = job.task(self.memory_kb);
         let (output, mut chunks) = mpsc::channel(1);
         let result = self.runtime.block_on(async {
@@ -444,6 +482,12 @@ impl Sandbox {
 
     /// Ends the executor, and looks for what it left.
     fn stop(self) {
+        if ZYGOTES {
+            println!(
+                "{} runs began in an interpreter that waited",
+                self.zygotes()
+            );
+        }
         self.runtime.block_on(async {
             tokio::time::timeout(LONG, self.executor.shutdown())
                 .await

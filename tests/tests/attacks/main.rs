@@ -9,6 +9,9 @@
 
 #![cfg(target_os = "linux")]
 
+/// Interpreters are started when they are needed; `attacks_zygotes` has them wait.
+const ZYGOTES: bool = false;
+
 mod fixture;
 
 mod compilers;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use quorun_executor::{Executor, Kind, Labels, Options};
 
-use super::{IMAGE, options, with_executor};
+use super::{IMAGE, options, ready, with_executor};
 
 /// Whether there is an engine with the image; the tests are to fail without one if QUORUN_REQUIRE_ENGINE is 1.
 pub fn engine() -> bool {
@@ -52,6 +52,32 @@ pub fn with_labels<F>(
     with_executor(settings, |executor| test(executor, of_test));
     let left = containers(&labels);
     assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+/// Runs a test with two executors, of which the settings of the first are changed.
+pub fn with_two<F>(
+    change: impl FnOnce(&mut Options),
+    test: impl FnOnce(Executor, Executor) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    if !engine() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let second = options(Kind::Docker, folder.path().to_path_buf());
+    with_options(change, |first| async move {
+        let (second, upkeep) = quorun_executor::start(second).expect("an executor");
+        let upkeep = tokio::spawn(upkeep);
+        ready(&second).await;
+        let result = tokio::spawn(test(first, second.clone())).await;
+        second.shutdown().await;
+        upkeep.await.expect("the upkeep ends by itself");
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic.into_panic());
+        }
+    });
+    drop(folder);
 }
 
 /// What the engine's client prints.

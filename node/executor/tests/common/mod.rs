@@ -43,6 +43,7 @@ pub fn language(name: &str, compile: Option<&[&str]>, run: &[&str]) -> Language 
         compile: compile.map(words),
         run: words(run),
         env: BTreeMap::new(),
+        zygote: BTreeMap::new(),
         extensions: Vec::new(),
         limits: limits(),
         compile_limits: StepLimits {
@@ -66,7 +67,17 @@ pub fn limits() -> Limits {
 }
 
 pub fn python() -> Language {
-    language("python", None, &["python3", "{source}"])
+    waiting(
+        language("python", None, &["python3", "{source}"]),
+        "PYTHONPATH",
+        "/usr/local/lib/quorun/zygote/python",
+    )
+}
+
+/// A language whose interpreter can be started ahead.
+fn waiting(mut language: Language, variable: &str, value: &str) -> Language {
+    language.zygote.insert(variable.into(), value.into());
+    language
 }
 
 pub fn bash() -> Language {
@@ -78,7 +89,11 @@ pub fn perl() -> Language {
 }
 
 pub fn node() -> Language {
-    language("javascript", None, &["node", "{source}"])
+    waiting(
+        language("javascript", None, &["node", "{source}"]),
+        "NODE_OPTIONS",
+        "--require=/usr/local/lib/quorun/zygote/node.js",
+    )
 }
 
 pub fn c() -> Language {
