@@ -44,7 +44,7 @@ pub(super) fn open_current(data_dir: &Path, cache: u64) -> io::Result<Disk> {
         }
     };
     remove_others(data_dir, number)?;
-    Disk::open(&database(data_dir, number), cache)
+    Disk::open_behind(&database(data_dir, number), cache)
 }
 
 /// Removes all databases but one.
@@ -74,7 +74,7 @@ fn highest(data_dir: &Path) -> io::Result<u64> {
 pub(super) fn create_next(data_dir: &Path, cache: u64) -> io::Result<(u64, Disk)> {
     let number = highest(data_dir)? + 1;
     let path = database(data_dir, number);
-    Ok((number, Disk::open(&path, cache)?))
+    Ok((number, Disk::open_behind(&path, cache)?))
 }
 
 /// Makes a database the one that counts.
