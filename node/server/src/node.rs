@@ -359,7 +359,7 @@ async fn event_of(
         }
         Event::Finished { job } => {
             debug!(%job, "job finished");
-            watchers.changed(job);
+            watchers.finished(job);
         }
         Event::NodeChanged { node } => membership.node_changed(node).await?,
         Event::SettingsChanged => {} // not a matter of these
