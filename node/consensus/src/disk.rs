@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use sled::IVec;
 
+use crate::behind::{self, Behind};
 #[cfg(feature = "simulation")]
 use crate::simulation::disk as simulated;
 
@@ -39,6 +40,12 @@ pub(crate) enum Tree {
         /// sled's own file, to sync it.
         file: Arc<File>,
     },
+    /// The same, given its batches a little later.
+    Behind {
+        behind: Arc<Behind>,
+        /// sled's own file, to sync it.
+        file: Arc<File>,
+    },
     #[cfg(feature = "simulation")]
     Simulated(simulated::Image),
 }
@@ -55,12 +62,6 @@ impl Disk {
     /// Opens the database in a folder, or creates it.
     pub(crate) fn open(path: &Path, cache: u64) -> io::Result<Self> {
         Self::open_flushed(path, cache, Some(FLUSH_EVERY))
-    }
-
-    /// The same for a database that can be made anew: nothing but [`Self::sync`] writes it to the disk. sled's own flushes
-    /// would keep the disk busy, and whoever waits for it.
-    pub(crate) fn open_unflushed(path: &Path, cache: u64) -> io::Result<Self> {
-        Self::open_flushed(path, cache, None)
     }
 
     fn open_flushed(path: &Path, cache: u64, flush_every: Option<u64>) -> io::Result<Self> {
@@ -123,6 +124,26 @@ impl Disk {
         Ok(disk)
     }
 
+    /// The same for a database that can be made anew. Batches are gathered in memory until sled is given many as one; see
+    /// [`behind`](crate::behind). Nothing but [`Self::sync`] makes sure that they reach the disk: sled's own flushes would keep it
+    /// busy, and whoever waits for it. What was not synced may be lost, always from the last batch backwards.
+    pub(crate) fn open_behind(path: &Path, cache: u64) -> io::Result<Self> {
+        let disk = Self::open_flushed(path, cache, None)?;
+        Ok(match disk.tree {
+            Tree::Sled { db, file } => Self {
+                tree: Tree::Behind {
+                    behind: Arc::new(Behind::new(db, "ledger-writer")?),
+                    file,
+                },
+                path: disk.path,
+            },
+            other => Self {
+                tree: other,
+                path: disk.path,
+            },
+        })
+    }
+
     pub(crate) const fn tree(&self) -> &Tree {
         &self.tree
     }
@@ -139,6 +160,11 @@ impl Disk {
                 db.flush().map_err(to_io)?;
                 file.sync_data()
             }
+            Tree::Behind { behind, file } => {
+                behind.hand_over()?;
+                behind.db().flush().map_err(to_io)?;
+                file.sync_data()
+            }
             #[cfg(feature = "simulation")]
             Tree::Simulated(image) => {
                 image.sync();
@@ -153,15 +179,20 @@ impl Tree {
     pub(crate) fn get(&self, key: impl AsRef<[u8]>) -> sled::Result<Option<IVec>> {
         match self {
             Self::Sled { db, .. } => db.get(key),
+            Self::Behind { behind, .. } => behind.get(key.as_ref()),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => Ok(image.get(key.as_ref())),
         }
     }
 
-    /// Writes one key.
+    /// Writes one key. Where batches are gathered, it waits until those before it were handed over.
     pub(crate) fn insert(&self, key: &[u8], value: impl Into<IVec>) -> sled::Result<()> {
         match self {
             Self::Sled { db, .. } => db.insert(key, value).map(drop),
+            Self::Behind { behind, .. } => {
+                behind.hand_over()?;
+                behind.db().insert(key, value).map(drop)
+            }
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => {
                 image.write(vec![(key.into(), Some(value.into()))]);
@@ -173,10 +204,44 @@ impl Tree {
     /// Writes a batch: all of it or, after a crash, nothing of it.
     pub(crate) fn apply_batch(&self, batch: Batch) -> sled::Result<()> {
         match self {
-            Self::Sled { db, .. } => db.apply_batch(batch.sled),
+            Self::Sled { db, .. } => {
+                let mut writes = sled::Batch::default();
+                for (key, value) in batch.writes {
+                    match value {
+                        Some(value) => writes.insert(key, value),
+                        None => writes.remove(key),
+                    }
+                }
+                db.apply_batch(writes)
+            }
+            Self::Behind { behind, .. } => Ok(behind.write(batch.writes)?),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => {
                 image.write(batch.writes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes the pairs of a batch one after the other: after a crash the first of them are there, as many as reached the
+    /// disk. sled's own batches cost it a write of their own.
+    pub(crate) fn apply_in_order(&self, batch: Batch) -> sled::Result<()> {
+        match self {
+            Self::Sled { db, .. } => {
+                for (key, value) in batch.writes {
+                    match value {
+                        Some(value) => db.insert(key, value)?,
+                        None => db.remove(key)?,
+                    };
+                }
+                Ok(())
+            }
+            Self::Behind { .. } => self.apply_batch(batch),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(image) => {
+                for write in batch.writes {
+                    image.write(vec![write]);
+                }
                 Ok(())
             }
         }
@@ -186,6 +251,7 @@ impl Tree {
     pub(crate) fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Iter {
         match self {
             Self::Sled { db, .. } => Iter::Sled(db.range(range)),
+            Self::Behind { behind, .. } => Iter::Behind(behind.range(&range)),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => Iter::Simulated(image.range(range)),
         }
@@ -195,6 +261,7 @@ impl Tree {
     pub(crate) fn scan_prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
         match self {
             Self::Sled { db, .. } => Iter::Sled(db.scan_prefix(prefix)),
+            Self::Behind { behind, .. } => Iter::Behind(behind.scan_prefix(prefix.as_ref())),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => Iter::Simulated(image.scan_prefix(prefix.as_ref())),
         }
@@ -210,6 +277,7 @@ impl Tree {
 /// Pairs in the order of their keys, taken from either end.
 pub(crate) enum Iter {
     Sled(sled::Iter),
+    Behind(behind::Iter),
     #[cfg(feature = "simulation")]
     Simulated(simulated::Iter),
 }
@@ -220,6 +288,7 @@ impl Iterator for Iter {
     fn next(&mut self) -> Option<Self::Item> {
         match self {
             Self::Sled(iter) => iter.next(),
+            Self::Behind(iter) => iter.next(),
             #[cfg(feature = "simulation")]
             Self::Simulated(iter) => iter.next().map(Ok),
         }
@@ -230,6 +299,7 @@ impl DoubleEndedIterator for Iter {
     fn next_back(&mut self) -> Option<Self::Item> {
         match self {
             Self::Sled(iter) => iter.next_back(),
+            Self::Behind(iter) => iter.next_back(),
             #[cfg(feature = "simulation")]
             Self::Simulated(iter) => iter.next_back().map(Ok),
         }
@@ -239,30 +309,21 @@ impl DoubleEndedIterator for Iter {
 /// Writes that happen together.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    sled: sled::Batch,
-    #[cfg(feature = "simulation")]
-    writes: simulated::Writes,
+    writes: Vec<(IVec, Option<IVec>)>,
 }
 
 impl Batch {
     pub(crate) fn insert(&mut self, key: impl Into<IVec>, value: impl Into<IVec>) {
-        let (key, value) = (key.into(), value.into());
-        #[cfg(feature = "simulation")]
-        if crate::simulation::active() {
-            self.writes.push((key, Some(value)));
-            return;
-        }
-        self.sled.insert(key, value);
+        self.writes.push((key.into(), Some(value.into())));
+    }
+
+    /// Whether nothing is removed.
+    pub(crate) fn only_adds(&self) -> bool {
+        self.writes.iter().all(|(_, value)| value.is_some())
     }
 
     pub(crate) fn remove(&mut self, key: impl Into<IVec>) {
-        let key = key.into();
-        #[cfg(feature = "simulation")]
-        if crate::simulation::active() {
-            self.writes.push((key, None));
-            return;
-        }
-        self.sled.remove(key);
+        self.writes.push((key.into(), None));
     }
 }
 

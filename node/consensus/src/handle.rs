@@ -109,6 +109,12 @@ impl Handle {
         self.shared.ledger.view()
     }
 
+    /// Whether a question to the local ledger would now have to wait for entries that are being applied.
+    #[must_use]
+    pub fn is_applying(&self) -> bool {
+        self.shared.ledger.is_busy()
+    }
+
     /// The index of the last applied entry (0 also when there is none), and the hash of the ledger at that point.
     ///
     /// # Errors

@@ -21,9 +21,9 @@ pub struct Status {
     pub leading: bool,
     /// The term of its vote.
     pub term: u64,
-    /// The last entry of its log; 0 also when there is none.
+    /// The last entry of its log; 0 also when there is none. That it has changed is not announced.
     pub last_log_index: u64,
-    /// The last entry that its ledger shows; 0 also when there is none.
+    /// The last entry that its ledger shows; 0 also when there is none. That it has changed is not announced.
     pub applied_index: u64,
     /// Who votes.
     pub voters: BTreeSet<NodeId>,
@@ -61,6 +61,9 @@ pub(crate) async fn run(
             (now, lapse, ended)
         };
         status.send_if_modified(|current| {
+            // Two figures change with every entry; nobody is woken for them.
+            current.last_log_index = now.last_log_index;
+            current.applied_index = now.applied_index;
             let changed = *current != now;
             if changed {
                 *current = now;

@@ -1,9 +1,10 @@
 //! The types that openraft is instantiated with.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use bytes::Bytes;
-use quorun_ledger::{Batch, NodeId, Reply, codec};
+use quorun_ledger::{Batch, NodeId, QueueBound, Reply, codec};
 
 use crate::options::Member;
 
@@ -34,13 +35,25 @@ pub(crate) type Snapshot =
     openraft::alias::SnapshotOf<TypeConfig, crate::ledger_store::SnapshotFile>;
 pub(crate) type Raft = openraft::Raft<TypeConfig, crate::ledger_store::StateMachine>;
 
-/// A [`Batch`] as it travels and lies on disk: encoded once, by the proposer, and decoded where it is applied.
+/// A [`Batch`] as it travels and lies on disk: put together by the proposer of commands
+/// that were encoded where they were proposed, and decoded where it is applied.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct EncodedBatch(pub(crate) Bytes);
 
 impl EncodedBatch {
+    #[cfg(test)]
     pub(crate) fn new(batch: &Batch) -> Self {
         Self(codec::encode(batch).into())
+    }
+
+    /// A batch of commands that are encoded already.
+    pub(crate) fn of(
+        time_ms: u64,
+        eligible: BTreeSet<NodeId>,
+        queue: Option<QueueBound>,
+        commands: &[Bytes],
+    ) -> Self {
+        Self(Batch::encode_with(time_ms, eligible, queue, commands).into())
     }
 
     pub(crate) fn decode(&self) -> Result<Batch, codec::DecodeError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec;
 use crate::job::{JobId, JobResult, JobSpec};
 use crate::node::NodeId;
 use crate::settings::Settings;
@@ -46,6 +47,45 @@ impl QueueBound {
             return Some(Rejection::QueueHeavy { bytes, limit });
         }
         None
+    }
+}
+
+impl Batch {
+    /// Encodes a batch whose commands are encoded already, each by itself: the same bytes as the encoding of the whole.
+    #[must_use]
+    pub fn encode_with<C: AsRef<[u8]>>(
+        time_ms: u64,
+        eligible: BTreeSet<NodeId>,
+        queue: Option<QueueBound>,
+        commands: &[C],
+    ) -> Vec<u8> {
+        let empty = Self {
+            time_ms,
+            eligible,
+            queue,
+            commands: Vec::new(),
+        };
+        let mut bytes = codec::encode(&empty);
+        // The commands come last, so all that is there of them is the header of an empty list, one byte.
+        bytes.pop();
+        bytes.reserve(5 + commands.iter().map(|c| c.as_ref().len()).sum::<usize>());
+        match (u8::try_from(commands.len()), u16::try_from(commands.len())) {
+            (Ok(few @ 0..=15), _) => bytes.push(0x90 | few),
+            (_, Ok(some)) => {
+                bytes.push(0xdc);
+                bytes.extend_from_slice(&some.to_be_bytes());
+            }
+            _ => {
+                let many = u32::try_from(commands.len()).unwrap_or(u32::MAX);
+                bytes.push(0xdd);
+                bytes.extend_from_slice(&many.to_be_bytes());
+            }
+        }
+        for command in commands {
+            // Without the version, which the batch has.
+            bytes.extend_from_slice(command.as_ref().get(1..).unwrap_or_default());
+        }
+        bytes
     }
 }
 
@@ -282,4 +322,47 @@ pub enum Rejection {
         /// The newest incarnation.
         current: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_the_same_whoever_encodes_its_commands() {
+        let commands = [
+            Command::Drain {
+                node: 3,
+                draining: true,
+            },
+            Command::NodeLost {
+                node: 1 << 40,
+                incarnation: 7,
+            },
+            Command::Expire {
+                limit: 500,
+                keep_bytes: 9,
+            },
+        ];
+        for count in [0, 1, 3, 15, 16, 255, 256, 1_000, 65_535, 65_536] {
+            let commands: Vec<_> = commands.iter().cycle().take(count).cloned().collect();
+            let encoded: Vec<_> = commands.iter().map(codec::encode).collect();
+            let eligible = BTreeSet::from([1, 2, 300]);
+            let queue = (count % 2 == 0).then_some(QueueBound {
+                jobs: 100_000,
+                bytes: 1 << 33,
+            });
+            let batch = Batch {
+                time_ms: 1_700_000_000_000,
+                eligible: eligible.clone(),
+                queue,
+                commands,
+            };
+            assert!(
+                Batch::encode_with(batch.time_ms, eligible, queue, &encoded)
+                    == codec::encode(&batch),
+                "{count} commands"
+            );
+        }
+    }
 }

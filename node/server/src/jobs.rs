@@ -100,6 +100,15 @@ pub struct Details {
     pub output: Output,
 }
 
+/// A submission that was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The job.
+    pub job: JobId,
+    /// Watches it since before it was proposed, so that nothing of it was missed. `None` when an earlier job was joined.
+    watch: Option<Watch>,
+}
+
 /// The jobs of the cluster, as seen through this node.
 #[derive(Clone)]
 pub struct Jobs {
@@ -177,7 +186,7 @@ impl Jobs {
         place: Place,
         spec: JobSpec,
         key: Option<IdempotencyKey>,
-    ) -> Result<JobId, Error> {
+    ) -> Result<Accepted, Error> {
         let inner = Arc::clone(&self.inner);
         inner.metrics.http.since(place.began);
         let task = tokio::spawn(async move {
@@ -221,6 +230,28 @@ impl Jobs {
         })
     }
 
+    /// Waits until a job that was accepted just now has finished, at most until `deadline`; `None` if it has not by then.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn finish(
+        &self,
+        accepted: &mut Accepted,
+        deadline: Instant,
+    ) -> Result<Option<Details>, Error> {
+        let job = accepted.job;
+        match &mut accepted.watch {
+            Some(watch) => {
+                let finished = async {
+                    watch.ended().await;
+                    self.end_of(job, watch).await
+                };
+                timeout(deadline, finished).await
+            }
+            None => self.wait(job, deadline).await,
+        }
+    }
+
     /// Waits until a job that is known to have been accepted has finished, at most until `deadline`; `None` if it has
     /// not by then.
     ///
@@ -228,22 +259,44 @@ impl Jobs {
     /// When the ledger cannot be read.
     pub async fn wait(&self, job: JobId, deadline: Instant) -> Result<Option<Details>, Error> {
         let mut watch = self.watch(job);
-        let finished = async {
-            loop {
-                match self.inner.local(job).await? {
-                    Some(details) if details.job.state == JobState::Finished => {
-                        if let Some(at) = watch.finished() {
-                            self.inner.metrics.notify.since(at);
-                        }
+        timeout(deadline, self.end_of(job, &mut watch)).await
+    }
+
+    async fn end_of(&self, job: JobId, watch: &mut Watch) -> Result<Option<Details>, Error> {
+        loop {
+            match self.inner.local(job).await? {
+                Some(details) if details.job.state == JobState::Finished => {
+                    if let Some(at) = watch.finished() {
+                        self.inner.metrics.notify.since(at);
+                    }
+                    return Ok(Some(details));
+                }
+                _ => watch.ended().await,
+            }
+        }
+    }
+
+    /// How a job stands that was accepted just now. As good as a linearizable read: this node's ledger shows the
+    /// submission, which came after the request, so what it shows was true while the request was under way.
+    ///
+    /// # Errors
+    /// When the cluster cannot be asked.
+    pub async fn accepted(&self, accepted: &mut Accepted) -> Result<Details, Error> {
+        let job = accepted.job;
+        if let Some(watch) = &mut accepted.watch {
+            let shown = async {
+                loop {
+                    if let Some(details) = self.inner.local(job).await? {
                         return Ok(Some(details));
                     }
-                    _ => watch.changed().await,
+                    watch.changed().await;
                 }
+            };
+            if let Some(details) = timeout(Instant::now() + DEADLINE, shown).await? {
+                return Ok(details);
             }
-        };
-        tokio::time::timeout_at(deadline.into(), finished)
-            .await
-            .unwrap_or(Ok(None))
+        }
+        self.get(job, false).await
     }
 
     /// How a job stands. Linearizable unless `stale`.
@@ -347,16 +400,18 @@ impl Inner {
         Err(Error::of_queue(&rejection).unwrap_or(Error::NoLeader))
     }
 
-    async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<JobId, Error> {
+    async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<Accepted, Error> {
         let id = JobId::new(uuid::Uuid::now_v7());
         let language = spec.language.clone();
+        let watch = self.watchers.watch(id);
         match self.propose(Command::Submit { id, spec, key }, id).await? {
             Reply::Submitted { job, joined } => {
                 // A retry of the proposal finds its own id: that is this submission, not an earlier one.
                 let joined = joined && job != id;
                 self.metrics.accepted(joined);
                 info!(%job, language, joined, "job accepted");
-                Ok(job)
+                let watch = (job == id).then_some(watch);
+                Ok(Accepted { job, watch })
             }
             Reply::Rejected(Rejection::KeyConflict { job }) => Err(Error::KeyConflict { job }),
             Reply::Rejected(rejection) => {
@@ -390,7 +445,7 @@ impl Inner {
     }
 
     async fn local(&self, id: JobId) -> Result<Option<Details>, Error> {
-        let details = ledger::read(&self.consensus, move |view| {
+        let details = ledger::look(&self.consensus, move |view| {
             let Some(job) = view.job(id)? else {
                 return Ok(None);
             };
@@ -402,6 +457,16 @@ impl Inner {
         });
         Ok(details.await?)
     }
+}
+
+/// Waits for it at most until `deadline`; `None` when time is up.
+async fn timeout<T>(
+    deadline: Instant,
+    waited: impl Future<Output = Result<Option<T>, Error>>,
+) -> Result<Option<T>, Error> {
+    tokio::time::timeout_at(deadline.into(), waited)
+        .await
+        .unwrap_or(Ok(None))
 }
 
 /// One of the two streams of an output.

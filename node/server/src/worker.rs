@@ -299,7 +299,7 @@ impl Inner {
         cancel: CancellationToken,
         recorder: &Arc<Recorder>,
     ) -> Report {
-        let spec = match ledger::read(&self.consensus, move |view| view.spec(job)).await {
+        let spec = match ledger::look(&self.consensus, move |view| view.spec(job)).await {
             Ok(Some(spec)) => spec,
             Ok(None) => return Report::Release("its submission is not in the ledger".to_owned()),
             Err(error) => return Report::Release(error.to_string()),

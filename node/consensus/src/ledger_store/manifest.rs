@@ -178,5 +178,5 @@ pub(super) fn next_number(data_dir: &Path) -> io::Result<u64> {
 
 /// Opens an overlay, or creates it.
 pub(super) fn open_overlay(data_dir: &Path, number: u64) -> io::Result<Disk> {
-    Disk::open_unflushed(&overlay(data_dir, number), super::CACHE)
+    Disk::open_behind(&overlay(data_dir, number), super::CACHE)
 }

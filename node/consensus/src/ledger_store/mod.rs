@@ -438,6 +438,12 @@ impl LedgerStore {
         Ok(())
     }
 
+    /// Whether entries are being applied at this moment: a question would have to wait for them.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.inner.current.is_locked_exclusive()
+    }
+
     fn reading<T>(&self, read: impl FnOnce(&Layers) -> io::Result<T>) -> Result<T, StoreError> {
         let current = self.inner.current.read();
         let layers = current.layers.as_ref().ok_or_else(closed);

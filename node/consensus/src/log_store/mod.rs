@@ -211,10 +211,16 @@ impl LogStore {
         self.shared.disk.write().take();
     }
 
-    fn hand_over(&self, op: Op) -> io::Result<()> {
-        if let Some(failure) = &*self.shared.failure.borrow() {
-            return Err(io::Error::other(failure.clone()));
+    /// That the writer has not given up.
+    fn check(&self) -> io::Result<()> {
+        match &*self.shared.failure.borrow() {
+            Some(failure) => Err(io::Error::other(failure.clone())),
+            None => Ok(()),
         }
+    }
+
+    fn hand_over(&self, op: Op) -> io::Result<()> {
+        self.check()?;
         self.ops.send(op)
     }
 
@@ -379,8 +385,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        self.check()?;
+        // The writer takes it along with the next change; nobody waits for it, and nobody is woken for it.
         self.shared.inner.lock().committed = committed;
-        self.hand_over(Op::Committed(committed))
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {

@@ -10,7 +10,7 @@ use super::record::{self, Extent};
 use super::watermark::{DiskLogId, State, Watermark, decode_state};
 use super::writer::{COMMITTED_KEY, STATE_KEY};
 use super::{CACHE, Location, read_record};
-use crate::disk::{Disk, to_io};
+use crate::disk::{Batch, Disk, to_io};
 use crate::error::{Error, NewerFormat};
 use crate::files;
 use crate::options::ClusterId;
@@ -134,6 +134,8 @@ pub(super) fn open(location: &Location) -> Result<Opened, Error> {
             found
         }
     };
+    remove_unfinished(&disk, &state)
+        .map_err(|error| Error::Storage(format!("open {}: {error}", path.display())))?;
     let (records, garbage) = check_records(&disk, &state).map_err(damaged)?;
     let committed: Option<DiskLogId> = read(COMMITTED_KEY)?
         .map(|bytes| codec::decode(&bytes))
@@ -170,6 +172,30 @@ fn create(disk: &Disk, state: &State) -> io::Result<()> {
         .insert(STATE_KEY, codec::encode(state))
         .map_err(to_io)?;
     disk.sync()
+}
+
+/// Removes the records of a change that was cut short: they were written before the state that tells of them, and nobody
+/// was told that they are there.
+fn remove_unfinished(disk: &Disk, state: &State) -> io::Result<()> {
+    let from = record::key(next_index(state.last().as_ref()), 0);
+    let mut batch = Batch::default();
+    let mut count = 0;
+    for pair in disk.tree().scan_prefix([record::TABLE]).rev() {
+        let (key, _) = pair.map_err(to_io)?;
+        if key[..] < from[..] {
+            break;
+        }
+        batch.remove(key);
+        count += 1;
+    }
+    if count > 0 {
+        tracing::info!(
+            records = count,
+            "removed what a crash has left of a change of the log"
+        );
+        disk.tree().apply_batch(batch).map_err(to_io)?;
+    }
+    Ok(())
 }
 
 /// Reads every record: that it is whole, that one follows the other, and that they end where the state says.

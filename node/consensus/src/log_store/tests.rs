@@ -538,3 +538,33 @@ async fn a_log_in_use_is_not_called_damaged() {
     assert!(error.to_string().contains("another process"), "{error}");
     log.close();
 }
+
+/// A change is written with the state that tells of it last; a crash can leave the first of its records.
+#[tokio::test]
+async fn what_a_crash_has_left_of_a_change_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries: Vec<_> = (0..20).map(|index| entry(1, index, 100)).collect();
+    let mut log = open(dir.path());
+    append(&mut log, entries[..10].to_vec()).await;
+    let disk = log.shared.disk().unwrap();
+    // Records with several parts, the last of which is missing, and one of another length than what comes there later.
+    let unfinished: Vec<_> = (10..14)
+        .map(|index| Encoded::new(&entry(1, index, 20_000)))
+        .collect();
+    let mut values = Vec::new();
+    record::pack(&unfinished, &mut 77, |key, value| values.push((key, value)));
+    values.pop();
+    for (key, value) in values {
+        disk.tree().insert(&key, value).unwrap();
+    }
+    drop(disk);
+    log.close();
+
+    let mut log = open(dir.path());
+    assert_eq!(all(&mut log).await, entries[..10]);
+    append(&mut log, entries[10..].to_vec()).await;
+    log.close();
+    let mut log = open(dir.path());
+    assert_eq!(all(&mut log).await, entries);
+    log.close();
+}

@@ -40,8 +40,6 @@ pub(super) enum Op {
     },
     Truncate(Option<LogId>),
     Purge(LogId),
-    /// Written with the next change; nobody waits for it.
-    Committed(Option<LogId>),
     Close,
 }
 
@@ -313,10 +311,6 @@ impl Writer {
                     self.purge(upto, staged);
                     Ok(())
                 }
-                Op::Committed(committed) => {
-                    self.committed = committed;
-                    Ok(())
-                }
                 Op::Close => Ok(()),
             };
             if let Err(error) = result {
@@ -441,7 +435,13 @@ impl Writer {
         staged.batch.insert(STATE_KEY, codec::encode(&self.state));
         self.insert_committed(&mut staged.batch);
         let batch = std::mem::take(&mut staged.batch);
-        disk.tree().apply_batch(batch).map_err(to_io)?;
+        let written = if batch.only_adds() {
+            // What comes before the state does not count without it, and is removed at the next start.
+            disk.tree().apply_in_order(batch)
+        } else {
+            disk.tree().apply_batch(batch)
+        };
+        written.map_err(to_io)?;
         Ok(Unsynced::Change)
     }
 
@@ -456,7 +456,18 @@ impl Writer {
         }
     }
 
-    fn insert_committed(&self, batch: &mut Batch) {
+    /// Writes how far the log is known to be committed. What is not in the log yet is not spoken of: another entry may
+    /// still stand in its place. A log whose last entry is of the same term or a later one, and not before it, has it.
+    fn insert_committed(&mut self, batch: &mut Batch) {
+        let known = self.shared.inner.lock().committed;
+        let held = |known: &LogId, last: LogId| {
+            known.index <= last.index && known.leader_id.term <= last.leader_id.term
+        };
+        if let (Some(known), Some(last)) = (known, self.state.last())
+            && held(&known, last)
+        {
+            self.committed = Some(known);
+        }
         if let Some(committed) = self.committed {
             batch.insert(COMMITTED_KEY, codec::encode(&DiskLogId::from(committed)));
         }

@@ -229,12 +229,11 @@ impl v1::consensus_server::Consensus for Service {
     ) -> Result<Response<v1::ProposeReply>, Status> {
         use v1::propose_reply::Result as Outcome;
         let message = request.into_inner();
-        let commands: Vec<Command> = message
-            .commands
-            .iter()
-            .map(|bytes| codec::decode(bytes))
-            .collect::<Result<_, _>>()
-            .map_err(|error| Status::invalid_argument(format!("a command: {error}")))?;
+        for command in &message.commands {
+            codec::decode::<Command>(command)
+                .map_err(|error| Status::invalid_argument(format!("a command: {error}")))?;
+        }
+        let commands = message.commands;
         let deadline =
             Instant::now() + Duration::from_millis(message.deadline_ms).min(MAX_DEADLINE);
         let result = match self.proposer.propose_here(commands, deadline).await {

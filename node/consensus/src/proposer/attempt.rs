@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
-use quorun_ledger::{Batch, NodeId, Reply, codec};
+use quorun_ledger::{NodeId, Reply, codec};
 use quorun_proto::v1;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
@@ -45,6 +46,12 @@ fn answer(proposals: Vec<Proposal>, replies: Vec<Reply>) {
     }
 }
 
+/// All commands, in order. Their bytes are shared.
+fn commands(proposals: &[Proposal]) -> Vec<Bytes> {
+    let commands = proposals.iter().flat_map(|proposal| &proposal.commands);
+    commands.cloned().collect()
+}
+
 fn uncertain(mut proposals: Vec<Proposal>, asked: NodeId) -> Outcome {
     for proposal in &mut proposals {
         proposal.uncertain = true;
@@ -80,20 +87,13 @@ pub(super) async fn write(
 ) -> Outcome {
     let asked = parts.id;
     let deadline = last_deadline(&proposals, parts.patience);
-    let batch = Batch {
-        time_ms: now_ms(),
-        eligible: parts.eligible.borrow().clone(),
-        queue: parts.queue,
-        commands: proposals
-            .iter()
-            .flat_map(|proposal| proposal.commands.iter().cloned())
-            .collect(),
-    };
-    let encoded = EncodedBatch::new(&batch);
+    let eligible = parts.eligible.borrow().clone();
+    let commands = commands(&proposals);
+    let encoded = EncodedBatch::of(now_ms(), eligible, parts.queue, &commands);
     let metrics = &parts.metrics;
-    metrics.batch_commands.add(batch.commands.len() as u64);
+    metrics.batch_commands.add(commands.len() as u64);
     metrics.batch_bytes.add(encoded.0.len() as u64);
-    drop(batch);
+    drop(commands);
     #[cfg(feature = "simulation")]
     crate::simulation::stamped(term, &encoded).await;
     #[cfg(feature = "bugs")]
@@ -169,11 +169,7 @@ pub(super) async fn forward(
     let deadline = last_deadline(&proposals, parts.patience);
     let left = deadline.saturating_duration_since(Instant::now());
     let request = v1::ProposeRequest {
-        commands: proposals
-            .iter()
-            .flat_map(|proposal| &proposal.commands)
-            .map(|command| codec::encode(command).into())
-            .collect(),
+        commands: commands(&proposals),
         deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
     };
     let started = Instant::now();

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use quorun_ledger::{Command, NodeId, QueueBound, Reply};
+use bytes::Bytes;
+use quorun_ledger::{Command, NodeId, QueueBound, Reply, codec};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -54,7 +55,8 @@ pub(crate) enum Refusal {
 /// Commands that came together and are answered together.
 #[derive(Debug)]
 struct Proposal {
-    commands: Vec<Command>,
+    /// In their encoding, in which they travel and go into the batch.
+    commands: Vec<Bytes>,
     weight: usize,
     deadline: Instant,
     /// Came from another node: it is not sent on to a third.
@@ -87,7 +89,9 @@ impl Proposer {
         deadline: Instant,
     ) -> Result<Reply, ProposeError> {
         let exposed = Arc::new(AtomicBool::new(false));
-        let outcome = self.submit(vec![command], deadline, false, &exposed).await;
+        let commands = vec![codec::encode(&command).into()];
+        drop(command);
+        let outcome = self.submit(commands, deadline, false, &exposed).await;
         match outcome {
             Some(Ok(replies)) => replies.into_iter().next().ok_or(ProposeError::Unknown),
             Some(Err(Refusal::Stopped)) => Err(ProposeError::Stopped),
@@ -96,10 +100,11 @@ impl Proposer {
         }
     }
 
-    /// Proposes what has come from another node, if this one leads.
+    /// Proposes what has come from another node, if this one leads. Each is the encoding of a command, which the caller
+    /// has made sure of: one that cannot be read would stop every node that has to apply it.
     pub(crate) async fn propose_here(
         &self,
-        commands: Vec<Command>,
+        commands: Vec<Bytes>,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
         let exposed = Arc::new(AtomicBool::new(false));
@@ -111,14 +116,14 @@ impl Proposer {
     /// `None` when time is up.
     async fn submit(
         &self,
-        commands: Vec<Command>,
+        commands: Vec<Bytes>,
         deadline: Instant,
         here: bool,
         exposed: &Arc<AtomicBool>,
     ) -> Option<Result<Vec<Reply>, Refusal>> {
         let (reply, replied) = oneshot::channel();
         let proposal = Proposal {
-            weight: commands.iter().map(weight).sum(),
+            weight: commands.iter().map(Bytes::len).sum(),
             commands,
             deadline,
             here,
@@ -143,19 +148,6 @@ impl Proposer {
     pub(crate) fn schedule(&self) {
         self.schedule.notify_one();
     }
-}
-
-/// What a command takes in a batch, nearly, bytes.
-fn weight(command: &Command) -> usize {
-    const OVERHEAD: usize = 512;
-    let payload = match command {
-        Command::Submit { spec, .. } => spec.weight(),
-        Command::Complete { result, .. } => result.output.weight(),
-        _ => 0,
-    };
-    usize::try_from(payload)
-        .unwrap_or(usize::MAX)
-        .saturating_add(OVERHEAD)
 }
 
 /// What a proposer works with.

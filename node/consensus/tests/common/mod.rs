@@ -103,11 +103,19 @@ impl Node {
         self.handle.status().borrow().clone()
     }
 
-    pub async fn until(&self, what: &str, condition: impl FnMut(&Status) -> bool) -> Status {
-        let mut status = self.handle.status();
-        let waited = tokio::time::timeout(PATIENCE, status.wait_for(condition)).await;
-        match waited {
-            Ok(status) => status.unwrap().clone(),
+    /// Looks again and again: not every change of the status is announced.
+    pub async fn until(&self, what: &str, mut condition: impl FnMut(&Status) -> bool) -> Status {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let status = self.status();
+                if condition(&status) {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        match waited.await {
+            Ok(status) => status,
             Err(_) => panic!(
                 "node {} waits in vain for {what}: {:?}",
                 self.id,

@@ -16,7 +16,7 @@ use super::gate::{self, Entry};
 use super::problem::Problem;
 use super::submission::{JobRequest, idempotency};
 use super::{App, body, job_id, path, view};
-use crate::jobs::Details;
+use crate::jobs::{Details, Error};
 use crate::pressure::Client;
 
 /// The longest `?wait=`, seconds.
@@ -82,21 +82,25 @@ pub async fn submit(
     drop(bytes);
     let spec = rules.check(request)?;
     let key = idempotency(&headers, &spec)?;
-    let job = app.jobs.submit(place, spec, key).await?;
-    if let Some(patience) = patience
-        && let Some(details) = finished(&app, job, patience).await?
-    {
-        return Ok(answer(StatusCode::OK, &details));
+    let mut accepted = app.jobs.submit(place, spec, key).await?;
+    if let Some(patience) = patience {
+        let finished = app.jobs.finish(&mut accepted, Instant::now() + patience);
+        if let Some(details) = unless_ending(&app, finished).await? {
+            return Ok(answer(StatusCode::OK, &details));
+        }
     }
-    let details = app.jobs.get(job, false).await?;
+    let details = app.jobs.accepted(&mut accepted).await?;
     Ok(answer(StatusCode::ACCEPTED, &details))
 }
 
 /// The job once it has finished; `None` when the time is up, or when this node is about to end: the client can go on
 /// waiting at another one.
-async fn finished(app: &App, job: JobId, patience: Duration) -> Result<Option<Details>, Problem> {
+async fn unless_ending(
+    app: &App,
+    finished: impl Future<Output = Result<Option<Details>, Error>>,
+) -> Result<Option<Details>, Problem> {
     tokio::select! {
-        details = app.jobs.wait(job, Instant::now() + patience) => Ok(details?),
+        details = finished => Ok(details?),
         () = app.closing.cancelled() => Ok(None),
     }
 }
@@ -117,7 +121,8 @@ pub async fn get(
         && details.job.state != JobState::Finished
     {
         let _waits = gate::wait(&app, client)?;
-        details = match finished(&app, id, patience).await? {
+        let finished = app.jobs.wait(id, Instant::now() + patience);
+        details = match unless_ending(&app, finished).await? {
             Some(details) => details,
             None => app.jobs.get(id, stale).await?,
         };

@@ -90,12 +90,13 @@ pub async fn run(
         ..JobRequest::default()
     })?;
     let key = idempotency(&headers, &spec)?;
-    let job = app.jobs.submit(place, spec, key).await?;
+    let mut accepted = app.jobs.submit(place, spec, key).await?;
+    let job = accepted.job;
     if params.stream == Some(true) {
         return Ok(stream(&app, job, waits));
     }
     let waited = tokio::select! {
-        waited = app.jobs.wait(job, Instant::now() + PATIENCE) => waited?,
+        waited = app.jobs.finish(&mut accepted, Instant::now() + PATIENCE) => waited?,
         () = app.last_moment() => {
             return Err(Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
