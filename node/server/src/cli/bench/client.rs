@@ -4,7 +4,7 @@
 //! with the cluster that it measures.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
@@ -225,7 +225,7 @@ impl Node {
 
     async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Lost> {
         loop {
-            let (mut connection, kept) = match self.kept() {
+            let (mut connection, kept) = match self.kept().await {
                 Some(connection) => (connection, true),
                 None => (self.connect().await?, false),
             };
@@ -261,20 +261,23 @@ impl Node {
     }
 
     /// The connection that was used last, if it is still good.
-    fn kept(&self) -> Option<Connection> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+    async fn kept(&self) -> Option<Connection> {
         loop {
-            let connection = idle.pop()?;
-            if connection.is_ready() {
+            let mut connection = self.idle().pop()?;
+            // One that has just brought an answer takes a moment until it can take the next request.
+            if connection.ready().await.is_ok() {
                 return Some(connection);
             }
         }
     }
 
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn keep(&self, connection: Connection) {
         if !connection.is_closed() {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.push(connection);
+            self.idle().push(connection);
         }
     }
 
@@ -525,7 +528,110 @@ pub async fn submit(nodes: &Nodes, job: &Prepared, key: &str, wanted: Wanted) ->
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::routing::{get, post};
+
+    use super::super::mix::{Jobs, Mix, Program};
     use super::*;
+
+    /// A node that answers as it is told, and counts its connections.
+    async fn node(app: axum::Router) -> (String, Arc<AtomicUsize>) {
+        let made = Arc::new(AtomicUsize::new(0));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let counted = Arc::clone(&made);
+        let listener = axum::serve::ListenerExt::tap_io(listener, move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        (url, made)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_kept_until_the_node_closes_it() {
+        let app = axum::Router::new().route("/", get(|| async { "1" })).route(
+            "/last",
+            get(|| async { ([(header::CONNECTION, "close")], "1") }),
+        );
+        let (url, made) = node(app).await;
+        let nodes = Nodes::new(&[url]).unwrap();
+        for _ in 0..100 {
+            let _: u64 = nodes.get("/").await.unwrap();
+        }
+        assert_eq!(made.load(Ordering::Relaxed), 1);
+        let _: u64 = nodes.get("/last").await.unwrap();
+        let _: u64 = nodes.get("/").await.unwrap();
+        assert_eq!(made.load(Ordering::Relaxed), 2);
+    }
+
+    /// One node is not there, one has no leader for a while, one answers that it may not; the job comes through, with
+    /// the same key everywhere.
+    #[tokio::test]
+    async fn another_node_is_asked_with_the_same_key() {
+        const JOB: &str = r#"{"id":"01900000-0000-7000-8000-000000000001","state":"finished","verdict":"accepted","stdout":"hello\n"}"#;
+        let keys = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&keys);
+        let app = axum::Router::new().route(
+            "/v1/jobs",
+            post(move |headers: http::HeaderMap| async move {
+                let mut seen = seen.lock().unwrap();
+                seen.push(headers["idempotency-key"].clone());
+                match seen.len() {
+                    1 => (
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        r#"{"type":"urn:quorun:error:no-quorum"}"#,
+                    ),
+                    _ => (StatusCode::OK, JOB),
+                }
+            }),
+        );
+        let (url, _) = node(app).await;
+        // A port that nobody listens on any more.
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = format!("http://{}", gone.local_addr().unwrap());
+        drop(gone);
+        let nodes = Nodes::new(&[dead, url]).unwrap();
+        let job = Jobs::new(Mix::only(Program::Hello), 1, "run".into()).job(0);
+        let wanted = Wanted {
+            first: 0,
+            end: true,
+            patience: Duration::from_secs(60),
+        };
+        let sent = submit(&nodes, &job, "key-1", wanted).await;
+        assert!(matches!(sent.outcome, Outcome::Finished(_)), "{sent:?}");
+        let errors: Vec<_> = sent
+            .errors
+            .iter()
+            .map(|(kind, (n, _))| (&**kind, *n))
+            .collect();
+        assert_eq!(errors, [("503 no-quorum", 1), ("no connection", 2)]);
+        assert_eq!(*keys.lock().unwrap(), ["key-1", "key-1"]);
+    }
+
+    #[tokio::test]
+    async fn what_will_not_get_better_is_not_tried_again() {
+        let refuse = |status: StatusCode| {
+            axum::Router::new().route("/v1/jobs", post(move || async move { (status, "{}") }))
+        };
+        let job = Jobs::new(Mix::only(Program::Hello), 1, "run".into()).job(0);
+        let wanted = Wanted {
+            first: 0,
+            end: true,
+            patience: Duration::from_secs(60),
+        };
+        let (url, _) = node(refuse(StatusCode::TOO_MANY_REQUESTS)).await;
+        let sent = submit(&Nodes::new(&[url]).unwrap(), &job, "key", wanted).await;
+        assert!(matches!(sent.outcome, Outcome::Refused { .. }), "{sent:?}");
+        let (url, _) = node(refuse(StatusCode::INTERNAL_SERVER_ERROR)).await;
+        let sent = submit(&Nodes::new(&[url]).unwrap(), &job, "key", wanted).await;
+        assert!(
+            matches!(sent.outcome, Outcome::GaveUp { job: None }),
+            "{sent:?}"
+        );
+        assert_eq!(sent.errors["500"].0, 1);
+    }
 
     #[test]
     fn urls_that_are_none_are_said_to_be() {
