@@ -121,7 +121,7 @@ impl Disk {
     }
 
     /// The same, opened so that batches are gathered in memory until sled is given many as one; see [`behind`](crate::behind).
-    /// What was not synced may be lost when the process ends, always from the last batch backwards.
+    /// What was not synced may be lost when the process is killed, always from the last batch backwards.
     pub(crate) fn open_behind(path: &Path, cache: u64) -> io::Result<Self> {
         let disk = Self::open(path, cache)?;
         Ok(match disk.tree {
