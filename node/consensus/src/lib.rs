@@ -18,7 +18,8 @@
 //! vote with it. A ledger that is damaged is made anew from a snapshot and the log.
 //!
 //! RUNNING. Raft has threads of its own, so that nothing else on the node can keep it from its heartbeats. The disk is
-//! written by a thread of its own as well, and the ledger is read and written outside the asynchronous threads.
+//! written by threads of its own as well (the ledger's batches go through `behind`), and the ledger is written outside the
+//! asynchronous threads.
 //!
 //! MEMBERS come and go by entries of the log that the leader writes (`members`).
 //!

@@ -1,7 +1,7 @@
 //! The ledger of a node: the newest of it in sled, the rest in sorted runs.
 //!
-//! Each group of committed entries becomes one transaction of the ledger and one batch of sled, which also says how far
-//! the log has been applied. Nothing of this waits for the disk: after a crash the ledger may be behind what it was, and
+//! Each group of committed entries becomes one transaction of the ledger and one batch, which also says how far
+//! the log has been applied. sled is given these batches a little later, many as one (`behind`). Nothing of this waits for the disk: after a crash the ledger may be behind what it was, and
 //! the log, which is on disk, is applied again from there. So that it is never ahead of the log instead, entries are
 //! applied only when this node's own log has them on disk.
 //!
