@@ -32,10 +32,10 @@ async fn figures_are_well_formed_and_move_with_a_job() {
     let answer = client.lang("bash", "echo measured").await;
     assert_eq!(answer.text(), "measured\n");
     let executed: u64 = answer.header("quorun-node").parse().expect("a node");
-    client
+    let invalid = client
         .post_json("/v1/jobs", &json!({ "language": "bash" }))
-        .await
-        .problem(422, "invalid-request");
+        .await;
+    let _shape = invalid.problem(422, "invalid-request");
 
     // The histograms of an end are written behind the answer.
     eventually(

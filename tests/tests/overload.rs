@@ -17,7 +17,7 @@ fn refusal(answer: &Answer) -> String {
     let body = answer.json();
     let kind = body["type"].as_str().unwrap_or_default();
     let kind = kind.trim_start_matches("urn:quorun:error:").to_owned();
-    answer.problem(status, &kind);
+    let _shape = answer.problem(status, &kind);
     let after = answer.header("retry-after").parse::<u32>();
     assert!(
         after.is_ok_and(|seconds| seconds > 0),
@@ -46,9 +46,9 @@ async fn the_bound_of_the_queue_holds_exactly_under_a_burst_through_all_nodes() 
     let witness = Witness::new();
     let clients: Vec<Client> = cluster.clients().into_iter().cloned().collect();
     let mut accepted = BTreeSet::new();
-    for n in 0..SLOTS {
+    for (n, client) in clients.iter().enumerate() {
         let name = format!("runs-{n}");
-        accepted.insert(clients[n].submit(&witness.gated(&name)).await);
+        accepted.insert(client.submit(&witness.gated(&name)).await);
         witness.began(&name, 1).await;
     }
     let mut burst = JoinSet::new();
@@ -98,9 +98,11 @@ async fn a_retry_of_what_was_accepted_joins_it_however_full_the_queue_is() {
     assert_eq!(refusal(&keyed("other", "two").await), "queue-full");
     assert_eq!(keyed("waits", "one").await.expect(202)["id"], first["id"]);
     // Also where only the ledger knows it.
-    keyed("changed", "one")
-        .await
-        .problem(409, "idempotency-conflict");
+    let changed = keyed("changed", "one").await;
+    assert_eq!(
+        changed.problem(409, "idempotency-conflict")["job"],
+        first["id"]
+    );
     witness.open_gate();
     let id = first["id"].as_str().expect("an id");
     assert_eq!(client.finished(id).await["verdict"], "accepted");
@@ -181,7 +183,7 @@ async fn bodies_cannot_take_the_memory() {
     })
     .await;
     let answer = client.post("/v1/jobs", vec![b' '; 3 << 20]).await;
-    answer.problem(400, "not-json");
+    let _shape = answer.problem(400, "not-json");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,7 +49,7 @@ enum What {
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
-    /// The same small jobs from a few clients, and from ten times as many over a full queue
+    /// Small jobs, as many as can be done and ten times as many, in turn
     Overload {
         /// How long each
         #[arg(long, default_value_t = 20)]
@@ -139,7 +139,7 @@ async fn queue(jobs: usize, watched: Duration) {
         let mut times = Vec::new();
         for _ in 0..11 {
             let began = Instant::now();
-            client.get(path).await.expect(200);
+            let _page = client.get(path).await.expect(200);
             times.push(began.elapsed());
         }
         times.sort_unstable();
@@ -214,7 +214,10 @@ async fn waiting(count: usize) {
     let opened = Instant::now();
     witness.open_gate();
     let ends = waits.join_all().await;
-    let last = ends.iter().max().map(|end| *end - opened);
+    let last = ends
+        .into_iter()
+        .max()
+        .map_or(Duration::ZERO, |end| end - opened);
     say(&format!(
         "all are answered, the last {last:.1?} after the gate was opened"
     ));
@@ -336,47 +339,57 @@ async fn beside(lasts: Duration) {
     }
 }
 
+/// Few clients that wait for each job say how many jobs a second there can be; then ten times as many arrive, whatever
+/// becomes of them.
 async fn overload(lasts: Duration) {
     const FEW: usize = 8;
+    const MANY: usize = 10 * FEW;
     let plan = Plan::new(Executor::Process).arg("--max-queue=50");
     let cluster = Cluster::start(plan).await;
     cluster.all_work().await;
     let term = cluster.any().cluster().await["term"].clone();
-    let done = async || {
-        cluster.any().cluster().await["finished"]["jobs"]
-            .as_u64()
-            .unwrap_or(0)
-    };
-    for (what, count) in [
-        ("as many as it can take", FEW),
-        ("ten times as many", 10 * FEW),
-        ("as many again", FEW),
-    ] {
-        let before = (done().await, figures(&cluster).await);
+    let mut peak = 0.0;
+    for ten_times in [false, true, false, true, false] {
+        let done = async || cluster.any().cluster().await["finished"]["jobs"].as_u64();
+        let before = (done().await.unwrap_or(0), figures(&cluster).await);
         let nodes = clients(&cluster);
+        let count = if ten_times { MANY } else { FEW };
+        let path = if ten_times {
+            "/v1/jobs"
+        } else {
+            "/v1/jobs?wait=60"
+        };
+        let pace = if ten_times {
+            MANY as f64 / (10.0 * peak)
+        } else {
+            0.001
+        };
         let until = Instant::now() + lasts;
         let mut load = JoinSet::new();
         for n in 0..count {
             let client = nodes[n % nodes.len()].clone();
-            // The few wait for their job; the many do not care.
-            let path = if count == FEW {
-                "/v1/jobs?wait=60"
-            } else {
-                "/v1/jobs"
-            };
             load.spawn(async move {
-                let mut refused = 0_usize;
+                let mut tick = tokio::time::interval(Duration::from_secs_f64(pace));
+                let (mut sent, mut refused) = (0_usize, 0_usize);
                 while Instant::now() < until {
+                    tick.tick().await;
                     let answer = client.post_json(path, &small()).await;
+                    sent += 1;
                     refused += usize::from(!answer.status.is_success());
                 }
-                refused
+                (sent, refused)
             });
         }
-        let refused: usize = load.join_all().await.into_iter().sum();
-        let rate = (done().await - before.0) as f64 / lasts.as_secs_f64();
+        let answers = load.join_all().await;
+        let sent: usize = answers.iter().map(|(sent, _)| sent).sum();
+        let refused: usize = answers.iter().map(|(_, refused)| refused).sum();
+        let rate = (done().await.unwrap_or(0) - before.0) as f64 / lasts.as_secs_f64();
+        if !ten_times {
+            peak = rate;
+        }
+        let came = sent as f64 / lasts.as_secs_f64();
         say(&format!(
-            "{what} ({count} clients): {rate:.0} jobs/s done, {refused} refused; memory {}",
+            "{came:.0}/s come, {rate:.0} jobs/s are done, {refused} of {sent} refused; memory {}",
             memory(&cluster).await
         ));
         profile(&cluster, &before.1).await;
