@@ -109,6 +109,12 @@ impl Handle {
         self.shared.ledger.view()
     }
 
+    /// The index behind the last entry that the local ledger shows, whenever it has changed.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.shared.ledger.applied()
+    }
+
     /// Whether a question to the local ledger would now have to wait for entries that are being applied.
     #[must_use]
     pub fn is_applying(&self) -> bool {

@@ -117,10 +117,10 @@ async fn follow(dir: &Path) {
         Ok(started) => started,
         Err(error) => return say(&format!("refused {error}")),
     };
-    let mut status = handle.status();
+    let mut applied = handle.applied();
     tokio::select! {
         error = handle.stopped() => return say(&format!("stopped {error}")),
-        there = status.wait_for(|status| status.applied_index >= target) => drop(there.unwrap()),
+        there = applied.wait_for(|next| *next > target) => drop(there.unwrap()),
     }
     while let Ok(notice) = notices.try_recv() {
         if notice == Notice::Reset {
