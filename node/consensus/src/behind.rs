@@ -289,10 +289,12 @@ pub(crate) struct Iter {
     shared: Arc<Shared>,
     /// What is still to come.
     range: Range,
-    /// sled's pairs from the front, the next of them, and how often something had been handed over when it was asked: it
-    /// may not see what was handed over since.
-    forward: Option<(sled::Iter, Option<(IVec, IVec)>, u64)>,
+    forward: Option<Forward>,
 }
+
+/// sled's pairs from the front, the next of them, and how often something had been handed over when it was asked: it may
+/// not see what was handed over since.
+type Forward = (sled::Iter, Option<(IVec, IVec)>, u64);
 
 impl Iter {
     fn sled(&self) -> sled::Iter {

@@ -99,7 +99,8 @@ impl Layers {
     fn merge(&self, from: &[u8], to: &[u8], direction: Direction) -> io::Result<Merge> {
         let range = (Bound::Included(from), Bound::Excluded(to));
         let disks = std::iter::once(&self.overlay).chain(&self.frozen);
-        let disks = disks.map(|disk| Ok(Source::Sled(disk.tree().range::<&[u8], _>(range))));
+        let disks =
+            disks.map(|disk| Ok(Source::Sled(Box::new(disk.tree().range::<&[u8], _>(range)))));
         let runs = self.runs.runs.iter().rev().map(|run| {
             let iter = match direction {
                 Direction::Forward => RunIter::forward(run, &self.runs.cache, from, to),
@@ -162,7 +163,7 @@ enum Direction {
 }
 
 enum Source {
-    Sled(Iter),
+    Sled(Box<Iter>),
     Run(RunIter),
 }
 

@@ -39,6 +39,14 @@ pub fn job(number: u64) -> JobId {
     JobId::from_slice(&bytes).unwrap()
 }
 
+/// Bytes that do not become fewer when they are compressed.
+fn noise(seed: u64, size: usize) -> Bytes {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| random.u8(..))
+        .take(size)
+        .collect()
+}
+
 pub fn submit(number: u64, size: usize) -> Command {
     Command::Submit {
         id: job(number),
@@ -46,7 +54,7 @@ pub fn submit(number: u64, size: usize) -> Command {
             language: "python".to_owned(),
             files: vec![SourceFile {
                 name: "main.py".to_owned(),
-                content: Bytes::from(vec![b'#'; size]),
+                content: noise(number, size),
             }],
             entrypoint: "main.py".to_owned(),
             limits: Limits {
