@@ -251,11 +251,14 @@ pub fn rate(
             .map(|_| {
                 scope.spawn(|| {
                     let mut done = 0;
-                    while begin.elapsed() < time {
+                    // One at least: a machine that is slow to start a thread is no machine that does nothing.
+                    loop {
                         work()?;
                         done += 1;
+                        if begin.elapsed() >= time {
+                            return Ok(done);
+                        }
                     }
-                    Ok(done)
                 })
             })
             .collect();

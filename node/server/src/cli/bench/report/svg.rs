@@ -277,6 +277,9 @@ pub fn throughput(seconds: &[Second], span: Span, events: &[Event]) -> String {
     let per = |count: u64| count as f64 / span.width as f64;
     let most = seconds.iter().map(|s| per(s.correct + s.wrong));
     let most = most.fold(1.0, f64::max);
+    // Up to a line of the grid, so that what is highest can be read.
+    let grid = step(most, 4.0);
+    let most = (most / grid).ceil() * grid;
     let y = Scale::linear(0.0, most, drawing.bottom(), TOP);
     for tick in ticks(most, 4.0) {
         drawing.across(y.at(tick), &digits_of(tick));
@@ -460,9 +463,10 @@ pub fn percentiles(curves: &[Curve<'_>]) -> String {
             .collect();
         drawing.line(class, &placed);
         for (part, label) in marks.iter().skip(1) {
-            let Some((_, time)) = points.iter().find(|(p, _)| *p >= *part - 1e-9) else {
-                continue;
-            };
+            // The point of the line that is nearest to the mark.
+            let away = |(p, _): &&(f64, f64)| (x.at(rarity(*p)) - x.at(rarity(*part))).abs();
+            let nearest = points.iter().min_by(|a, b| away(a).total_cmp(&away(b)));
+            let Some((_, time)) = nearest else { continue };
             if rarity(*part) > rarest * 1.0001 {
                 continue;
             }
