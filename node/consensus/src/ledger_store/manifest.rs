@@ -135,7 +135,7 @@ impl Manifest {
         files::replace(&path(data_dir), &bytes)
     }
 
-    /// Removes what does not belong to it, and creates the folder where it is missing.
+    /// Removes what does not belong to it.
     pub(super) fn remove_others(&self, data_dir: &Path) -> io::Result<()> {
         for entry in fs::read_dir(root(data_dir))? {
             let found = entry?.path();
@@ -148,14 +148,27 @@ impl Manifest {
             if kept {
                 continue;
             }
-            if found.is_dir() {
-                fs::remove_dir_all(&found)?;
-            } else {
-                fs::remove_file(&found)?;
-            }
+            super::remove(&found);
         }
         Ok(())
     }
+}
+
+/// Removes what was being written when the node ended.
+pub(super) fn remove_unfinished(data_dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(root(data_dir)) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let found = entry?.path();
+        let ends = found.extension().and_then(|extension| extension.to_str());
+        if matches!(ends, Some("building" | "tmp")) {
+            fs::remove_file(&found)?;
+        }
+    }
+    Ok(())
 }
 
 /// Creates the folder.

@@ -9,13 +9,15 @@
 //! It is done beside everything else, on a thread that gives way to all others.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::layers::Runs;
 use super::manifest;
 use super::run::{Run, RunWriter};
-use super::{LedgerStore, chunks, closed};
+use super::{LedgerStore, chunks};
 
 /// The first of the runs that are to be merged, which are all from there on; `None`: they are few enough. Of each the
 /// size is told, and what it hides.
@@ -31,6 +33,18 @@ fn first_to_merge(runs: &[(u64, u64)]) -> Option<usize> {
     first
 }
 
+/// What came of a look at whether runs are to be merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Merged {
+    /// Some were, and others may have to be.
+    Some,
+    /// They are few enough.
+    Enough,
+    /// Something else comes first: the node ends, a snapshot is to be installed, or there is no room for both the old and
+    /// the new. They stay as they are until the next snapshot.
+    Later,
+}
+
 impl LedgerStore {
     /// Merges runs as long as there are too many.
     pub(super) fn merge_in_background(&self) {
@@ -40,15 +54,27 @@ impl LedgerStore {
             return;
         }
         if self.inner.merging.swap(true, Ordering::AcqRel) {
-            return; // what there is to do is looked at again when that is done
+            // Whoever merges looks again.
+            self.inner.merge_again.store(true, Ordering::Release);
+            return;
         }
         let store = self.clone();
         let started = std::thread::Builder::new()
             .name("ledger-merge".to_owned())
             .spawn(move || {
-                super::give_way();
-                store.merge_all();
-                store.inner.merging.store(false, Ordering::Release);
+                loop {
+                    store.inner.merge_again.store(false, Ordering::Release);
+                    let looked = catch_unwind(AssertUnwindSafe(|| store.merge_all()));
+                    if looked.is_err() {
+                        store.failed("the merging of the ledger's runs has panicked".to_owned());
+                    }
+                    store.inner.merging.store(false, Ordering::Release);
+                    let again = store.inner.merge_again.load(Ordering::Acquire)
+                        && !store.inner.merging.swap(true, Ordering::AcqRel);
+                    if !again {
+                        return;
+                    }
+                }
             });
         if let Err(error) = started {
             tracing::warn!(%error, "no thread to merge the runs of the ledger; they are merged behind the next snapshot");
@@ -59,85 +85,152 @@ impl LedgerStore {
     fn merge_all(&self) {
         loop {
             match self.merge() {
-                Ok(true) => {}
-                Ok(false) => return,
-                // Only because the node ends, or because all of them are about to be replaced.
-                Err(_) if self.is_closed() || self.inner.installing.load(Ordering::Acquire) => {
-                    return;
-                }
+                Ok(Merged::Some) => {}
+                Ok(Merged::Enough | Merged::Later) => return,
                 Err(error) => {
-                    self.inner
-                        .failure
-                        .send_replace(Some(format!("the ledger's runs cannot be merged: {error}")));
+                    self.failed(format!("the ledger's runs cannot be merged: {error}"));
                     return;
                 }
             }
         }
     }
 
-    /// Merges runs that are too many. Returns whether there were such.
-    pub(super) fn merge(&self) -> io::Result<bool> {
+    /// Whether something comes before the merging.
+    fn merging_waits(&self) -> bool {
+        self.is_closed() || self.inner.installing.load(Ordering::Acquire)
+    }
+
+    /// Merges runs that are too many.
+    pub(super) fn merge(&self) -> io::Result<Merged> {
         let _only_one = self.inner.merges.lock();
-        let runs = self.layers()?.runs;
+        let Ok(layers) = self.layers() else {
+            return Ok(Merged::Later);
+        };
+        let runs = layers.runs;
+        drop((layers.overlay, layers.frozen));
         let sizes = runs.list().iter();
         let sizes: Vec<_> = sizes.map(|run| (run.size(), run.hidden())).collect();
         let Some(first) = first_to_merge(&sizes) else {
-            return Ok(false);
+            return Ok(Merged::Enough);
         };
         let old = &runs.list()[first..];
-        let number = self.next_number();
-        let merged = self.write_merged(old, first == 0, number)?;
-        let mut manifest = self.inner.manifest.lock();
-        // A snapshot may have added one meanwhile; only here are runs taken away.
-        let mut layers = self.layers()?;
-        let mut list = layers.runs.list().to_vec();
-        list.splice(first..first + old.len(), merged.map(Arc::new));
-        manifest.runs = list.iter().map(|run| run.number).collect();
-        manifest.write(&self.inner.data_dir)?;
-        layers = {
-            let mut current = self.inner.current.write();
-            let layers = current.layers.as_mut().ok_or_else(closed)?;
-            layers.runs = layers.runs.with(list);
-            layers.clone()
-        };
-        drop(manifest);
-        for run in old {
-            std::fs::remove_file(run.path())?;
+        let needed: u64 = old.iter().map(|run| run.bytes).sum();
+        if !has_room(&self.inner.data_dir, needed)? {
+            tracing::warn!(
+                needed,
+                "too little room on the disk to merge the runs of the ledger; they are merged when there is more"
+            );
+            return Ok(Merged::Later);
         }
-        tracing::debug!(
-            merged = old.len(),
-            runs = layers.runs.list().len(),
-            "runs merged"
-        );
-        Ok(true)
+        let number = self.next_number();
+        let merged = match self.write_aside(old, first == 0, number) {
+            Ok(Some(merged)) => merged,
+            Ok(None) => return Ok(Merged::Later),
+            // Nothing is lost: the old ones are there.
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, "the runs of the ledger are merged when there is more room");
+                return Ok(Merged::Later);
+            }
+            Err(error) => return Err(error),
+        };
+        let left = {
+            let mut manifest = self.inner.manifest.lock();
+            // A snapshot may have added one meanwhile; only here are runs taken away.
+            let Ok(layers) = self.layers() else {
+                return Ok(Merged::Later);
+            };
+            let mut list = layers.runs.list().to_vec();
+            list.splice(first..first + old.len(), merged.map(Arc::new));
+            let mut changed = manifest.clone();
+            changed.runs = list.iter().map(|run| run.number).collect();
+            changed.write(&self.inner.data_dir)?;
+            *manifest = changed;
+            let mut current = self.inner.current.write();
+            let Some(layers) = current.layers.as_mut() else {
+                return Ok(Merged::Later);
+            };
+            layers.runs = layers.runs.with(list);
+            layers.runs.list().len()
+        };
+        for run in old {
+            super::remove(run.path());
+        }
+        tracing::debug!(merged = old.len(), runs = left, "runs merged");
+        Ok(Merged::Some)
     }
 
-    /// Writes a run that takes the place of some. `None`: nothing is left of them.
-    fn write_merged(&self, old: &[Arc<Run>], oldest: bool, number: u64) -> io::Result<Option<Run>> {
+    /// [`Self::write_merged`] on a thread that gives way to all others; what follows it holds locks, and must not.
+    fn write_aside(
+        &self,
+        old: &[Arc<Run>],
+        oldest: bool,
+        number: u64,
+    ) -> io::Result<Option<Option<Run>>> {
+        #[cfg(feature = "simulation")]
+        if crate::simulation::active() {
+            return self.write_merged(old, oldest, number);
+        }
+        std::thread::scope(|scope| {
+            let writing = std::thread::Builder::new()
+                .name("ledger-merging".to_owned())
+                .spawn_scoped(scope, || {
+                    super::give_way();
+                    self.write_merged(old, oldest, number)
+                })?;
+            writing
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a panic")))
+        })
+    }
+
+    /// Writes a run that takes the place of some; there is none if nothing is left of them. `None`: something else comes
+    /// first.
+    fn write_merged(
+        &self,
+        old: &[Arc<Run>],
+        oldest: bool,
+        number: u64,
+    ) -> io::Result<Option<Option<Run>>> {
         let path = manifest::run(&self.inner.data_dir, number);
         let expected = old.iter().map(|run| run.pairs()).sum();
         let mut writer = RunWriter::create(&path, expected)?;
         let mut merged = Runs::merged(old)?;
-        let mut since = 0;
+        let mut looked_at = 0_u64;
         while let Some((key, value)) = merged.next()? {
-            if oldest && chunks::is_removed(&value) {
-                continue;
+            looked_at += 1;
+            if looked_at.is_multiple_of(1024) && self.merging_waits() {
+                return Ok(None);
             }
-            writer.add(&key, &value)?;
-            since += 1;
-            if since == 1024 {
-                since = 0;
-                if self.is_closed() || self.inner.installing.load(Ordering::Acquire) {
-                    return Err(closed());
-                }
+            if !(oldest && chunks::is_removed(&value)) {
+                writer.add(&key, &value)?;
             }
         }
         let before: u64 = old.iter().map(|run| run.size()).sum();
         let hidden: u64 = old.iter().map(|run| run.hidden()).sum();
         // What has gone was hidden by removals of the same runs.
         let hidden = hidden.saturating_sub(before.saturating_sub(writer.size()));
-        writer.finish(number, if oldest { 0 } else { hidden })
+        writer
+            .finish(number, if oldest { 0 } else { hidden })
+            .map(Some)
     }
+}
+
+/// Room that merging leaves to everybody else on the disk, bytes.
+const RESERVE: u64 = 512 << 20;
+
+/// Whether the disk has room for so much more.
+fn has_room(data_dir: &Path, needed: u64) -> io::Result<bool> {
+    let disk = rustix::fs::statvfs(data_dir)?;
+    let left = disk.f_bavail.saturating_mul(disk.f_frsize);
+    // What is small is merged in any case: it gives back more than it takes.
+    Ok(needed < RESERVE / 8 || left > needed.saturating_add(RESERVE))
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 #[cfg(test)]

@@ -48,7 +48,9 @@ use self::chunks::{Head, META};
 use self::layers::{Layers, Runs};
 use self::manifest::Manifest;
 use self::run::{RawPair, Run, block_cache};
-pub(crate) use self::snapshot::{SnapshotFile, SnapshotReader, folder as snapshot_folder};
+pub(crate) use self::snapshot::{
+    Received, SnapshotFile, SnapshotReader, folder as snapshot_folder,
+};
 use crate::disk::{self, Batch, Disk, to_io};
 use crate::error::{Error, NewerFormat};
 use crate::log_store::{DiskLogId, PurgeGuard};
@@ -79,10 +81,14 @@ struct Inner {
     merges: Mutex<()>,
     /// Whether there is a thread that merges.
     merging: AtomicBool,
+    /// Whether it is to look once more.
+    merge_again: AtomicBool,
     /// Set while a snapshot waits to be installed: merging then gives way.
     installing: AtomicBool,
     /// Whether the runs reach to where the log begins. Otherwise they are no snapshot.
     reaches: AtomicBool,
+    /// The index behind the last entry that is in the runs, as the manifest on disk says.
+    covered: AtomicU64,
     /// The number that the next overlay or run gets.
     next_number: AtomicU64,
     emptied: Mutex<Emptied>,
@@ -182,6 +188,8 @@ impl LedgerStore {
             None => Error::Storage(format!("open the ledger in {}: {error}", root.display())),
         };
         let purged = log.unwrap_or_default().purged;
+        // Half-written files have never belonged to anything, and a full disk may need their room.
+        manifest::remove_unfinished(data_dir).map_err(failed)?;
         let (mut manifest, runs) = open_runs(data_dir).map_err(failed)?;
         let reaches = next_index(manifest.meta.applied.as_ref()) >= next_index(purged.as_ref());
         let opened = disk::catching(|| open_overlay(data_dir, &manifest, &runs));
@@ -236,6 +244,7 @@ impl LedgerStore {
         let next = next_index(meta.applied.as_ref());
         tracing::info!(applied = next, %hash, runs = runs.len(), "ledger opened");
         let next_number = manifest::next_number(data_dir).map_err(failed)?;
+        let covered = next_index(manifest.meta.applied.as_ref());
         let store = Self {
             inner: Arc::new(Inner {
                 data_dir: data_dir.to_owned(),
@@ -253,6 +262,8 @@ impl LedgerStore {
                 snapshots: Mutex::new(()),
                 merges: Mutex::new(()),
                 merging: AtomicBool::new(false),
+                merge_again: AtomicBool::new(false),
+                covered: AtomicU64::new(covered),
                 installing: AtomicBool::new(false),
                 reaches: AtomicBool::new(reaches),
                 next_number: AtomicU64::new(next_number),
@@ -262,6 +273,7 @@ impl LedgerStore {
                 failure: watch::Sender::new(None),
             }),
         };
+        store.merge_in_background();
         Ok(store)
     }
 
@@ -287,11 +299,19 @@ impl LedgerStore {
 
     /// Reads all runs and compares them with the state hash; other work goes on meanwhile. The overlay was looked at when it
     /// was opened. Returns whether all were looked at, which is not so when the node ends.
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn check(&self) -> io::Result<bool> {
-        let (runs, expected) = {
-            let manifest = self.inner.manifest.lock();
-            (self.layers()?.runs, manifest.hash)
-        };
+        let (runs, expected) = self.to_check()?;
+        self.check_runs(&runs, expected)
+    }
+
+    /// The runs, and the state hash that they should make.
+    fn to_check(&self) -> io::Result<(Runs, StateHash)> {
+        let manifest = self.inner.manifest.lock();
+        Ok((self.layers()?.runs, manifest.hash))
+    }
+
+    fn check_runs(&self, runs: &Runs, expected: StateHash) -> io::Result<bool> {
         if runs.list().is_empty() {
             return Ok(true);
         }
@@ -307,7 +327,7 @@ impl LedgerStore {
         ))
     }
 
-    /// [`Self::check`] on a thread that gives way to all others.
+    /// The same on a thread that gives way to all others.
     pub(crate) async fn check_in_background(&self) -> io::Result<bool> {
         #[cfg(feature = "simulation")]
         if crate::simulation::active() {
@@ -315,12 +335,14 @@ impl LedgerStore {
         }
         let (tell, told) = oneshot::channel();
         let store = self.clone();
+        // Whoever gives way holds no lock that others wait for.
+        let (runs, expected) = self.to_check()?;
         std::thread::Builder::new()
             .name("ledger-check".to_owned())
             .spawn(move || {
                 give_way();
                 // Whoever asked may have gone.
-                let _ = tell.send(store.check());
+                let _ = tell.send(store.check_runs(&runs, expected));
             })?;
         told.await.map_err(io::Error::other)?
     }
@@ -356,6 +378,10 @@ impl LedgerStore {
     /// Why the ledger can no longer be kept, where that shows beside the applying of entries.
     pub(crate) fn failure(&self) -> watch::Receiver<Option<String>> {
         self.inner.failure.subscribe()
+    }
+
+    fn failed(&self, what: String) {
+        self.inner.failure.send_replace(Some(what));
     }
 
     /// Returns when so much was written since the newest snapshot that it is time for another one.
@@ -454,18 +480,32 @@ impl LedgerStore {
 }
 
 impl PurgeGuard for LedgerStore {
+    /// Nothing needs to be done: only what a snapshot covers is purged, and that is in the runs.
     fn make_durable(&self, index: u64) -> io::Result<()> {
-        let durable = || next_index(self.inner.manifest.lock().meta.applied.as_ref()) > index;
-        if durable() {
+        // No lock is taken: Raft waits for this.
+        let covered = self.inner.covered.load(Ordering::Acquire);
+        if covered > index {
             return Ok(());
         }
-        // Not in the runs: whoever asks for that does so on the strength of a snapshot that is still being built or
-        // installed.
-        let _built = self.inner.snapshots.lock();
-        if durable() {
-            return Ok(());
+        if self.inner.reaches.load(Ordering::Acquire) {
+            return Err(io::Error::other(format!(
+                "entry {index} is to be purged, but the ledger's runs cover only {covered} entries"
+            )));
         }
+        // A folder from before the runs: what was purged before is purged again.
         self.layers()?.overlay.sync()
+    }
+}
+
+/// Removes a file or a folder that is no longer needed. Where that fails, the next start does it.
+fn remove(path: &Path) {
+    let removed = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    if let Err(error) = removed {
+        tracing::warn!(%error, path = %path.display(), "what is no longer needed stays until the next start");
     }
 }
 

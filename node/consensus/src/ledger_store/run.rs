@@ -32,6 +32,10 @@ const END: &[u8; 8] = b"QUORUNRE";
 const TRAILER: u64 = 8 + 8 + 4;
 /// A block is full when its pairs take so much, bytes.
 const BLOCK: usize = 16 * 1024;
+/// No block is larger, compressed or not: it is full before its last pair, and no key or value comes near this.
+const MAX_BLOCK: u64 = 1 << 20;
+/// No figure of a run comes near this; so their sums are figures, too.
+const MAX_FIGURE: u64 = 1 << 56;
 /// After so many bytes what was written is synced. All of it at once would keep the disk, and with it the log, busy for
 /// long.
 const SYNC_AFTER: u64 = 2 << 20;
@@ -101,9 +105,24 @@ impl Filter {
     }
 }
 
+/// The file of a run that has not got its name yet; it is removed unless it gets it.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %self.0.display(), "a half-written run stays until the next start");
+            }
+            _ => {} // it has got its name, or is gone
+        }
+    }
+}
+
 /// Writes a run under another name, and gives it its own once it is on disk.
 pub(super) struct RunWriter {
     path: PathBuf,
+    unfinished: Unfinished,
     frames: FrameWriter<BufWriter<File>>,
     /// Where the next frame begins.
     at: u64,
@@ -119,11 +138,13 @@ pub(super) struct RunWriter {
 impl RunWriter {
     /// Begins a run for about so many pairs.
     pub(super) fn create(path: &Path, pairs: u64) -> io::Result<Self> {
-        let mut file = BufWriter::new(File::create(path.with_extension("building"))?);
+        let unfinished = Unfinished(path.with_extension("building"));
+        let mut file = BufWriter::new(File::create(&unfinished.0)?);
         file.write_all(MAGIC)?;
         file.write_all(&[VERSION])?;
         Ok(Self {
             path: path.to_owned(),
+            unfinished,
             frames: FrameWriter(file),
             at: MAGIC.len() as u64 + 1,
             synced: 0,
@@ -184,7 +205,6 @@ impl RunWriter {
             self.end_block()?;
         }
         if self.index.is_empty() {
-            fs::remove_file(self.path.with_extension("building"))?;
             return Ok(None);
         }
         let index_at = self.at;
@@ -220,7 +240,7 @@ impl RunWriter {
         let file = self.frames.0.into_inner();
         let file = file.map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
-        fs::rename(self.path.with_extension("building"), &self.path)?;
+        fs::rename(&self.unfinished.0, &self.path)?;
         files::sync_parent(&self.path)?;
         Ok(Some(Run {
             number,
@@ -379,6 +399,26 @@ impl Run {
         while (filter.len() as u64) < summary.filter {
             filter.extend_from_slice(&next()?);
         }
+        // Each has its checksum; this is for what was never right.
+        let ends = index.iter().skip(1).map(|(_, at)| *at);
+        let ends = ends.chain(std::iter::once(index_at));
+        let whole = index
+            .first()
+            .is_some_and(|(_, at)| *at == head.len() as u64)
+            && (index.iter().zip(ends)).all(|((_, at), end)| {
+                end.checked_sub(*at)
+                    .is_some_and(|length| (9..=MAX_BLOCK).contains(&length))
+            })
+            && index.is_sorted_by(|a, b| a.0 < b.0)
+            && index.len() as u64 == summary.blocks
+            && filter.len() as u64 == summary.filter
+            && !filter.is_empty()
+            && [summary.pairs, summary.size, summary.hidden]
+                .iter()
+                .all(|figure| *figure < MAX_FIGURE);
+        if !whole {
+            return Err(invalid(path, "its index is not one"));
+        }
         Ok(Self {
             number,
             path: path.to_owned(),
@@ -455,8 +495,17 @@ impl Run {
         let body = FrameReader(frame.as_slice())
             .read()
             .map_err(|error| wrong(&error))?;
-        let data = lz4_flex::block::decompress_size_prepended(&body);
-        Block::parse(data.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
+        let (size, packed) =
+            lz4_flex::block::uncompressed_size(&body).map_err(|error| wrong(&error))?;
+        if size as u64 > MAX_BLOCK {
+            return Err(wrong(&"it is too large"));
+        }
+        let data = lz4_flex::block::decompress(packed, size).map_err(|error| wrong(&error))?;
+        let block = Block::parse(data).map_err(|error| wrong(&error))?;
+        if block.pairs.is_empty() {
+            return Err(wrong(&"it is empty"));
+        }
+        Ok(block)
     }
 
     fn block(&self, cache: &BlockCache, number: usize) -> io::Result<Arc<Block>> {

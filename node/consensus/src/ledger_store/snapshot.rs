@@ -44,15 +44,18 @@ struct Header {
     meta: Bytes,
     /// How long the files of the runs are that follow, bytes; the oldest first.
     runs: Vec<u64>,
+    /// The state hash.
+    hash: StateHash,
 }
 
 impl Header {
-    fn write(meta: &Meta, runs: &[Arc<Run>]) -> io::Result<Vec<u8>> {
+    fn write(meta: &Meta, hash: StateHash, runs: &[Arc<Run>]) -> io::Result<Vec<u8>> {
         let mut body = MAGIC.to_vec();
         body.push(VERSION);
         body.extend_from_slice(&codec::encode(&Self {
             meta: meta.encode().into(),
             runs: runs.iter().map(|run| run.bytes).collect(),
+            hash,
         }));
         let mut framed = FrameWriter(Vec::new());
         framed.write(&body)?;
@@ -90,30 +93,72 @@ fn of_snapshot(error: io::Error) -> io::Error {
 #[derive(Debug)]
 pub(crate) enum SnapshotFile {
     /// Runs, the oldest first.
-    Own { meta: Meta, runs: Vec<Arc<Run>> },
+    Own {
+        meta: Meta,
+        hash: StateHash,
+        runs: Vec<Arc<Run>>,
+    },
     /// The file that it was put into.
-    Received(PathBuf),
+    Received(Arc<Received>),
+}
+
+/// The file of a snapshot that is received. It is removed when nobody needs it any more, however that comes.
+#[derive(Debug)]
+pub(crate) struct Received(PathBuf);
+
+impl Received {
+    pub(crate) fn at(path: PathBuf) -> Arc<Self> {
+        Arc::new(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.0);
+        let remove = move || match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %path.display(), "a received snapshot could not be removed");
+            }
+            _ => {} // removed, or never there
+        };
+        #[cfg(feature = "simulation")]
+        if crate::simulation::active() {
+            remove();
+            return;
+        }
+        // A large file takes a moment, and this may be a thread that must not wait.
+        if let Err(error) = std::thread::Builder::new().spawn(remove) {
+            tracing::warn!(%error, "a received snapshot stays until the next start");
+        }
+    }
 }
 
 impl SnapshotFile {
     /// A file that was received. All of it is read: that it is whole, and what was announced. Once openraft has
     /// it, it is too late to refuse it.
-    pub(crate) fn open_received(path: PathBuf, announced: &SnapshotMeta) -> io::Result<Self> {
-        let parts = Parts::read(&path, &meta_of(announced)).map_err(of_snapshot)?;
-        let mut file = File::open(&path)?;
-        for (begin, length) in parts.0 {
+    pub(crate) fn open_received(
+        received: Arc<Received>,
+        announced: &SnapshotMeta,
+    ) -> io::Result<Self> {
+        let parts = Parts::read(received.path(), &meta_of(announced)).map_err(of_snapshot)?;
+        let mut file = File::open(received.path())?;
+        for (begin, length) in parts.runs {
             file.seek(SeekFrom::Start(begin))?;
             let reader = BufReader::new((&mut file).take(length));
             Run::read_through(reader, length).map_err(of_snapshot)?;
         }
-        Ok(Self::Received(path))
+        Ok(Self::Received(received))
     }
 
     /// What is sent of it.
     pub(crate) fn reader(self) -> io::Result<SnapshotReader> {
         match self {
-            Self::Own { meta, runs } => {
-                let header = Header::write(&meta, &runs)?;
+            Self::Own { meta, hash, runs } => {
+                let header = Header::write(&meta, hash, &runs)?;
                 let bytes: u64 = runs.iter().map(|run| run.bytes).sum();
                 Ok(SnapshotReader {
                     length: header.len() as u64 + bytes,
@@ -158,8 +203,12 @@ impl Read for SnapshotReader {
     }
 }
 
-/// Where the runs lie in a received file: where each begins, and how long it is.
-struct Parts(Vec<(u64, u64)>);
+/// What a received file holds.
+struct Parts {
+    hash: StateHash,
+    /// Where each run begins, and how long it is.
+    runs: Vec<(u64, u64)>,
+}
 
 impl Parts {
     fn read(path: &Path, expected: &Meta) -> io::Result<Self> {
@@ -168,14 +217,17 @@ impl Parts {
         if Meta::decode(&header.meta)? != *expected {
             return Err(invalid("its position is not the one that was announced"));
         }
-        let mut parts = Vec::new();
+        let mut runs = Vec::new();
         for length in header.runs {
-            parts.push((at, length));
+            runs.push((at, length));
             at = at.saturating_add(length);
         }
         match file.metadata()?.len().cmp(&at) {
             std::cmp::Ordering::Less => Err(invalid("it is cut short")),
-            std::cmp::Ordering::Equal => Ok(Self(parts)),
+            std::cmp::Ordering::Equal => Ok(Self {
+                hash: header.hash,
+                runs,
+            }),
             std::cmp::Ordering::Greater => Err(invalid("something follows its end")),
         }
     }
@@ -203,7 +255,7 @@ fn meta_of(meta: &SnapshotMeta) -> Meta {
     }
 }
 
-fn snapshot_of(meta: Meta, runs: &Runs) -> Snapshot {
+fn snapshot_of(meta: Meta, hash: StateHash, runs: &Runs) -> Snapshot {
     Snapshot {
         meta: SnapshotMeta {
             last_log_id: meta.applied,
@@ -211,6 +263,7 @@ fn snapshot_of(meta: Meta, runs: &Runs) -> Snapshot {
         },
         snapshot: SnapshotFile::Own {
             meta,
+            hash,
             runs: runs.list().to_vec(),
         },
     }
@@ -243,7 +296,7 @@ impl LedgerStore {
     pub(super) fn build(&self) -> io::Result<Snapshot> {
         let _only_one = self.inner.snapshots.lock();
         let frozen = self.freeze()?;
-        let meta = frozen.meta.clone();
+        let (meta, hash) = (frozen.meta.clone(), frozen.hash);
         let runs = self.write_run(frozen)?;
         tracing::info!(
             applied = next_index(meta.applied.as_ref()),
@@ -252,7 +305,7 @@ impl LedgerStore {
             "snapshot built"
         );
         self.merge_in_background();
-        Ok(snapshot_of(meta, &runs))
+        Ok(snapshot_of(meta, hash, &runs))
     }
 
     /// Freezes the overlay and puts a fresh one in its place.
@@ -316,14 +369,15 @@ impl LedgerStore {
         let mut manifest = self.inner.manifest.lock();
         let mut list = self.layers()?.runs.list().to_vec();
         list.extend(run.map(Arc::new));
-        *manifest = Manifest {
+        let changed = Manifest {
             overlay: frozen.overlay,
             runs: list.iter().map(|run| run.number).collect(),
             meta: frozen.meta,
             hash: frozen.hash,
         };
-        manifest.write(&self.inner.data_dir)?;
-        self.inner.reaches.store(true, Ordering::Release);
+        changed.write(&self.inner.data_dir)?;
+        self.covers(&changed);
+        *manifest = changed;
         let runs = {
             let mut current = self.inner.current.write();
             let layers = current.layers.as_mut().ok_or_else(closed)?;
@@ -334,8 +388,15 @@ impl LedgerStore {
         drop(manifest);
         let path = frozen.disk.path().to_owned();
         drop(frozen.disk);
-        fs::remove_dir_all(&path)?;
+        super::remove(&path);
         Ok(runs)
+    }
+
+    /// From now on what is in the runs may be purged from the log, and they are a snapshot.
+    fn covers(&self, manifest: &Manifest) {
+        let next = next_index(manifest.meta.applied.as_ref());
+        self.inner.covered.store(next, Ordering::Release);
+        self.inner.reaches.store(true, Ordering::Release);
     }
 
     /// The newest snapshot.
@@ -344,34 +405,40 @@ impl LedgerStore {
         if manifest.meta.applied.is_none() || !self.inner.reaches.load(Ordering::Acquire) {
             return Ok(None);
         }
-        let meta = manifest.meta.clone();
-        Ok(Some(snapshot_of(meta, &self.layers()?.runs)))
+        let (meta, hash) = (manifest.meta.clone(), manifest.hash);
+        Ok(Some(snapshot_of(meta, hash, &self.layers()?.runs)))
     }
 
     /// Replaces the ledger with a snapshot.
     pub(super) fn install(&self, meta: &SnapshotMeta, snapshot: &SnapshotFile) -> io::Result<()> {
         let _only_one = self.inner.snapshots.lock();
         self.inner.installing.store(true, Ordering::Release);
-        let _no_merge = self.inner.merges.lock();
+        let no_merge = self.inner.merges.lock();
         self.inner.installing.store(false, Ordering::Release);
         let data_dir = &self.inner.data_dir;
         let meta = meta_of(meta);
-        let runs = self.unpack(&meta, snapshot)?;
+        let (runs, announced) = self.unpack(&meta, snapshot)?;
         let hash = check(&runs, || self.is_closed()).map_err(of_snapshot)?;
         let hash = hash.ok_or_else(closed)?;
+        if hash != announced {
+            return Err(of_snapshot(invalid(
+                "its state hash is not the one that was announced",
+            )));
+        }
         let overlay = self.next_number();
         let fresh = create_overlay(data_dir, overlay)?;
-        let manifest = Manifest {
+        let changed = Manifest {
             overlay,
             runs: runs.iter().map(|run| run.number).collect(),
             meta: meta.clone(),
             hash,
         };
-        manifest.write(data_dir)?;
-        *self.inner.manifest.lock() = manifest.clone();
-        self.inner.reaches.store(true, Ordering::Release);
         let next = next_index(meta.applied.as_ref());
         let old = {
+            let mut manifest = self.inner.manifest.lock();
+            changed.write(data_dir)?;
+            self.covers(&changed);
+            *manifest = changed.clone();
             let mut current = self.inner.current.write();
             if current.layers.is_none() {
                 return Err(closed());
@@ -389,13 +456,19 @@ impl LedgerStore {
         };
         self.inner.applied.send_replace(next);
         drop(old);
-        manifest.remove_others(data_dir)?;
+        changed.remove_others(data_dir)?;
         tracing::info!(applied = next, %hash, "snapshot installed");
+        drop(no_merge);
+        self.merge_in_background();
         Ok(())
     }
 
-    /// The runs of a snapshot as files of this node.
-    fn unpack(&self, meta: &Meta, snapshot: &SnapshotFile) -> io::Result<Vec<Arc<Run>>> {
+    /// The runs of a snapshot as files of this node, and the state hash that it says.
+    fn unpack(
+        &self,
+        meta: &Meta,
+        snapshot: &SnapshotFile,
+    ) -> io::Result<(Vec<Arc<Run>>, StateHash)> {
         let mut runs = Vec::new();
         let mut copy = |from: &mut dyn Read| {
             let number = self.next_number();
@@ -407,22 +480,24 @@ impl LedgerStore {
             runs.push(Arc::new(Run::open(&path, number)?));
             io::Result::Ok(())
         };
-        match snapshot {
-            SnapshotFile::Own { runs, .. } => {
+        let announced = match snapshot {
+            SnapshotFile::Own { hash, runs, .. } => {
                 for run in runs {
                     copy(&mut run.reader())?;
                 }
+                *hash
             }
-            SnapshotFile::Received(path) => {
-                let parts = Parts::read(path, meta).map_err(of_snapshot)?;
-                let mut file = File::open(path)?;
-                for (begin, length) in parts.0 {
+            SnapshotFile::Received(received) => {
+                let parts = Parts::read(received.path(), meta).map_err(of_snapshot)?;
+                let mut file = File::open(received.path())?;
+                for (begin, length) in parts.runs {
                     file.seek(SeekFrom::Start(begin))?;
                     copy(&mut (&mut file).take(length)).map_err(of_snapshot)?;
                 }
+                parts.hash
             }
-        }
-        Ok(runs)
+        };
+        Ok((runs, announced))
     }
 }
 

@@ -105,7 +105,7 @@ fn raw(store: &LedgerStore) -> Vec<RawPair> {
 
 /// Merges until there is nothing to merge, whoever does it.
 fn merged(store: &LedgerStore) {
-    while store.merge().unwrap() {}
+    while store.merge().unwrap() == merge::Merged::Some {}
 }
 
 /// The file into which a snapshot is received.
@@ -264,7 +264,7 @@ async fn a_snapshot_makes_another_node_the_same() {
     to.store.build().unwrap();
     let meta = built.meta.clone();
     let path = received(built, there.path());
-    let file = SnapshotFile::open_received(path.clone(), &meta).unwrap();
+    let file = SnapshotFile::open_received(Received::at(path.clone()), &meta).unwrap();
     to.machine.install_snapshot(&meta, file).await.unwrap();
     assert_eq!(to.store.state(), from.store.state());
     assert_eq!(raw(&to.store), raw(&from.store));
@@ -339,7 +339,7 @@ async fn a_snapshot_shows_one_moment_while_the_ledger_goes_on() {
         let to = machine(there.path());
         // Its runs may have been merged into others since.
         let path = received(snapshot, there.path());
-        let file = SnapshotFile::open_received(path, &meta).unwrap();
+        let file = SnapshotFile::open_received(Received::at(path), &meta).unwrap();
         to.store.install(&meta, &file).unwrap();
         let (applied, hash) = to.store.state();
         assert_eq!(applied, meta.last_log_id);
@@ -514,26 +514,31 @@ async fn a_damaged_snapshot_is_refused_and_the_ledger_stays() {
         flipped[at] ^= 1;
         wrongs.push(flipped);
     }
+    // Each has a name of its own: what was received is removed when nobody has it any more.
+    let mut names = 0;
+    let mut put = |content: &[u8]| {
+        names += 1;
+        let path = there.path().join(names.to_string());
+        fs::write(&path, content).unwrap();
+        Received::at(path)
+    };
     for wrong in &wrongs {
-        let path = there.path().join("wrong");
-        fs::write(&path, wrong).unwrap();
-        let error = SnapshotFile::open_received(path.clone(), &meta).unwrap_err();
+        let error = SnapshotFile::open_received(put(wrong), &meta).unwrap_err();
         assert!(error.to_string().contains("snapshot"), "{error}");
         // Had it been let through, it would have been refused here.
-        to.store
-            .install(&meta, &SnapshotFile::Received(path))
-            .unwrap_err();
+        let file = SnapshotFile::Received(put(wrong));
+        let error = to.store.install(&meta, &file).unwrap_err();
+        assert!(error.to_string().contains("snapshot"), "{error}");
         assert_eq!(to.store.state(), before);
     }
     let mut other = meta.clone();
     other.last_log_id = Some(id(7));
-    let path = there.path().join("right");
-    fs::write(&path, &good).unwrap();
-    SnapshotFile::open_received(path.clone(), &other).unwrap_err();
+    SnapshotFile::open_received(put(&good), &other).unwrap_err();
+    let right = put(&good);
     to.store.close();
     let to = machine(there.path());
     assert_eq!(to.store.state(), before);
-    let file = SnapshotFile::open_received(path, &meta).unwrap();
+    let file = SnapshotFile::open_received(right, &meta).unwrap();
     to.store.install(&meta, &file).unwrap();
     assert_eq!(to.store.state(), from.store.state());
     to.store.close();

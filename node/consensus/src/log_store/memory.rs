@@ -22,7 +22,7 @@ pub(super) struct Inner {
     pub(super) tail_bytes: usize,
     /// The records on disk, by their first index. The newest may cover entries that were truncated since.
     pub(super) records: BTreeMap<u64, Extent>,
-    /// Counts the truncations, for whoever reads in several steps.
+    /// Counts the truncations, for whoever reads in several steps, and for the writer, which comes to them later.
     pub(super) truncations: u64,
 }
 
@@ -44,10 +44,10 @@ impl Inner {
     }
 
     pub(super) fn truncate_after(&mut self, after: Option<LogId>) {
+        self.truncations += 1;
         if next_index(after.as_ref()) >= next_index(self.last.as_ref()) {
             return;
         }
-        self.truncations += 1;
         while self
             .tail
             .back()

@@ -106,6 +106,8 @@ pub(super) struct Writer {
     watermark: Watermark,
     state: State,
     committed: Option<LogId>,
+    /// Counts the truncations that it has come to.
+    truncations: u64,
     records: BTreeMap<u64, Extent>,
     garbage: VecDeque<Extent>,
     failed: bool,
@@ -146,6 +148,7 @@ impl Writer {
             watermark,
             state,
             committed,
+            truncations: 0,
             records,
             garbage,
             failed: false,
@@ -306,7 +309,10 @@ impl Writer {
                     staged.changed = true;
                     Ok(())
                 }
-                Op::Truncate(after) => self.truncate(after, staged),
+                Op::Truncate(after) => {
+                    self.truncations += 1;
+                    self.truncate(after, staged)
+                }
                 Op::Purge(upto) => {
                     self.purge(upto, staged);
                     Ok(())
@@ -456,10 +462,15 @@ impl Writer {
         }
     }
 
-    /// Writes how far the log is known to be committed. What is not in the log yet is not spoken of: another entry may
-    /// still stand in its place. A log whose last entry is of the same term or a later one, and not before it, has it.
+    /// Writes how far the log is known to be committed. What is not in the log yet is not spoken of, nor is anything while
+    /// a truncation is still to come: another entry may stand in its place.
     fn insert_committed(&mut self, batch: &mut Batch) {
-        let known = self.shared.inner.lock().committed;
+        let known = {
+            let inner = self.shared.inner.lock();
+            inner
+                .committed
+                .filter(|_| inner.truncations == self.truncations)
+        };
         let held = |known: &LogId, last: LogId| {
             known.index <= last.index && known.leader_id.term <= last.leader_id.term
         };

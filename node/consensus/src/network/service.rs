@@ -1,5 +1,6 @@
 //! The Consensus service: what the peers ask of this node.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::raft::{TransferLeaderRequest, VoteRequest};
-use quorun_ledger::{Command, codec};
+use quorun_ledger::{Batch, codec};
 use quorun_proto::v1;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -17,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::blocking::blocking;
 use crate::confirm::{Confirmer, Unconfirmed};
-use crate::ledger_store::{LedgerStore, SnapshotFile, snapshot_folder};
+use crate::ledger_store::{LedgerStore, Received, SnapshotFile, snapshot_folder};
 use crate::proposer::{Proposer, Refusal};
 use crate::recall::{self, Marks};
 use crate::types::{LogId, Raft, Snapshot, SnapshotMeta, Vote};
@@ -95,11 +96,11 @@ impl Service {
 
     async fn install(
         &self,
-        path: &Path,
+        received: Arc<Received>,
         vote: Vote,
         meta: SnapshotMeta,
     ) -> Result<v1::SnapshotReply, Status> {
-        let (received, announced) = (path.to_owned(), meta.clone());
+        let announced = meta.clone();
         let snapshot = blocking(move || SnapshotFile::open_received(received, &announced))
             .await
             .and_then(|opened| opened)
@@ -187,22 +188,14 @@ impl v1::consensus_server::Consensus for Service {
         let bytes = header.bytes;
         let (vote, meta) = wire::snapshot_header_from(header)?;
         let number = self.received.fetch_add(1, Ordering::Relaxed);
-        let path = self.snapshots.join(format!("{number}.receiving"));
+        let received = Received::at(self.snapshots.join(format!("{number}.receiving")));
         tracing::info!(
             last = meta.last_log_id.map_or(0, |id: LogId| id.index),
             bytes,
             "receiving a snapshot"
         );
-        let result = match Self::receive(&path, chunks, bytes).await {
-            Ok(()) => self.install(&path, vote, meta).await,
-            Err(status) => Err(status),
-        };
-        let received = path.clone();
-        let removed = blocking(move || std::fs::remove_file(received)).await;
-        if let Err(error) = removed.and_then(|removed| removed) {
-            tracing::warn!(%error, path = %path.display(), "a received snapshot could not be removed");
-        }
-        result.map(Response::new)
+        Self::receive(received.path(), chunks, bytes).await?;
+        self.install(received, vote, meta).await.map(Response::new)
     }
 
     async fn transfer_leader(
@@ -229,11 +222,17 @@ impl v1::consensus_server::Consensus for Service {
     ) -> Result<Response<v1::ProposeReply>, Status> {
         use v1::propose_reply::Result as Outcome;
         let message = request.into_inner();
-        for command in &message.commands {
-            codec::decode::<Command>(command)
-                .map_err(|error| Status::invalid_argument(format!("a command: {error}")))?;
-        }
         let commands = message.commands;
+        // They go into the log as they are, and what could not be read there would stop every node. So they are read as
+        // they will be: together.
+        let together = Batch::encode_with(0, BTreeSet::new(), None, &commands);
+        let read = codec::decode::<Batch>(&together)
+            .map_err(|error| Status::invalid_argument(format!("a command: {error}")))?;
+        if read.commands.len() != commands.len() || codec::encode(&read) != together {
+            return Err(Status::invalid_argument(
+                "commands with something behind them",
+            ));
+        }
         let deadline =
             Instant::now() + Duration::from_millis(message.deadline_ms).min(MAX_DEADLINE);
         let result = match self.proposer.propose_here(commands, deadline).await {

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod arenas;
 mod bench;
 pub mod client;
 mod cluster;
@@ -58,6 +59,10 @@ struct Target {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if matches!(cli.command, Command::Serve(_)) {
+        arenas::make_few();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -68,7 +73,6 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let cli = Cli::parse();
     let result = runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve::serve(*args).await,
