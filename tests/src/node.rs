@@ -105,6 +105,8 @@ impl Settings {
         };
         command
             .env("PATH", PATH)
+            // Otherwise the node starts itself again to set it, and is out of the shim's reach then.
+            .env("MALLOC_ARENA_MAX", "2")
             .arg("serve")
             .args(self.place())
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
