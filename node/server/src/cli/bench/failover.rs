@@ -69,8 +69,9 @@ pub struct FailoverArgs {
     /// Open loop: most jobs that are open at one time; what is due beyond is not sent, and counted
     #[arg(long, default_value_t = 1000, value_name = "N")]
     max_open: usize,
-    /// Clients that only submit, one small job after the other, to find the gap
-    #[arg(long, default_value_t = 3, value_name = "N")]
+    /// Clients that only submit, one small job after the other, to find the gap; their jobs are executed as well, and must not
+    /// be more than the cluster can do beside the load
+    #[arg(long, default_value_t = 1, value_name = "N")]
     probes: u16,
     /// Pause of a probe between two submissions
     #[arg(long, default_value = "50ms", value_parser = humantime::parse_duration, value_name = "TIME")]
