@@ -28,12 +28,8 @@ use crate::transfers::Transfers;
 use crate::types::Raft;
 use crate::{proposer, read, status, transfers};
 
-/// Threads for Raft and the peer port: on a small machine one, because two mostly wake each other.
-fn workers() -> usize {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    if processors > 2 { 2 } else { 1 }
-}
-
+/// Threads for Raft and the peer port. One would mean fewer changes of thread, but whatever holds it up holds up Raft.
+const WORKERS: usize = 2;
 /// How long what is still running at the end is waited for.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -82,7 +78,7 @@ fn run<F>(
     F: FnOnce(&Handle) -> Routes + Send + 'static,
 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers())
+        .worker_threads(WORKERS)
         .thread_name(format!("raft-{}", options.id))
         .enable_all()
         .build();

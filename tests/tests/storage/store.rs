@@ -137,7 +137,9 @@ async fn follow(dir: &Path) {
 async fn work(handle: &Handle, first: u64, count: u64) {
     let mut status = handle.status();
     let leading = status.wait_for(|status| status.leading).await;
-    say(&format!("term {}", leading.unwrap().term));
+    // The status is not held while it is told: who changes it would have to wait.
+    let term = leading.unwrap().term;
+    say(&format!("term {term}"));
     let mut proposals = tokio::task::JoinSet::new();
     let mut numbers = first..first + count;
     loop {
