@@ -202,9 +202,13 @@ impl Loop {
     async fn run(mut self) {
         let mut status = self.parts.status.clone();
         loop {
-            let paused = self.pause;
-            let ready = paused.is_none() && (self.scheduling || !self.queue.is_empty());
+            let ready = self.pause.is_none() && (self.scheduling || !self.queue.is_empty());
             let target = if ready { self.target() } else { None };
+            if ready && target.is_none() {
+                // That Raft now takes proposals need not change the status: look again soon.
+                self.pause = Some(Instant::now() + PAUSE);
+            }
+            let paused = self.pause;
             tokio::select! {
                 Some(outcome) = self.attempts.join_next() => match outcome {
                     Ok(Outcome::Done) => {}
