@@ -13,7 +13,7 @@ use quorun_ledger as ledger;
 use quorun_ledger::{JobId, JobSpec, Limits, SourceFile};
 use quorun_tests::{LONG, Shim};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::service::Routes;
 
 const NAME: &str = "store::the_store";
@@ -122,14 +122,15 @@ async fn follow(dir: &Path) {
         error = handle.stopped() => return say(&format!("stopped {error}")),
         there = applied.wait_for(|next| *next > target) => drop(there.unwrap()),
     }
-    while let Ok(notice) = notices.try_recv() {
+    let (index, hash) = handle.state().unwrap();
+    say(&format!("holds {index} {hash}"));
+    handle.shutdown().await;
+    // What was applied is told a little later; with consensus the telling ends as well.
+    while let Ok(Some(notice)) = timeout(SOON, notices.recv()).await {
         if notice == Notice::Reset {
             say("reset");
         }
     }
-    let (index, hash) = handle.state().unwrap();
-    say(&format!("holds {index} {hash}"));
-    handle.shutdown().await;
     say("finished");
 }
 
