@@ -254,8 +254,10 @@ where
     tokio::spawn(transfers::run(
         raft.clone(),
         transfers,
+        log.clone(),
         ledger.clone(),
         options.snapshot_after,
+        options.log_kept,
     ));
     tokio::spawn(status::run(
         raft.clone(),

@@ -77,6 +77,8 @@ pub struct Options {
     /// A snapshot is built when so many entries were committed since the last one; a quarter of them is then kept in the
     /// log for followers that are only a little behind. While a follower receives one, none is built, up to a bound.
     pub snapshot_after: u64,
+    /// What the log keeps on disk of the entries that a snapshot covers, bytes, however many entries are to be kept.
+    pub log_kept: u64,
     /// Counts the starts of this node, from 1: the others are then asked whether they know of a later one, or of more
     /// entries, before the node takes part. `None`: nobody is asked.
     pub incarnation: Option<u64>,
@@ -87,8 +89,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// The default of [`log_kept`](Self::log_kept): more than 5,000 entries take that fit into a part of a record each.
+    pub const LOG_KEPT: u64 = 64 << 20;
+
     /// Options with the default times: a heartbeat every 50 ms, elections after 150 to 300 ms, a snapshot every 20,000
-    /// entries.
+    /// entries, 64 MiB of log behind it.
     #[must_use]
     pub fn new(
         id: NodeId,
@@ -105,6 +110,7 @@ impl Options {
             election_min: Duration::from_millis(150),
             election_max: Duration::from_millis(300),
             snapshot_after: 20_000,
+            log_kept: Self::LOG_KEPT,
             incarnation: None,
             queue: None,
             dial: BTreeMap::new(),

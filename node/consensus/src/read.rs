@@ -88,8 +88,8 @@ async fn run(mut parts: Parts, mut waiting: mpsc::UnboundedReceiver<oneshot::Sen
                     }
                     break;
                 }
-                Answer::Nobody => parts.pause().await,
-                Answer::Ended => return,
+                Answer::Nobody if parts.pause().await => {}
+                Answer::Nobody | Answer::Ended => return,
             }
         }
     }
@@ -103,9 +103,9 @@ enum Answer {
 }
 
 impl Parts {
-    async fn pause(&mut self) {
-        // Whatever changes is a reason to ask again.
-        let _ = timeout(PAUSE, self.status.changed()).await;
+    /// Returns when it is time to ask again: soon, and whatever changes is a reason. False when nothing will change any more.
+    async fn pause(&mut self) -> bool {
+        !matches!(timeout(PAUSE, self.status.changed()).await, Ok(Err(_)))
     }
 
     async fn ask(&self) -> Answer {

@@ -25,6 +25,8 @@ pub struct Status {
     pub last_log_index: u64,
     /// The last entry that its ledger shows; 0 also when there is none. That it has changed is not announced.
     pub applied_index: u64,
+    /// The last entry that its log no longer holds; 0 also when it holds all. That it has changed is not announced.
+    pub purged_index: u64,
     /// Who votes.
     pub voters: BTreeSet<NodeId>,
     /// The voters are being changed: `voters` are those of before and after together.
@@ -61,9 +63,10 @@ pub(crate) async fn run(
             (now, lapse, ended)
         };
         status.send_if_modified(|current| {
-            // Two figures change with every entry; nobody is woken for them.
+            // These figures change with the entries; nobody is woken for them.
             current.last_log_index = now.last_log_index;
             current.applied_index = now.applied_index;
+            current.purged_index = now.purged_index;
             let changed = *current != now;
             if changed {
                 *current = now;
@@ -125,6 +128,7 @@ fn read(
         applied_index: next_index(metrics.last_applied.as_ref())
             .max(applied)
             .saturating_sub(1),
+        purged_index: metrics.purged.as_ref().map_or(0, |id| id.index),
         initialized: !voters.is_empty(),
         changing: membership.get_joint_config().len() > 1,
         voters,

@@ -1,5 +1,5 @@
 //! When snapshots are built: after every so many entries, or as soon as they have changed much of the ledger, but not while
-//! a follower is brought up with one.
+//! a follower is brought up with one. And what the log keeps behind them.
 //!
 //! What a snapshot covers may be purged from the log, and a follower that has received one goes on with the log behind
 //! it. If the next ones were built while it receives the first, the log that it needs then would be gone: it would
@@ -7,7 +7,10 @@
 //! followers that are on their way: none is built while a transfer is under way, nor until that follower is as close as
 //! followers must be that are brought up by the log.
 //!
-//! That has a bound, because the log must have one: after [`MOST`] times as much as usual a snapshot is built
+//! Of the entries that a snapshot covers Raft keeps a number, for followers that are only a little behind. Entries may be large, so
+//! what is kept is bounded by bytes as well, by the same rule: nothing is cut while somebody is on the way.
+//!
+//! The waiting has a bound, because the log must have one: after [`MOST`] times as much as usual a snapshot is built
 //! whoever waits. A link that is too slow for that many entries is too slow for the cluster's load.
 
 use std::collections::BTreeMap;
@@ -20,6 +23,7 @@ use quorun_ledger::NodeId;
 use tokio::sync::Notify;
 
 use crate::ledger_store::LedgerStore;
+use crate::log_store::LogStore;
 use crate::types::{Raft, TypeConfig, next_index};
 
 /// So many times as much as usual may lie in the log for the sake of followers.
@@ -127,29 +131,53 @@ fn is_due(
         transfers.give_up();
         return true;
     }
+    !is_needed(metrics, transfers, after)
+}
+
+/// Whether a follower needs the log as it is.
+fn is_needed(metrics: &RaftMetrics<TypeConfig>, transfers: &Transfers, after: u64) -> bool {
     let matched = metrics.replication.iter().flatten();
     let matched = matched
         .map(|(id, matched)| (*id, next_index(matched.as_ref())))
         .collect();
     let last = metrics.last_log_index.map_or(0, |index| index + 1);
-    !transfers.wait(&matched, last, after / 4)
+    transfers.wait(&matched, last, after / 4)
 }
 
-/// Has a snapshot built whenever one is due, until Raft has ended.
-pub(crate) async fn run(raft: Raft, transfers: Transfers, ledger: LedgerStore, after: u64) {
+/// Has a snapshot built whenever one is due, and what is too much of the log behind it purged, until Raft has ended.
+pub(crate) async fn run(
+    raft: Raft,
+    transfers: Transfers,
+    log: LogStore,
+    ledger: LedgerStore,
+    after: u64,
+    kept: u64,
+) {
     let mut metrics = raft.metrics();
     // What the last one covered when it was asked for: it is asked for once.
     let mut asked = None;
+    // The snapshot behind which the log has been cut.
+    let mut cut = 0;
     loop {
-        let due = {
+        let (due, surplus) = {
             let now = metrics.borrow_and_update();
             if now.running_state.is_err() {
                 return;
             }
             let covered = next_index(now.snapshot.as_ref());
             let due = asked != Some(covered) && is_due(&now, &transfers, after, ledger.changed());
-            due.then_some(covered)
+            let mut surplus = None;
+            if cut < covered && !is_needed(&now, &transfers, after) {
+                cut = covered;
+                surplus = log.surplus(covered - 1, kept);
+            }
+            (due.then_some(covered), surplus)
         };
+        if let Some(upto) = surplus
+            && raft.trigger().purge_log(upto).await.is_err()
+        {
+            return;
+        }
         if let Some(covered) = due {
             if raft.trigger().snapshot().await.is_err() {
                 return;

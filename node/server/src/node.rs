@@ -92,6 +92,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         election_min: config.election,
         election_max: config.election * 2,
         snapshot_after: config.snapshot_after,
+        log_kept: quorun_consensus::Options::LOG_KEPT,
         incarnation: Some(incarnation),
         queue: Some(config.ceilings.queue),
         dial: config.dial.clone(),

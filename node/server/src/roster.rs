@@ -183,7 +183,7 @@ impl Roster {
             let ended = tokio::select! {
                 _ = tick.tick() => false,
                 () = self.membership.news() => false,
-                // The status changes with every entry; only a new leadership cannot wait for the next look.
+                // Much in the status changes; only a new leadership cannot wait for the next look.
                 leads = status.wait_for(|now| now.leading != led) => leads.is_err(),
             };
             if ended {

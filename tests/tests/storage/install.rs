@@ -8,7 +8,7 @@ use std::net::TcpListener;
 
 use quorun_consensus::{ClusterId, Handle, Member, Options};
 use quorun_tests::shim::Fired;
-use quorun_tests::{LONG, say};
+use quorun_tests::{LONG, eventually, say};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -71,6 +71,15 @@ impl Sender {
                     .await
                     .unwrap();
             }
+            eventually("entries are purged", async || {
+                let status = handle.status();
+                let status = status.borrow();
+                if status.purged_index > 0 {
+                    return Ok(());
+                }
+                Err(format!("{status:?}"))
+            })
+            .await;
             handle
         });
         Self {

@@ -98,6 +98,18 @@ impl Inner {
         }
     }
 
+    /// The last entry that is too much when the log is to hold at most so many bytes up to `upto`, as its records lie on
+    /// disk; `None` if nothing is too much. A record that lies across that border stays as a whole.
+    pub(super) fn surplus(&self, upto: u64, bytes: u64) -> Option<u64> {
+        let mut held: u64 = 0;
+        let over = self.records.range(..=upto).rev().find(|(_, extent)| {
+            held = held.saturating_add(extent.most_bytes());
+            held > bytes
+        });
+        let last = over?.1.last.min(upto);
+        (last >= self.first).then_some(last)
+    }
+
     /// The part of a range that the log holds.
     pub(super) fn clip(&self, range: &impl RangeBounds<u64>) -> (u64, u64) {
         let start = match range.start_bound() {

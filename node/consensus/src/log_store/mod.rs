@@ -178,6 +178,11 @@ impl LogStore {
         }
     }
 
+    /// The last entry that is too much when the log is to hold at most so many bytes up to `upto`; `None` if nothing is.
+    pub(crate) fn surplus(&self, upto: u64, bytes: u64) -> Option<u64> {
+        self.shared.inner.lock().surplus(upto, bytes)
+    }
+
     /// The latest term that this node has voted in, durably; 0 before the first.
     pub(crate) fn voted_term(&self) -> u64 {
         let vote = self.shared.inner.lock().vote;

@@ -51,6 +51,11 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    /// What it takes on disk, bytes: not more than this, and less by at most one part.
+    pub(super) fn most_bytes(self) -> u64 {
+        u64::from(self.parts) * MAX_VALUE as u64
+    }
+
     pub(super) fn keys(self) -> impl Iterator<Item = [u8; 13]> {
         (0..self.parts).map(move |part| key(self.first, part))
     }

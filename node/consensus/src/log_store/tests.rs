@@ -281,6 +281,27 @@ async fn purged_entries_go_and_their_place_is_remembered() {
 }
 
 #[tokio::test]
+async fn what_is_too_much_of_the_log_is_the_oldest_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    for index in 0..10 {
+        append(&mut log, vec![entry(1, index, 100 << 10)]).await;
+    }
+    barrier(&mut log).await;
+    // Each takes 13 parts of 8 KiB.
+    let part = 13 * (8 << 10);
+    assert_eq!(log.surplus(9, 10 * part), None);
+    assert_eq!(log.surplus(9, 10 * part - 1), Some(0));
+    assert_eq!(log.surplus(9, 3 * part), Some(6));
+    assert_eq!(log.surplus(5, 3 * part), Some(2), "up to the sixth");
+    assert_eq!(log.surplus(9, 0), Some(9));
+    log.purge(id(1, 6)).await.unwrap();
+    assert_eq!(log.surplus(9, 3 * part), None, "it has gone");
+    assert_eq!(log.surplus(9, 2 * part), Some(7));
+    log.close();
+}
+
+#[tokio::test]
 async fn removing_goes_on_after_a_restart_until_nothing_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path());
