@@ -48,7 +48,10 @@ async fn a_node_of_the_first_list_comes_back_when_the_others_have_been_replaced(
     for place in [1, 2] {
         let _taken = field.take([place]);
         field.node(place).kill();
-        let name = field.replace(place, LONG).await.expect("a new node");
+        let name = match field.replace(place, LONG).await {
+            Ok(name) => name,
+            Err(why) => panic!("no new node: {why}\n{}", field.account().await),
+        };
         assert!(name > 3, "a new node has a new id, not {name}");
         // As long as it has no vote, two of the voters are left, and both are needed.
         let client = field.client(3, LONG);

@@ -381,6 +381,20 @@ impl Field {
         }
     }
 
+    /// What each node shows of the cluster, and the last lines that it has logged: for a test that has failed.
+    pub async fn account(&self) -> String {
+        const LINES: usize = 40;
+        let mut account = String::new();
+        for id in self.ids() {
+            let shown = self.shows(id).await;
+            let log = self.node(id).log();
+            let lines: Vec<_> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
+            account += &format!("node {id} shows {shown:?}, and has logged\n{last}\n");
+        }
+        account
+    }
+
     /// Waits until a node has ended by itself, and returns the last line that it logged.
     ///
     /// # Errors
