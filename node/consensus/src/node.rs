@@ -222,7 +222,11 @@ where
         }
     };
 
-    let recall = options.incarnation.map(|incarnation| {
+    let incarnation = options.incarnation;
+    // Who does not look at what was confirmed does not ask the others either.
+    #[cfg(feature = "bugs")]
+    let incarnation = incarnation.filter(|_| !quorun_ledger::bugs::Bug::SkipWatermark.is_on());
+    let recall = incarnation.map(|incarnation| {
         let mut members = options.members.clone();
         members.extend(ledger.members());
         Recall {

@@ -10,7 +10,7 @@ pub enum Bug {
     AckBeforeSync = 1,
     /// The ledger takes a result from any attempt.
     StaleAttempt = 2,
-    /// The log is opened whatever the watermark says.
+    /// The log is opened whatever the watermark says, and whatever the others remember.
     SkipWatermark = 3,
     /// What a leader has decided is written in whatever term it leads by then.
     AssignWithoutFence = 4,

@@ -72,7 +72,7 @@ kinds! {
     PowerLoss "power-loss" Node 0 "a node loses all that it has not synced",
     PowerLossAll "power-loss-all" All 0 "all nodes lose what they have not synced, at once",
     Damage "damage" Node 3 "a bit is flipped in the log or the watermark of a node while it is down, or the file is truncated",
-    StaleLog "stale-log" Node 2 "a node's log is put back to an older copy while it is down",
+    StaleLog "stale-log" Node 2 "a node's log and ledger are put back to an older copy while it is down, but not the watermark",
     RollingRestart "rolling-restart" All 1 "SIGTERM and start, one node after the other",
     MoveLeader "move-leader" Soft 4 "the leadership is moved by request",
     Drain "drain" Soft 3 "a node is drained by request, and taken back",

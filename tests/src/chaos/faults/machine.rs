@@ -145,14 +145,17 @@ impl Strike<'_> {
         }
     }
 
-    /// All nodes lose everything that they have not synced, while syncs take long.
+    /// All nodes lose everything that they have not synced, while each is in the middle of a sync.
     pub(super) async fn power_loss_all(&mut self) -> Seen {
+        /// The power goes before the first of these syncs is over: what a node confirms before it has synced is then lost on
+        /// all of them. With shorter ones, the sync of one node ends while that of another begins, and one of them has it.
+        const SYNC: Duration = Duration::from_millis(2500);
         let field = self.field();
         let taken = self.take(field.ids());
         for id in taken.ids() {
-            field.shim(id).sync_delay(Duration::from_millis(600));
+            field.shim(id).sync_delay(SYNC);
         }
-        let time = self.between(1500, 3000);
+        let time = self.between(500, 2000);
         tokio::time::sleep(time).await;
         let struck = Instant::now();
         self.struck = Some(struck);

@@ -124,7 +124,7 @@ impl Strike<'_> {
             Kind::Loss => self.weather(false).await,
             Kind::Damage => self.damage(&["log", "log.watermark"]).await,
             Kind::DamageLedger => self.damage(&["ledger"]).await,
-            Kind::StaleLog => self.stale(&["log"]).await,
+            Kind::StaleLog => self.stale(&["log", "ledger"]).await,
             Kind::StaleFolder => self.stale(&[]).await,
             Kind::RollingRestart => self.rolling_restart().await,
             Kind::MoveLeader => self.move_leader().await,
