@@ -201,17 +201,17 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: SnapshotFile,
     ) -> Result<(), io::Error> {
         let store = self.store.clone();
-        let metrics = self.metrics.clone();
+        let (metrics, notices) = (self.metrics.clone(), self.notices.clone());
         let meta = meta.clone();
         blocking(move || {
             store.install(&meta, &snapshot)?;
+            // Nobody needs to listen. Told here, because consensus may be ended as soon as the ledger shows what is new.
+            let _ = notices.send(Notice::Reset);
             metrics.figures.follow(&store).map_err(io::Error::other)
         })
         .await
         .and_then(|installed| installed)
         .inspect_err(|error| self.failed(error))?;
-        // Nobody needs to listen.
-        let _ = self.notices.send(Notice::Reset);
         Ok(())
     }
 
