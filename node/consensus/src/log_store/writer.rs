@@ -222,7 +222,11 @@ impl Writer {
         let mut staged = Staged::default();
         let unsynced = if self.failed {
             staged.waiters = waiters(ops);
-            Err(io::Error::other("the log's writer has failed before"))
+            // Whoever hears of this one first hears the reason of the first.
+            let first = self.shared.failure.borrow().clone();
+            Err(io::Error::other(first.unwrap_or_else(|| {
+                "the log's writer has failed before".to_owned()
+            })))
         } else {
             self.stage(ops, &mut staged)
                 .and_then(|()| self.apply(&mut staged, close))
