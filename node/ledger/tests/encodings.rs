@@ -148,6 +148,7 @@ fn full_spec() -> JobSpec {
             TestCase {
                 stdin: Bytes::from_static(b"1"),
                 expected: Some(Bytes::from_static(b"2")),
+                ..TestCase::default()
             },
         ],
         stop_on_failure: true,
@@ -167,6 +168,7 @@ fn full_spec() -> JobSpec {
         isolation_key: Some("tenant".to_owned()),
         retention_ms: 9,
         max_attempts: 10,
+        ..JobSpec::default()
     }
 }
 
@@ -179,6 +181,7 @@ fn full_result() -> JobResult {
         wall_us: 1 << 40,
         memory_kb: 3,
         message: Some("over the CPU time".to_owned()),
+        judged: None,
     };
     JobResult {
         outcome: outcome.clone(),
@@ -204,7 +207,12 @@ fn full_result() -> JobResult {
                 stderr: Bytes::from_static(b"b"),
                 stdout_truncated: true,
                 stderr_truncated: true,
+                name: None,
+                hidden: false,
+                score: None,
+                checker: None,
             }],
+            ..Output::default()
         },
     }
 }

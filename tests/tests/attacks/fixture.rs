@@ -265,12 +265,14 @@ impl Job {
             isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         Task {
             job: JobId::new(uuid::Uuid::now_v7()),
             attempt: 1,
             language,
             spec,
+            checker: None,
         }
     }
 
