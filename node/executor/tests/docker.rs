@@ -20,6 +20,7 @@ where
 }
 
 suite!(with);
+judging!(with);
 
 #[test]
 fn a_sandbox_may_do_nothing_that_it_need_not() {

@@ -18,3 +18,4 @@ where
 }
 
 suite!(with);
+judging!(with);

@@ -286,3 +286,142 @@ pub struct OutputFile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec;
+
+    fn ended(verdict: Verdict, score: Option<u32>) -> TestResult {
+        TestResult {
+            outcome: Outcome::without_run(verdict, ""),
+            stdout: Bytes::new(),
+            stderr: Bytes::new(),
+            stdout_truncated: false,
+            stderr_truncated: false,
+            name: None,
+            hidden: false,
+            score: score.map(Score::from_millionths),
+            checker: None,
+        }
+    }
+
+    fn weighing(weights: &[u32]) -> Vec<TestCase> {
+        let case = |weight: &u32| TestCase {
+            weight: *weight,
+            ..TestCase::default()
+        };
+        weights.iter().map(case).collect()
+    }
+
+    #[test]
+    fn a_score_is_full_only_if_nothing_is_missing() {
+        use Verdict::{Accepted, WrongAnswer};
+        let judged = Judged::of(
+            &weighing(&[1_000_000, 1]),
+            &[ended(Accepted, None), ended(WrongAnswer, None)],
+        );
+        assert_eq!((judged.passed, judged.total), (1, 2));
+        assert_eq!(judged.score.millionths(), 999_999);
+        let thirds = [
+            ended(Accepted, None),
+            ended(Accepted, None),
+            ended(Accepted, None),
+        ];
+        assert_eq!(Judged::of(&weighing(&[1; 3]), &thirds).score, Score::FULL);
+        assert_eq!(
+            Judged::of(&weighing(&[1; 3]), &thirds[..2])
+                .score
+                .millionths(),
+            666_666
+        );
+        // What is accepted may still not be all of it, and what is not may be some.
+        let part = [
+            ended(Accepted, Some(250_000)),
+            ended(WrongAnswer, Some(750_000)),
+        ];
+        assert_eq!(
+            Judged::of(&weighing(&[1, 1]), &part).score.millionths(),
+            500_000
+        );
+        assert_eq!(Judged::of(&weighing(&[0]), &thirds[..1]).score, Score::NONE);
+        assert_eq!(Judged::of(&[], &[]).score, Score::NONE);
+    }
+
+    #[test]
+    fn a_case_of_an_older_record_is_read_and_written_as_it_was() {
+        #[derive(Serialize)]
+        struct Former {
+            stdin: Bytes,
+            expected: Option<Bytes>,
+        }
+        let bytes = codec::encode(&Former {
+            stdin: Bytes::from_static(b"1"),
+            expected: Some(Bytes::from_static(b"2")),
+        });
+        let read: TestCase = codec::decode(&bytes).unwrap();
+        assert_eq!((read.weight, read.hidden), (1, false));
+        assert_eq!(codec::encode(&read), bytes);
+    }
+
+    #[test]
+    fn a_case_has_the_job_s_limits_but_for_its_own() {
+        let case = TestCase {
+            cpu_ms: Some(7),
+            ..TestCase::default()
+        };
+        let limits = case.limits(&Limits::default());
+        assert_eq!(
+            (limits.cpu_ms, limits.wall_ms),
+            (7, Limits::default().wall_ms)
+        );
+        assert_eq!(limits.memory_kb, Limits::default().memory_kb);
+    }
+
+    #[test]
+    fn a_tolerance_is_finite_and_not_negative() {
+        for wrong in [-1.0, f64::NAN, f64::INFINITY, -f64::MIN_POSITIVE] {
+            assert_eq!(Tolerance::new(wrong), None, "{wrong}");
+        }
+        assert_eq!(Tolerance::new(-0.0), Tolerance::new(0.0));
+        let kept = Tolerance::new(1e-9).unwrap();
+        let read: Tolerance = codec::decode(&codec::encode(&kept)).unwrap();
+        assert_eq!(read, kept);
+    }
+
+    proptest! {
+        /// The sum is exact, whatever the order, and within bounds.
+        #[test]
+        fn a_score_is_what_exact_arithmetic_gives(
+            cases in prop::collection::vec((0..=1_000_000_u32, prop::option::of(0..=1_000_000_u32), any::<bool>()), 1..1000),
+            ran in 0..1000_usize,
+        ) {
+            let weights: Vec<u32> = cases.iter().map(|case| case.0).collect();
+            let results: Vec<TestResult> = cases
+                .iter()
+                .take(ran)
+                .map(|(_, score, right)| {
+                    let verdict = if *right { Verdict::Accepted } else { Verdict::TimeLimit };
+                    ended(verdict, *score)
+                })
+                .collect();
+            let judged = Judged::of(&weighing(&weights), &results);
+            let got = |result: &TestResult| u128::from(result.score().millionths());
+            let points: u128 = weights.iter().zip(&results).map(|(w, r)| u128::from(*w) * got(r)).sum();
+            let weight: u128 = weights.iter().map(|w| u128::from(*w)).sum();
+            let exact = points.checked_div(weight).unwrap_or(0);
+            prop_assert_eq!(u128::from(judged.score.millionths()), exact);
+            prop_assert!(judged.score <= Score::FULL);
+            let full = weight > 0 && points == weight * 1_000_000;
+            prop_assert_eq!(judged.score == Score::FULL, full);
+            let mut turned_cases = weighing(&weights[..results.len()]);
+            turned_cases.reverse();
+            let mut turned_results = results.clone();
+            turned_results.reverse();
+            turned_cases.extend(weighing(&weights[results.len()..]));
+            prop_assert_eq!(Judged::of(&turned_cases, &turned_results).score, judged.score);
+        }
+    }
+}

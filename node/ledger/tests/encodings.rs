@@ -17,9 +17,10 @@ use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult,
-    JobSpec, Limits, Node, Outcome, Output, QueueBound, Rejection, Reply, Settings, SourceFile,
-    TestCase, TestResult, Verdict, keys,
+    Admission, Batch, Checker, CheckerProgram, Command, Compile, Completion, Counters,
+    IdempotencyKey, Job, JobResult, JobSpec, Judged, Limits, Node, Outcome, Output, OutputFile,
+    QueueBound, Rejection, Reply, Score, Settings, SourceFile, TestCase, TestResult, Tolerance,
+    Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -217,6 +218,84 @@ fn full_result() -> JobResult {
     }
 }
 
+/// Everything about judging set.
+fn judged_spec() -> JobSpec {
+    let program = CheckerProgram {
+        language: "c".to_owned(),
+        files: vec![SourceFile {
+            name: "check.c".to_owned(),
+            content: Bytes::from_static(b"int main;"),
+        }],
+        entrypoint: "check.c".to_owned(),
+        limits: full_spec().limits,
+    };
+    JobSpec {
+        tests: vec![TestCase {
+            stdin: Bytes::from_static(b"1"),
+            expected: Some(Bytes::from_static(b"2")),
+            name: Some("case".to_owned()),
+            weight: 3,
+            hidden: true,
+            cpu_ms: Some(4),
+            wall_ms: Some(5),
+        }],
+        checker: Checker::Program(Box::new(program)),
+        outputs: vec!["a/b".to_owned()],
+        ..spec("python")
+    }
+}
+
+fn checked_by(checker: Checker) -> JobSpec {
+    JobSpec {
+        checker,
+        ..spec("c")
+    }
+}
+
+fn floats() -> Checker {
+    Checker::Floats {
+        absolute: Tolerance::new(0.5).unwrap(),
+        relative: Tolerance::new(0.0).unwrap(),
+    }
+}
+
+fn judged_complete() -> Command {
+    let full = full_result();
+    let mut test = full.output.tests[0].clone();
+    test.name = Some("case".to_owned());
+    test.hidden = true;
+    test.score = Some(Score::from_millionths(250_000));
+    test.checker = Some("nearly".to_owned());
+    let judged = Judged {
+        passed: 1,
+        total: 2,
+        score: Score::from_millionths(625_000),
+    };
+    let file = |content: &'static [u8], missing: Option<&str>| OutputFile {
+        name: "a/b".to_owned(),
+        size: 9,
+        content: Bytes::from_static(content),
+        truncated: !content.is_empty(),
+        missing: missing.map(ToOwned::to_owned),
+    };
+    Command::Complete {
+        job: id(1),
+        attempt: 2,
+        node: 3,
+        result: JobResult {
+            outcome: Outcome {
+                judged: Some(judged),
+                ..full.outcome
+            },
+            output: Output {
+                tests: vec![test],
+                files: vec![file(b"x", None), file(b"", Some("a link"))],
+                ..Output::default()
+            },
+        },
+    }
+}
+
 fn full_settings() -> Settings {
     Settings {
         retention_ms: Some(1),
@@ -309,6 +388,10 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         "running-job" => encode(&view.job(id(3))?),
         "spec" => encode(&full_spec()),
         "plain-spec" => encode(&spec("c")),
+        "judged-spec" => encode(&judged_spec()),
+        "exact-spec" => encode(&checked_by(Checker::Exact)),
+        "tokens-spec" => encode(&checked_by(Checker::Tokens)),
+        "floats-spec" => encode(&checked_by(floats())),
         "output" => encode(&full_result().output),
         "plain-output" => encode(&result("x").output),
         "node" => encode(&view.node(1)?),
@@ -332,6 +415,7 @@ fn sample_command(name: &str) -> Option<Command> {
             node: 2,
         },
         "complete" => full_complete(),
+        "judged-complete" => judged_complete(),
         "plain-complete" => complete(1, 1, 1, "x"),
         "release" => Command::Release {
             job: id(1),

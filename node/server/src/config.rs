@@ -287,15 +287,18 @@ pub struct Ceilings {
 }
 
 impl Ceilings {
-    /// What a submission can hold that is large, bytes: two programs, and either stdin or test cases.
+    /// The largest JSON that a submission can be, bytes.
     #[must_use]
-    pub const fn submission_bytes(&self) -> usize {
-        submission_bytes(self.source_bytes, self.stdin_bytes, self.tests_bytes)
+    pub const fn largest_json(&self) -> usize {
+        largest_json(self.source_bytes, self.stdin_bytes, self.tests_bytes)
     }
 }
 
-const fn submission_bytes(source: usize, stdin: usize, tests: usize) -> usize {
-    2 * source + if stdin > tests { stdin } else { tests }
+/// Two programs (the checker may be one) and stdin, however they are written. Test cases count as text with an escape for
+/// every byte or as base64: what has many control characters must come as base64, so that not everybody may send
+/// six times as much.
+const fn largest_json(source: usize, stdin: usize, tests: usize) -> usize {
+    largest_body(2 * source + stdin) + 2 * tests
 }
 
 /// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
@@ -403,8 +406,8 @@ fn most(settings: &Settings) -> anyhow::Result<Limits> {
     })
 }
 
-/// How much is taken on at one time, when a submission's source and stdin may have so many bytes.
-fn bounds(settings: &Settings, submission: usize) -> anyhow::Result<Bounds> {
+/// How much is taken on at one time, when a submission may have so many bytes.
+fn bounds(settings: &Settings, largest: usize) -> anyhow::Result<Bounds> {
     let at_least = |option: &str, value: Option<u64>, default: u64, least: u64| {
         let value = value.unwrap_or(default);
         ensure!(
@@ -414,8 +417,7 @@ fn bounds(settings: &Settings, submission: usize) -> anyhow::Result<Bounds> {
         Ok(value)
     };
     // One address may have half of it, and that must be enough for the largest submission, however it is written.
-    let largest = largest_body(submission) as u64;
-    let least = (2 * largest).div_ceil(1 << 20);
+    let least = (2 * largest as u64).div_ceil(1 << 20);
     let body_mb = at_least("--max-body-mb", settings.max_body_mb, 256.max(least), least)?;
     Ok(Bounds {
         connections: at_least("--max-connections", settings.max_connections, 10_000, 1)?,
@@ -539,8 +541,8 @@ impl Config {
             tests_kb <= 16 * 1024,
             "--max-tests-kb {tests_kb} is out of range; at most 16384 KiB"
         );
-        let submission = submission_bytes(kib(source_kb), kib(stdin_kb), kib(tests_kb));
-        let bounds = bounds(&settings, submission)?;
+        let largest = largest_json(kib(source_kb), kib(stdin_kb), kib(tests_kb));
+        let bounds = bounds(&settings, largest)?;
         let heartbeat = settings.heartbeat_ms.unwrap_or(50);
         let election = settings.election_ms.unwrap_or(150);
         ensure!(

@@ -1,18 +1,17 @@
 //! What a submission says about judging: its test cases, who compares, and the files that it wants back.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use http::StatusCode;
 use quorun_executor::CHECKER_FILES;
 use quorun_ledger::{Checker, CheckerProgram, Limits, TestCase, Tolerance};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::problem::Problem;
-use super::submission::{
-    FileRequest, LimitsRequest, Rules, at_most, bytes, file_name, is_below, limit,
-};
+use super::submission::{FileRequest, LimitsRequest, Rules, bytes, file_name, is_below, limit};
 use crate::config::LEAST;
 
 /// Test cases of one job.
@@ -121,17 +120,61 @@ impl<'de> Deserialize<'de> for CheckerRequest {
     }
 }
 
+/// A list of at most `MOST` items. What is empty in JSON can be large in memory: it is counted while it is read.
+#[derive(Debug)]
+pub struct Few<T, const MOST: usize>(pub Vec<T>);
+
+impl<T, const MOST: usize> Default for Few<T, MOST> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Counting<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Counting<T, MOST> {
+            type Value = Few<T, MOST>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MOST}")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while items.len() < MOST {
+                    match list.next_element()? {
+                        Some(item) => items.push(item),
+                        None => return Ok(Few(items)),
+                    }
+                }
+                match list.next_element::<IgnoredAny>()? {
+                    Some(_) => Err(Error::custom(format!("more than {MOST} are not allowed"))),
+                    None => Ok(Few(items)),
+                }
+            }
+        }
+        deserializer.deserialize_seq(Counting(PhantomData))
+    }
+}
+
+/// The test cases of a request.
+pub type TestsRequest = Few<TestRequest, MAX_TESTS>;
+
+/// Names of files that are wanted back.
+pub type OutputsRequest = Few<String, MAX_OUTPUTS>;
+
 /// What a submission says about judging.
 #[derive(Debug, Default)]
 pub struct JudgingRequest {
     /// The test cases.
-    pub tests: Option<Vec<TestRequest>>,
+    pub tests: Option<TestsRequest>,
     /// The first that is not accepted is the last that is run.
     pub stop_on_failure: bool,
     /// Who compares.
     pub checker: Option<CheckerRequest>,
     /// Files that are wanted back.
-    pub outputs: Vec<String>,
+    pub outputs: OutputsRequest,
 }
 
 /// The same, checked.
@@ -154,9 +197,9 @@ impl Rules<'_> {
             tests,
             stop_on_failure,
             checker,
-            outputs,
+            outputs: Few(outputs),
         } = request;
-        let Some(tests) = tests else {
+        let Some(Few(tests)) = tests else {
             if checker.is_some() || stop_on_failure {
                 let field = if checker.is_some() {
                     "checker"
@@ -201,7 +244,6 @@ impl Rules<'_> {
                 "tests is empty; leave it out for a job that is only run",
             ));
         }
-        at_most("tests", tests.len(), MAX_TESTS)?;
         let mut held = 0;
         let mut cases = Vec::with_capacity(tests.len());
         for (n, test) in tests.into_iter().enumerate() {
@@ -419,7 +461,6 @@ fn tolerance(field: &str, value: f64) -> Result<Tolerance, Problem> {
 }
 
 fn check_outputs(names: &[String]) -> Result<(), Problem> {
-    at_most("outputs", names.len(), MAX_OUTPUTS)?;
     for (n, name) in names.iter().enumerate() {
         let field = format!("outputs[{n}]");
         file_name(&field, name)?;

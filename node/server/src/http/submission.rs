@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode};
 use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, SourceFile};
 use serde::Deserialize;
 
-use super::judging::{CheckerRequest, Judging, JudgingRequest, TestRequest};
+use super::judging::{CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestsRequest};
 use super::problem::Problem;
 use crate::config::{Ceilings, LEAST};
 use crate::languages;
@@ -53,7 +53,7 @@ pub struct JobRequest {
     pub stdin_base64: Option<String>,
     /// The inputs that the program is run with, each in a clean state of its own, and what is expected of it.
     #[serde(default)]
-    pub tests: Option<Vec<TestRequest>>,
+    pub tests: Option<TestsRequest>,
     /// The first test case that is not accepted is the last that is run.
     #[serde(default)]
     pub stop_on_failure: bool,
@@ -62,7 +62,7 @@ pub struct JobRequest {
     pub checker: Option<CheckerRequest>,
     /// Files below the job's folder whose content is part of the result.
     #[serde(default)]
-    pub outputs: Vec<String>,
+    pub outputs: OutputsRequest,
     /// Arguments.
     #[serde(default)]
     pub args: Vec<String>,
@@ -148,7 +148,7 @@ impl Rules<'_> {
 
     /// The largest body that can hold an acceptable JSON submission.
     pub fn json_body_limit(&self) -> usize {
-        largest_body(self.ceilings.submission_bytes())
+        self.ceilings.largest_json()
     }
 
     /// Turns a request into a job.
@@ -429,8 +429,7 @@ pub fn limit(
     }
 }
 
-/// No more of something than this.
-pub fn at_most(field: &str, count: usize, limit: usize) -> Result<(), Problem> {
+fn at_most(field: &str, count: usize, limit: usize) -> Result<(), Problem> {
     if count > limit {
         return Err(Problem::over_limit(field, count as u64, limit as u64));
     }
