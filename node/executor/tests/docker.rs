@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 #[macro_use]
+#[path = "suite/judging.rs"]
+mod judging;
+#[macro_use]
 mod suite;
 mod common;
 

@@ -1,8 +1,5 @@
 //! What every executor must do, as a macro: each kind gets the same tests.
 
-#[macro_use]
-mod judging;
-
 macro_rules! suite {
     ($with:path) => {
         use bytes::Bytes;
