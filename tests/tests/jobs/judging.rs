@@ -656,11 +656,9 @@ async fn what_is_wrong_with_tests_checkers_and_outputs_is_said() {
     }
     let list = client.get("/v1/jobs").await.expect(200);
     assert_eq!(list["jobs"], json!([]), "nothing was accepted");
+    let sound = json!([{ "expected": "1", "limits": { "wall_ms": 9_000 } }]);
     let job = client
-        .run(&judged(
-            "print(1)",
-            json!([{ "expected": "1", "limits": { "wall_ms": 9_000 } }]),
-        ))
+        .run(&with(json!({ "source": "print(1)", "tests": sound })))
         .await;
     assert_eq!(job["tests_passed"], 1, "{job}");
 }
