@@ -77,7 +77,10 @@ async fn an_empty_program_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_large_is_413() {
     let plan = Plan::new(Executor::Process).nodes(1);
-    let plan = plan.arg("--max-source-kb=1").arg("--max-stdin-kb=1");
+    let plan = plan
+        .arg("--max-source-kb=1")
+        .arg("--max-stdin-kb=1")
+        .arg("--max-tests-kb=1");
     let cluster = Cluster::start(plan).await;
     let client = cluster.any();
 

@@ -10,6 +10,9 @@ use quorun_tests::{Client, Cluster, Executor, Plan, Witness, eventually, program
 use reqwest::Method;
 use serde_json::{Value, json};
 
+#[path = "jobs/judging.rs"]
+mod judging;
+
 /// Prints, waits until the file that it reads the name of is there, and prints again.
 const TWO_PARTS: &str = "
 import os, sys, time

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 #[macro_use]
+#[path = "suite/judging.rs"]
+mod judging;
+#[macro_use]
 mod suite;
 mod common;
 
@@ -20,6 +23,7 @@ where
 }
 
 suite!(with);
+judging!(with);
 
 #[test]
 fn a_sandbox_may_do_nothing_that_it_need_not() {

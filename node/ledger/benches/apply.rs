@@ -103,6 +103,7 @@ fn submit(number: u64) -> Command {
         isolation_key: None,
         retention_ms: 86_400_000,
         max_attempts: 3,
+        ..JobSpec::default()
     };
     Command::Submit {
         id: id(number),
@@ -125,6 +126,7 @@ fn complete(number: u64) -> Command {
                 wall_us: 15_678,
                 memory_kb: 9_216,
                 message: None,
+                judged: None,
             },
             output: Output {
                 stdout: Bytes::from_static(b"hello\n"),

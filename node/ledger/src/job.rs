@@ -8,6 +8,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::judging::is_lines;
+pub use crate::judging::{
+    Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,
+};
 use crate::node::NodeId;
 
 /// The id of a job, for ever. A UUID of version 7, so that ids sort by the time of their submission; drawn by the node
@@ -147,17 +151,6 @@ pub struct StepLimits {
     pub wall_ms: u64,
 }
 
-/// One of several inputs that a program is run with, each in a clean state of its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TestCase {
-    /// What the program reads.
-    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
-    pub stdin: Bytes,
-    /// What it should print; whatever it prints will do where this is `None`. Never reaches a sandbox.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expected: Option<Bytes>,
-}
-
 /// What was submitted. Complete: defaults have been filled in by the node that accepted it, so that every attempt on
 /// every node runs under the same limits. The default value is empty, to be filled in; as it is, it can not be executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +170,12 @@ pub struct JobSpec {
     /// The first test case that is not accepted is the last that is run.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stop_on_failure: bool,
+    /// Who compares what a test case printed with what was expected.
+    #[serde(default, skip_serializing_if = "is_lines")]
+    pub checker: Checker,
+    /// Files below the job's folder whose content is part of the result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
     /// Arguments after the language's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
@@ -211,9 +210,15 @@ impl JobSpec {
         let tests: usize = self
             .tests
             .iter()
-            .map(|test| test.stdin.len() + test.expected.as_ref().map_or(0, Bytes::len))
+            .map(|test| {
+                test.stdin.len()
+                    + test.expected.as_ref().map_or(0, Bytes::len)
+                    + test.name.as_ref().map_or(0, String::len)
+            })
             .sum();
-        (files + args + env + self.stdin.len() + tests) as u64
+        let outputs: usize = self.outputs.iter().map(String::len).sum();
+        let checker = self.checker.weight();
+        (files + args + env + self.stdin.len() + tests + checker + outputs) as u64
     }
 }
 
@@ -306,6 +311,9 @@ pub struct Outcome {
     /// Which limit was hit, or why Quorun could not run the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Of a job with test cases: what came of all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<Judged>,
 }
 
 impl Outcome {
@@ -320,6 +328,7 @@ impl Outcome {
             wall_us: 0,
             memory_kb: 0,
             message: Some(message.into()),
+            judged: None,
         }
     }
 }
@@ -356,25 +365,6 @@ pub struct Compile {
     pub cached: bool,
 }
 
-/// How a program did with one test case.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TestResult {
-    /// The figures.
-    pub outcome: Outcome,
-    /// The program's stdout, its beginning.
-    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
-    pub stdout: Bytes,
-    /// The program's stderr, its beginning.
-    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
-    pub stderr: Bytes,
-    /// Part of stdout is not here.
-    #[serde(default)]
-    pub stdout_truncated: bool,
-    /// Part of stderr is not here.
-    #[serde(default)]
-    pub stderr_truncated: bool,
-}
-
 /// What a job printed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
@@ -396,6 +386,9 @@ pub struct Output {
     /// How the test cases went, in their order: all that were run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<TestResult>,
+    /// The files that were asked for, in that order; none if the program did not run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<OutputFile>,
 }
 
 impl Output {
@@ -409,9 +402,19 @@ impl Output {
         let tests: usize = self
             .tests
             .iter()
-            .map(|test| test.stdout.len() + test.stderr.len())
+            .map(|test| {
+                test.stdout.len()
+                    + test.stderr.len()
+                    + test.name.as_ref().map_or(0, String::len)
+                    + test.checker.as_ref().map_or(0, String::len)
+            })
             .sum();
-        (self.stdout.len() + self.stderr.len() + compile + tests) as u64
+        let files: usize = self
+            .files
+            .iter()
+            .map(|file| file.name.len() + file.content.len())
+            .sum();
+        (self.stdout.len() + self.stderr.len() + compile + tests + files) as u64
     }
 }
 
@@ -544,6 +547,7 @@ mod tests {
             isolation_key: None,
             retention_ms: 1,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         let output = Output {
             compile: Some(Compile::default()),
@@ -564,6 +568,9 @@ mod tests {
             "file_kb",
             "stack_kb",
             "cached",
+            "checker",
+            "outputs",
+            "judged",
         ] {
             assert!(!holds(&spec, name) && !holds(&output, name), "{name}");
         }

@@ -12,7 +12,7 @@
 //! fenced otherwise. [`Command::NodeLost`] and a [`Command::NodeUp`] with a new incarnation put what the node was
 //! running back to the front of the queue. A job whose attempts are used up ends with `internal_error`.
 //!
-//! WHERE THINGS ARE. [`job`], [`node`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
+//! WHERE THINGS ARE. [`job`], [`judging`], [`node`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
 //! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
 //! trait beneath and the transaction above it, [`emptied`] what both skip; [`view`] answers questions.
 
@@ -24,6 +24,7 @@ pub mod emptied;
 pub mod event;
 pub mod hash;
 pub mod job;
+pub mod judging;
 pub mod keys;
 pub mod language;
 pub mod node;
@@ -39,7 +40,10 @@ pub use event::Event;
 pub use hash::StateHash;
 pub use job::{
     Compile, Job, JobId, JobResult, JobSpec, JobState, Limits, Outcome, Output, SourceFile,
-    StepLimits, TestCase, TestResult, Verdict,
+    StepLimits, Verdict,
+};
+pub use judging::{
+    Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,
 };
 pub use language::Language;
 pub use node::{Admission, Node, NodeId};

@@ -17,9 +17,10 @@ use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult,
-    JobSpec, Limits, Node, Outcome, Output, QueueBound, Rejection, Reply, Settings, SourceFile,
-    TestCase, TestResult, Verdict, keys,
+    Admission, Batch, Checker, CheckerProgram, Command, Compile, Completion, Counters,
+    IdempotencyKey, Job, JobResult, JobSpec, Judged, Limits, Node, Outcome, Output, OutputFile,
+    QueueBound, Rejection, Reply, Score, Settings, SourceFile, TestCase, TestResult, Tolerance,
+    Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -148,6 +149,7 @@ fn full_spec() -> JobSpec {
             TestCase {
                 stdin: Bytes::from_static(b"1"),
                 expected: Some(Bytes::from_static(b"2")),
+                ..TestCase::default()
             },
         ],
         stop_on_failure: true,
@@ -167,6 +169,7 @@ fn full_spec() -> JobSpec {
         isolation_key: Some("tenant".to_owned()),
         retention_ms: 9,
         max_attempts: 10,
+        ..JobSpec::default()
     }
 }
 
@@ -179,6 +182,7 @@ fn full_result() -> JobResult {
         wall_us: 1 << 40,
         memory_kb: 3,
         message: Some("over the CPU time".to_owned()),
+        judged: None,
     };
     JobResult {
         outcome: outcome.clone(),
@@ -204,7 +208,90 @@ fn full_result() -> JobResult {
                 stderr: Bytes::from_static(b"b"),
                 stdout_truncated: true,
                 stderr_truncated: true,
+                name: None,
+                hidden: false,
+                score: None,
+                checker: None,
             }],
+            ..Output::default()
+        },
+    }
+}
+
+/// Everything about judging set.
+fn judged_spec() -> JobSpec {
+    let program = CheckerProgram {
+        language: "c".to_owned(),
+        files: vec![SourceFile {
+            name: "check.c".to_owned(),
+            content: Bytes::from_static(b"int main;"),
+        }],
+        entrypoint: "check.c".to_owned(),
+        limits: full_spec().limits,
+    };
+    JobSpec {
+        tests: vec![TestCase {
+            stdin: Bytes::from_static(b"1"),
+            expected: Some(Bytes::from_static(b"2")),
+            name: Some("case".to_owned()),
+            weight: 3,
+            hidden: true,
+            cpu_ms: Some(4),
+            wall_ms: Some(5),
+        }],
+        checker: Checker::Program(Box::new(program)),
+        outputs: vec!["a/b".to_owned()],
+        ..spec("python")
+    }
+}
+
+fn checked_by(checker: Checker) -> JobSpec {
+    JobSpec {
+        checker,
+        ..spec("c")
+    }
+}
+
+fn floats() -> Checker {
+    Checker::Floats {
+        absolute: Tolerance::new(0.5).unwrap(),
+        relative: Tolerance::new(0.0).unwrap(),
+    }
+}
+
+fn judged_complete() -> Command {
+    let full = full_result();
+    let mut test = full.output.tests[0].clone();
+    test.name = Some("case".to_owned());
+    test.hidden = true;
+    test.score = Some(Score::from_millionths(250_000));
+    test.checker = Some("nearly".to_owned());
+    let judged = Judged {
+        passed: 1,
+        total: 2,
+        score: Score::from_millionths(625_000),
+    };
+    let file = |content: &'static [u8], missing: Option<&str>| OutputFile {
+        name: "a/b".to_owned(),
+        size: 9,
+        content: Bytes::from_static(content),
+        truncated: !content.is_empty(),
+        missing: missing.map(ToOwned::to_owned),
+    };
+    Command::Complete {
+        job: id(1),
+        attempt: 2,
+        node: 3,
+        result: JobResult {
+            outcome: Outcome {
+                judged: Some(judged),
+                ..full.outcome
+            },
+            output: Output {
+                tests: vec![test],
+                files: vec![file(b"x", None), file(b"", Some("a link"))],
+                ..Output::default()
+            },
         },
     }
 }
@@ -301,6 +388,10 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         "running-job" => encode(&view.job(id(3))?),
         "spec" => encode(&full_spec()),
         "plain-spec" => encode(&spec("c")),
+        "judged-spec" => encode(&judged_spec()),
+        "exact-spec" => encode(&checked_by(Checker::Exact)),
+        "tokens-spec" => encode(&checked_by(Checker::Tokens)),
+        "floats-spec" => encode(&checked_by(floats())),
         "output" => encode(&full_result().output),
         "plain-output" => encode(&result("x").output),
         "node" => encode(&view.node(1)?),
@@ -324,6 +415,7 @@ fn sample_command(name: &str) -> Option<Command> {
             node: 2,
         },
         "complete" => full_complete(),
+        "judged-complete" => judged_complete(),
         "plain-complete" => complete(1, 1, 1, "x"),
         "release" => Command::Release {
             job: id(1),

@@ -125,6 +125,9 @@ pub struct Settings {
     /// Largest stdin, KiB [default: 1024]
     #[arg(long, env = "QUORUN_MAX_STDIN_KB", value_name = "KB")]
     pub max_stdin_kb: Option<u64>,
+    /// Stdin and expected output of all test cases of a job together, KiB [default: 4096]
+    #[arg(long, env = "QUORUN_MAX_TESTS_KB", value_name = "KB")]
+    pub max_tests_kb: Option<u64>,
     /// Most CPU time that a job may have, milliseconds [default: 20000]
     #[arg(long, env = "QUORUN_MAX_CPU_MS", value_name = "MS")]
     pub max_cpu_ms: Option<u64>,
@@ -228,6 +231,7 @@ impl Settings {
             runtime,
             max_source_kb,
             max_stdin_kb,
+            max_tests_kb,
             max_cpu_ms,
             max_wall_ms,
             max_memory_mb,
@@ -274,10 +278,27 @@ pub struct Ceilings {
     pub source_bytes: usize,
     /// Stdin, bytes.
     pub stdin_bytes: usize,
+    /// Stdin and expected output of all test cases together, bytes.
+    pub tests_bytes: usize,
     /// The limits of the run step; [`LEAST`] is the other end.
     pub limits: Limits,
     /// Jobs that may wait, and what they may hold.
     pub queue: QueueBound,
+}
+
+impl Ceilings {
+    /// The largest JSON that a submission can be, bytes.
+    #[must_use]
+    pub const fn largest_json(&self) -> usize {
+        largest_json(self.source_bytes, self.stdin_bytes, self.tests_bytes)
+    }
+}
+
+/// Two programs (the checker may be one) and stdin, however they are written. Test cases count as text with an escape for
+/// every byte or as base64: what has many control characters must come as base64, so that not everybody may send
+/// six times as much.
+const fn largest_json(source: usize, stdin: usize, tests: usize) -> usize {
+    largest_body(2 * source + stdin) + 2 * tests
 }
 
 /// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
@@ -293,8 +314,8 @@ pub const LEAST: Limits = Limits {
     stack_kb: 128,
 };
 
-/// How high the ceilings can be set. Processes: what a whole sandbox may have, and a little less. Output: four texts of
-/// this size (two streams, two steps) are one entry of the log and must fit into a message between peers. The others only
+/// How high the ceilings can be set. Processes: what a whole sandbox may have, and a little less. Output: five texts of
+/// this size (two streams, two steps, and all files that are wanted back) are one entry of the log and must fit into a message between peers. The others only
 /// keep a slip of the pen from being taken for a number.
 const HIGHEST: Limits = Limits {
     cpu_ms: 24 * 60 * 60 * 1000,
@@ -385,8 +406,8 @@ fn most(settings: &Settings) -> anyhow::Result<Limits> {
     })
 }
 
-/// How much is taken on at one time, when a submission's source and stdin may have so many bytes.
-fn bounds(settings: &Settings, submission: usize) -> anyhow::Result<Bounds> {
+/// How much is taken on at one time, when a submission may have so many bytes.
+fn bounds(settings: &Settings, largest: usize) -> anyhow::Result<Bounds> {
     let at_least = |option: &str, value: Option<u64>, default: u64, least: u64| {
         let value = value.unwrap_or(default);
         ensure!(
@@ -396,8 +417,7 @@ fn bounds(settings: &Settings, submission: usize) -> anyhow::Result<Bounds> {
         Ok(value)
     };
     // One address may have half of it, and that must be enough for the largest submission, however it is written.
-    let largest = largest_body(submission) as u64;
-    let least = (2 * largest).div_ceil(1 << 20);
+    let least = (2 * largest as u64).div_ceil(1 << 20);
     let body_mb = at_least("--max-body-mb", settings.max_body_mb, 256.max(least), least)?;
     Ok(Bounds {
         connections: at_least("--max-connections", settings.max_connections, 10_000, 1)?,
@@ -516,7 +536,13 @@ impl Config {
             stdin_kb <= 16 * 1024,
             "--max-stdin-kb {stdin_kb} is out of range; at most 16384 KiB"
         );
-        let bounds = bounds(&settings, kib(source_kb + stdin_kb))?;
+        let tests_kb = settings.max_tests_kb.unwrap_or(4096);
+        ensure!(
+            tests_kb <= 16 * 1024,
+            "--max-tests-kb {tests_kb} is out of range; at most 16384 KiB"
+        );
+        let largest = largest_json(kib(source_kb), kib(stdin_kb), kib(tests_kb));
+        let bounds = bounds(&settings, largest)?;
         let heartbeat = settings.heartbeat_ms.unwrap_or(50);
         let election = settings.election_ms.unwrap_or(150);
         ensure!(
@@ -571,6 +597,7 @@ impl Config {
             ceilings: Ceilings {
                 source_bytes: kib(source_kb),
                 stdin_bytes: kib(stdin_kb),
+                tests_bytes: kib(tests_kb),
                 limits: most,
                 queue: QueueBound {
                     jobs: settings.max_queue.unwrap_or(100_000),

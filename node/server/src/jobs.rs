@@ -10,7 +10,7 @@ use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
     Command, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId, Output,
-    QueueBound, Rejection, Reply,
+    QueueBound, Rejection, Reply, TestCase,
 };
 use tracing::info;
 
@@ -314,6 +314,16 @@ impl Jobs {
                 self.inner.local(job).await?.ok_or(Error::NotFound(job))
             }
         }
+    }
+
+    /// The test cases of a job that this node's ledger shows, as they were submitted.
+    ///
+    /// # Errors
+    /// When it has expired meanwhile, or the ledger cannot be read.
+    pub async fn cases(&self, job: JobId) -> Result<Vec<TestCase>, Error> {
+        let spec = ledger::read(&self.inner.consensus, move |view| view.spec(job));
+        let spec = spec.await?.ok_or(Error::NotFound(job))?;
+        Ok(spec.tests)
     }
 
     /// Lists jobs, newest first. Linearizable unless `stale`.

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use quorun_consensus::{Handle, ProposeError};
 use quorun_executor::{Executor, Task};
 use quorun_ledger::{
-    Command, Completion, JobId, JobResult, JobState, Language, NodeId, Reply, Verdict,
+    Checker, Command, Completion, JobId, JobResult, JobState, Language, NodeId, Reply, Verdict,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -310,6 +310,18 @@ impl Inner {
                 self.node, spec.language
             ))));
         };
+        let checker = match &spec.checker {
+            Checker::Program(program) => {
+                let Some(language) = languages::find(&self.languages, &program.language) else {
+                    return Report::Result(Box::new(JobResult::internal_error(format!(
+                        "node {} does not know the checker's language {}",
+                        self.node, program.language
+                    ))));
+                };
+                Some(language.clone())
+            }
+            _ => None,
+        };
         let (chunks, mut printed) = mpsc::channel(CHUNKS);
         let recorder = Arc::clone(recorder);
         let record = tokio::spawn(async move {
@@ -322,6 +334,7 @@ impl Inner {
             attempt,
             language,
             spec,
+            checker,
         };
         self.metrics.start.since(assigned);
         let result = self.executor.execute(task, chunks, cancel).await;

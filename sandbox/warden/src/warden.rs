@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use quorun_warden::protocol::{
-    self, Decoder, End, Event, LimitHit, MAX_OUTPUT, Program, Ready, Report, Request, Run, Step,
-    StepKind, Stream, Zygote,
+    self, Collect, Decoder, End, Event, LimitHit, MAX_OUTPUT, Program, Ready, Report, Request, Run,
+    Step, StepKind, Stream, Zygote,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
@@ -78,6 +78,10 @@ struct Job {
     interactive: bool,
     /// The box is to be held before the run step.
     hold: Option<u64>,
+    /// Is written after that.
+    data: Vec<protocol::File>,
+    /// Is read when the run step has ended.
+    collect: Collect,
     /// Waits for the run step.
     stdin: Feed,
     active: Option<Active>,
@@ -390,7 +394,9 @@ impl Warden {
             program,
             compile,
             hold,
+            data,
             run,
+            collect,
             stdin,
             close_stdin,
             zygote,
@@ -404,20 +410,15 @@ impl Warden {
             run,
             interactive: !close_stdin,
             hold,
+            data,
+            collect,
             stdin: Feed::new(stdin, close_stdin),
             active: None,
             zygote: waiting,
             cancelled: false,
         });
         if let Err(error) = self.fill_box(user, &program) {
-            let (message, submission) = match error {
-                WriteError::Submission(message) => (message, true),
-                WriteError::Sandbox(message) => (message, false),
-            };
-            return self.done(End::Failed {
-                message,
-                submission,
-            });
+            return self.not_written(error);
         }
         // Not needed any more, and a program's memory is measured from what the warden has at the fork.
         drop(program);
@@ -502,6 +503,86 @@ impl Warden {
         }
     }
 
+    /// The run ends because something could not be written into its box.
+    fn not_written(&mut self, error: WriteError) -> io::Result<()> {
+        let (message, submission) = match error {
+            WriteError::Submission(message) => (message, true),
+            WriteError::Sandbox(message) => (message, false),
+        };
+        self.done(End::Failed {
+            message,
+            submission,
+        })
+    }
+
+    /// Writes what the compile step was not to see.
+    fn add_data(&self, user: Option<User>, data: &[protocol::File]) -> Result<(), WriteError> {
+        let _acting = ActingAs::new(user)
+            .map_err(|error| WriteError::Sandbox(format!("becoming the job's user: {error}")))?;
+        files::write(&self.options.work, data)
+    }
+
+    /// Sends the files that the run was to leave. None of its processes is left, or none that could be ended: whatever is
+    /// there is read as it is, as far as it goes.
+    fn send_files(&mut self) -> io::Result<()> {
+        let Some(job) = &mut self.job else {
+            return Ok(());
+        };
+        let collect = std::mem::take(&mut job.collect);
+        if collect.names.is_empty() {
+            return Ok(());
+        }
+        let acting = ActingAs::new(job.user).map_err(|error| error.to_string());
+        let mut rest = collect.bytes;
+        for (index, name) in (0..).zip(&collect.names) {
+            let opened = match &acting {
+                Ok(_) => files::open(&self.options.work, name),
+                Err(error) => Err(format!("becoming the job's user: {error}")),
+            };
+            let (file, size) = match opened {
+                Ok((file, size)) => (file, size),
+                Err(reason) => {
+                    self.send_file(index, Err(reason), 0)?;
+                    continue;
+                }
+            };
+            let mut offset = 0;
+            loop {
+                let length = MAX_OUTPUT.min(usize::try_from(rest).unwrap_or(MAX_OUTPUT));
+                let read = match rustix::io::pread(&file, &mut self.buffer[..length], offset) {
+                    Ok(read) => read,
+                    Err(Errno::INTR) => continue,
+                    Err(error) => {
+                        self.send_file(index, Err(error.to_string()), 0)?;
+                        break;
+                    }
+                };
+                // The first part also says that the file is there.
+                if read > 0 || offset == 0 {
+                    self.send_file(index, Ok(size), read)?;
+                }
+                rest -= read as u64;
+                offset += read as u64;
+                if read == 0 {
+                    break;
+                }
+            }
+        }
+        drop(acting);
+        Ok(())
+    }
+
+    /// Sends the beginning of the buffer as a part of a file.
+    fn send_file(
+        &mut self,
+        index: u32,
+        size: Result<u64, String>,
+        length: usize,
+    ) -> io::Result<()> {
+        let data = self.buffer[..length].to_vec();
+        self.send(&Event::File { index, size, data })
+    }
+
     /// Holds what the box holds now, as a run asked for.
     fn hold(&mut self, user: Option<User>, limit: u64) -> io::Result<()> {
         let taken = match ActingAs::new(user) {
@@ -567,9 +648,17 @@ impl Warden {
             return Ok(());
         };
         let (step, user, hold) = (job.run.clone(), job.user, job.hold.take());
+        let data = std::mem::take(&mut job.data);
         if let Some(limit) = hold {
             self.hold(user, limit)?;
         }
+        if !data.is_empty()
+            && let Err(error) = self.add_data(user, &data)
+        {
+            return self.not_written(error);
+        }
+        // Not needed any more, as above.
+        drop(data);
         self.start_step(StepKind::Run, &step)
     }
 
@@ -665,7 +754,10 @@ impl Warden {
 
     fn step_done(&mut self, kind: StepKind, report: Report) -> io::Result<()> {
         match kind {
-            StepKind::Run => self.done(End::Ran(report)),
+            StepKind::Run => {
+                self.send_files()?;
+                self.done(End::Ran(report))
+            }
             StepKind::Compile => {
                 let compiled = report.exit_code == Some(0) && report.limit.is_none();
                 self.send(&Event::CompileDone(report))?;

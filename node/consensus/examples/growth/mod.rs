@@ -220,6 +220,7 @@ impl Jobs {
             isolation_key: None,
             retention_ms: 86_400_000,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         let submit = Command::Submit {
             id: job,
@@ -239,6 +240,7 @@ impl Jobs {
                 wall_us: 2345,
                 memory_kb: 3456,
                 message: None,
+                judged: None,
             },
             output: Output {
                 stdout: Bytes::from_static(b"ok\n"),

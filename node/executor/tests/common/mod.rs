@@ -126,7 +126,9 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
             isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         },
+        checker: None,
         language,
     }
 }
@@ -162,6 +164,7 @@ pub fn cases(cases: &[(&str, Option<&str>)]) -> Vec<TestCase> {
         .map(|(stdin, expected)| TestCase {
             stdin: Bytes::copy_from_slice(stdin.as_bytes()),
             expected: expected.map(|text| Bytes::copy_from_slice(text.as_bytes())),
+            ..TestCase::default()
         })
         .collect()
 }

@@ -88,6 +88,7 @@ pub fn spec(language: &str) -> JobSpec {
         isolation_key: None,
         retention_ms: 60_000,
         max_attempts: 3,
+        ..JobSpec::default()
     }
 }
 
@@ -120,6 +121,7 @@ pub fn result(text: &str) -> JobResult {
             wall_us: 20,
             memory_kb: 30,
             message: None,
+            judged: None,
         },
         output: Output {
             stdout: Bytes::copy_from_slice(text.as_bytes()),

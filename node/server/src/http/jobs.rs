@@ -13,8 +13,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::gate::{self, Entry};
+use super::judged::Show;
 use super::problem::Problem;
 use super::submission::{JobRequest, idempotency};
+use super::view::Encoding;
 use super::{App, body, job_id, path, view};
 use crate::jobs::{Details, Error};
 use crate::pressure::Client;
@@ -31,6 +33,7 @@ const MAX_PAGE: usize = 500;
 #[serde(deny_unknown_fields)]
 pub struct SubmitParams {
     wait: Option<String>,
+    encoding: Option<String>,
 }
 
 /// The query of a look at one job.
@@ -39,6 +42,8 @@ pub struct SubmitParams {
 pub struct GetParams {
     consistency: Option<String>,
     wait: Option<String>,
+    encoding: Option<String>,
+    include: Option<String>,
 }
 
 /// The query of a list.
@@ -67,7 +72,12 @@ pub async fn submit(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let patience = wait(params(query)?.wait.as_deref())?;
+    let params = params(query)?;
+    let patience = wait(params.wait.as_deref())?;
+    let show = Show {
+        encoding: encoding(params.encoding.as_deref())?,
+        cases: None,
+    };
     let rules = app.rules();
     let limit = rules.json_body_limit();
     let waits = patience.is_some();
@@ -86,11 +96,11 @@ pub async fn submit(
     if let Some(patience) = patience {
         let finished = app.jobs.finish(&mut accepted, Instant::now() + patience);
         if let Some(details) = unless_ending(&app, finished).await? {
-            return Ok(answer(StatusCode::OK, &details));
+            return Ok(answer(StatusCode::OK, &details, &show));
         }
     }
     let details = app.jobs.accepted(&mut accepted).await?;
-    Ok(answer(StatusCode::ACCEPTED, &details))
+    Ok(answer(StatusCode::ACCEPTED, &details, &show))
 }
 
 /// The job once it has finished; `None` when the time is up, or when this node is about to end: the client can go on
@@ -116,6 +126,11 @@ pub async fn get(
     let id = job_id(&path(id)?)?;
     let stale = stale(params.consistency.as_deref())?;
     let patience = wait(params.wait.as_deref())?;
+    let mut show = Show {
+        encoding: encoding(params.encoding.as_deref())?,
+        cases: None,
+    };
+    let with_cases = includes_tests(params.include.as_deref())?;
     let mut details = app.jobs.get(id, stale).await?;
     if let Some(patience) = patience
         && details.job.state != JobState::Finished
@@ -127,7 +142,10 @@ pub async fn get(
             None => app.jobs.get(id, stale).await?,
         };
     }
-    Ok(Json(view::details(&details)).into_response())
+    if with_cases {
+        show.cases = Some(app.jobs.cases(id).await?);
+    }
+    Ok(Json(view::details_as(&details, &show)).into_response())
 }
 
 /// Lists jobs.
@@ -195,8 +213,8 @@ pub async fn cancel(
     Ok(Json(view::details(&details)))
 }
 
-fn answer(status: StatusCode, details: &Details) -> Response {
-    let mut response = (status, Json(view::details(details))).into_response();
+fn answer(status: StatusCode, details: &Details, show: &Show) -> Response {
+    let mut response = (status, Json(view::details_as(details, show))).into_response();
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/jobs/{}", details.job.id)) {
         response.headers_mut().insert(header::LOCATION, location);
     }
@@ -219,6 +237,29 @@ fn wait(text: Option<&str>) -> Result<Option<Duration>, Problem> {
     Ok(Some(Duration::from_secs_f64(
         seconds.min(MAX_WAIT_S as f64),
     )))
+}
+
+fn encoding(text: Option<&str>) -> Result<Encoding, Problem> {
+    match text {
+        None | Some("text") => Ok(Encoding::Text),
+        Some("base64") => Ok(Encoding::Base64),
+        Some(other) => Err(Problem::invalid(
+            "encoding",
+            format!("encoding is \"{other}\"; it should be text (the default) or base64"),
+        )),
+    }
+}
+
+/// Whether the answer is to have the test cases as they were submitted.
+fn includes_tests(text: Option<&str>) -> Result<bool, Problem> {
+    match text {
+        None => Ok(false),
+        Some("tests") => Ok(true),
+        Some(other) => Err(Problem::invalid(
+            "include",
+            format!("include is \"{other}\"; it should be tests, or left out"),
+        )),
+    }
 }
 
 fn stale(text: Option<&str>) -> Result<bool, Problem> {

@@ -7,6 +7,8 @@ mod events;
 mod gate;
 mod health;
 mod jobs;
+mod judged;
+mod judging;
 mod lang;
 mod languages;
 mod listener;

@@ -78,6 +78,21 @@ impl Problem {
         self
     }
 
+    /// The field is part of another one: its name gets what stands before it, also in the detail.
+    pub fn within(mut self, prefix: &str) -> Self {
+        if let Some(Value::String(field)) = self.members.get("field").cloned() {
+            let whole = format!("{prefix}{field}");
+            if let Some(Value::String(detail)) = self.members.get_mut("detail") {
+                *detail = detail.replace(&field, &whole);
+            }
+            self.members.insert("field".to_owned(), whole.into());
+        } else {
+            self.members
+                .insert("field".to_owned(), format!("{prefix}language").into());
+        }
+        self
+    }
+
     /// Closes the connection behind the answer, so that the rest of the request is not read.
     pub fn close(mut self) -> Self {
         self.close = true;

@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, SourceFile};
 use serde::Deserialize;
 
+use super::judging::{CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestsRequest};
 use super::problem::Problem;
 use crate::config::{Ceilings, LEAST};
 use crate::languages;
@@ -50,6 +51,18 @@ pub struct JobRequest {
     /// The same, for bytes that are not text.
     #[serde(default)]
     pub stdin_base64: Option<String>,
+    /// The inputs that the program is run with, each in a clean state of its own, and what is expected of it.
+    #[serde(default)]
+    pub tests: Option<TestsRequest>,
+    /// The first test case that is not accepted is the last that is run.
+    #[serde(default)]
+    pub stop_on_failure: bool,
+    /// Who compares what was printed with what was expected.
+    #[serde(default)]
+    pub checker: Option<CheckerRequest>,
+    /// Files below the job's folder whose content is part of the result.
+    #[serde(default)]
+    pub outputs: OutputsRequest,
     /// Arguments.
     #[serde(default)]
     pub args: Vec<String>,
@@ -135,18 +148,18 @@ impl Rules<'_> {
 
     /// The largest body that can hold an acceptable JSON submission.
     pub fn json_body_limit(&self) -> usize {
-        largest_body(self.ceilings.source_bytes + self.ceilings.stdin_bytes)
+        self.ceilings.largest_json()
     }
 
     /// Turns a request into a job.
     pub fn check(&self, request: JobRequest) -> Result<JobSpec, Problem> {
         let language = self.language(&request.language)?;
-        let files = self.files(request.source, request.files, language)?;
-        let entrypoint = request.entrypoint.unwrap_or_else(|| files[0].name.clone());
-        if !files.iter().any(|file| file.name == entrypoint) {
+        let (files, entrypoint) =
+            self.program(request.source, request.files, request.entrypoint, language)?;
+        if request.tests.is_some() && (request.stdin.is_some() || request.stdin_base64.is_some()) {
             return Err(Problem::invalid(
-                "entrypoint",
-                format!("entrypoint \"{entrypoint}\" is not the name of one of the files"),
+                "stdin",
+                "a job with tests has no stdin of its own; each of the tests has one",
             ));
         }
         let stdin = bytes("stdin", request.stdin, request.stdin_base64)?.unwrap_or_default();
@@ -192,21 +205,55 @@ impl Rules<'_> {
                 MAX_RETENTION_S,
             ));
         }
+        let limits = self.limits(&request.limits, &language.limits)?;
+        let judging = JudgingRequest {
+            tests: request.tests,
+            stop_on_failure: request.stop_on_failure,
+            checker: request.checker,
+            outputs: request.outputs,
+        };
+        let Judging {
+            tests,
+            stop_on_failure,
+            checker,
+            outputs,
+        } = self.judging(judging, &limits)?;
         Ok(JobSpec {
             language: language.name.clone(),
             files,
             entrypoint,
             stdin,
-            tests: Vec::new(),
-            stop_on_failure: false,
+            tests,
+            stop_on_failure,
+            checker,
+            outputs,
             args: request.args,
             env: request.env,
-            limits: self.limits(&request.limits, &language.limits)?,
+            limits,
             labels: request.labels,
             isolation_key: request.isolation_key,
             retention_ms: retention_s.max(KEPT_AT_LEAST.as_secs()) * 1000,
             max_attempts: MAX_ATTEMPTS,
         })
+    }
+
+    /// The files of a program, and which of them its language's commands are given.
+    pub fn program(
+        &self,
+        source: Option<String>,
+        files: Option<Vec<FileRequest>>,
+        entrypoint: Option<String>,
+        language: &Language,
+    ) -> Result<(Vec<SourceFile>, String), Problem> {
+        let files = self.files(source, files, language)?;
+        let entrypoint = entrypoint.unwrap_or_else(|| files[0].name.clone());
+        if !files.iter().any(|file| file.name == entrypoint) {
+            return Err(Problem::invalid(
+                "entrypoint",
+                format!("entrypoint \"{entrypoint}\" is not the name of one of the files"),
+            ));
+        }
+        Ok((files, entrypoint))
     }
 
     fn files(
@@ -279,7 +326,8 @@ impl Rules<'_> {
         Ok(files)
     }
 
-    fn limits(&self, asked: &LimitsRequest, own: &Limits) -> Result<Limits, Problem> {
+    /// The limits that were asked for, and where none were, the language's own.
+    pub fn limits(&self, asked: &LimitsRequest, own: &Limits) -> Result<Limits, Problem> {
         let most = &self.ceilings.limits;
         let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         let mut limits = Limits {
@@ -360,7 +408,13 @@ pub fn empty_source() -> Problem {
 }
 
 /// The value that was asked for, if it is allowed; the language's own if none was.
-fn limit(name: &str, asked: Option<u64>, own: u64, least: u64, most: u64) -> Result<u64, Problem> {
+pub fn limit(
+    name: &str,
+    asked: Option<u64>,
+    own: u64,
+    least: u64,
+    most: u64,
+) -> Result<u64, Problem> {
     let field = format!("limits.{name}");
     match asked {
         None => Ok(own),
@@ -415,7 +469,7 @@ fn word(field: &str, text: &str) -> Result<(), Problem> {
 }
 
 /// Names stay below the job's folder.
-fn file_name(field: &str, name: &str) -> Result<(), Problem> {
+pub fn file_name(field: &str, name: &str) -> Result<(), Problem> {
     let sound = !name.is_empty()
         && !name.starts_with('-') // an interpreter would take it for an option
         && name.len() <= 255
@@ -433,12 +487,13 @@ fn file_name(field: &str, name: &str) -> Result<(), Problem> {
 }
 
 /// Whether one path would need the other to be a folder.
-fn is_below(path: &str, folder: &str) -> bool {
+pub fn is_below(path: &str, folder: &str) -> bool {
     path.strip_prefix(folder)
         .is_some_and(|rest| rest.starts_with('/'))
 }
 
-fn bytes(
+/// The bytes of a field that comes as text, or as base64 under another name.
+pub fn bytes(
     field: &str,
     text: Option<String>,
     base64: Option<String>,

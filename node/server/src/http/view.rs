@@ -8,6 +8,7 @@ use bytes::Bytes;
 use quorun_ledger::{Compile, Job, Output};
 use serde_json::{Map, Value, json};
 
+use super::judged::{self, Show};
 use crate::jobs::Details;
 
 /// Milliseconds of a figure that is kept in microseconds, rounded.
@@ -27,6 +28,38 @@ fn time(ms: Option<u64>) -> Value {
     }
 }
 
+/// How bytes stand in an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// As text; what is not UTF-8 has replacement characters, and its bytes beside it.
+    #[default]
+    Text,
+    /// As base64, under a name that says so.
+    Base64,
+}
+
+impl Encoding {
+    /// Puts bytes in under a name.
+    pub fn put(self, object: &mut Map<String, Value>, name: &str, bytes: &Bytes) {
+        match self {
+            Self::Text => put_text(object, name, bytes),
+            Self::Base64 => {
+                object.insert(format!("{name}_base64"), BASE64.encode(bytes).into());
+            }
+        }
+    }
+
+    /// Puts the content of a file in: as text only where all of it is text.
+    pub fn put_file(self, object: &mut Map<String, Value>, content: &Bytes) {
+        match (self, std::str::from_utf8(content)) {
+            (Self::Text, Ok(text)) => {
+                object.insert("content".to_owned(), text.into());
+            }
+            _ => Self::Base64.put(object, "content", content),
+        }
+    }
+}
+
 /// Puts bytes in as text; where they are not UTF-8, the text has replacement characters and the bytes stand beside it.
 pub fn put_text(object: &mut Map<String, Value>, name: &str, bytes: &Bytes) {
     match std::str::from_utf8(bytes) {
@@ -43,6 +76,7 @@ pub fn put_text(object: &mut Map<String, Value>, name: &str, bytes: &Bytes) {
 /// The job without what it printed: what lists hold.
 pub fn summary(job: &Job) -> Map<String, Value> {
     let outcome = job.outcome.as_ref();
+    let judged = outcome.and_then(|o| o.judged);
     let body = json!({
         "id": job.id.to_string(),
         "language": job.language,
@@ -51,6 +85,9 @@ pub fn summary(job: &Job) -> Map<String, Value> {
         "exit_code": outcome.and_then(|o| o.exit_code),
         "signal": outcome.and_then(|o| o.signal),
         "message": outcome.and_then(|o| o.message.clone()),
+        "score": judged.map(|j| judged::score(j.score)),
+        "tests_passed": judged.map(|j| j.passed),
+        "tests_total": judged.map(|j| j.total),
         "cpu_ms": outcome.map(|o| ms(o.cpu_us)),
         "wall_ms": outcome.map(|o| ms(o.wall_us)),
         "memory_kb": outcome.map(|o| o.memory_kb),
@@ -67,8 +104,13 @@ pub fn summary(job: &Job) -> Map<String, Value> {
     }
 }
 
-/// The whole job.
+/// The whole job, as everybody sees it who may.
 pub fn details(details: &Details) -> Value {
+    details_as(details, &Show::default())
+}
+
+/// The whole job, as it was asked for.
+pub fn details_as(details: &Details, show: &Show) -> Value {
     let Details { job, output } = details;
     let mut object = summary(job);
     let Output {
@@ -77,27 +119,32 @@ pub fn details(details: &Details) -> Value {
         stdout_truncated,
         stderr_truncated,
         compile,
-        tests: _,
+        tests,
+        files,
     } = output;
-    put_text(&mut object, "stdout", stdout);
-    put_text(&mut object, "stderr", stderr);
+    show.encoding.put(&mut object, "stdout", stdout);
+    show.encoding.put(&mut object, "stderr", stderr);
     object.insert(
         "truncated".to_owned(),
         json!({ "stdout": stdout_truncated, "stderr": stderr_truncated }),
     );
     object.insert(
         "compile".to_owned(),
-        compile.as_ref().map_or(Value::Null, compile_step),
+        compile
+            .as_ref()
+            .map_or(Value::Null, |compile| compile_step(compile, show.encoding)),
     );
+    object.insert("tests".to_owned(), judged::tests(tests, show));
+    object.insert("files".to_owned(), judged::files(files, show));
     Value::Object(object)
 }
 
-fn compile_step(compile: &Compile) -> Value {
+fn compile_step(compile: &Compile, encoding: Encoding) -> Value {
     let mut object = Map::new();
     object.insert("exit_code".to_owned(), json!(compile.exit_code));
     object.insert("signal".to_owned(), json!(compile.signal));
-    put_text(&mut object, "stdout", &compile.stdout);
-    put_text(&mut object, "stderr", &compile.stderr);
+    encoding.put(&mut object, "stdout", &compile.stdout);
+    encoding.put(&mut object, "stderr", &compile.stderr);
     object.insert("truncated".to_owned(), compile.truncated.into());
     object.insert("cpu_ms".to_owned(), ms(compile.cpu_us).into());
     object.insert("wall_ms".to_owned(), ms(compile.wall_us).into());
