@@ -263,6 +263,7 @@ impl Job {
             tests: Vec::new(),
             stop_on_failure: false,
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
         };

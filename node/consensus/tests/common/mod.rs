@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorun_consensus::{ClusterId, Error, Handle, Member, Notice, Options, Status};
+use quorun_consensus::{ClusterId, Error, Handle, Member, Notice, Options, PeerAccess, Status};
 use quorun_ledger::{
     Command, Completion, JobId, JobResult, JobSpec, Limits, NodeId, Outcome, Output, Reply,
     SourceFile, StateHash, Verdict,
@@ -261,6 +261,8 @@ pub struct Cluster {
     pub snapshot_after: u64,
     /// Addresses that all nodes dial at another address.
     pub dial: BTreeMap<String, String>,
+    /// By what the nodes know each other.
+    pub access: PeerAccess,
 }
 
 pub fn init_logs() {
@@ -299,6 +301,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             snapshot_after: 20_000,
             dial: BTreeMap::new(),
+            access: PeerAccess::default(),
         }
     }
 
@@ -332,6 +335,7 @@ impl Cluster {
         let mut options = Options::new(id, CLUSTER, self.members.clone(), self.folder(id));
         options.snapshot_after = self.snapshot_after;
         options.dial = self.dial.clone();
+        options.access = self.access.clone();
         options
     }
 
