@@ -1,5 +1,8 @@
 //! What is wrong with a request, a command line or a machine is said, and harms nobody.
 
+#[path = "bad_input/hostile.rs"]
+mod hostile;
+
 use std::path::Path;
 use std::process::Stdio;
 
@@ -803,6 +806,16 @@ async fn a_command_line_that_is_wrong_says_what_would_be_right() {
     let (code, said) = run(&["serve"]).await;
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("--id is missing"), "{said}");
+    let lone = ["serve", "--id", "1", "--peers", "1=127.0.0.1:1"];
+    let (code, said) = run(&[&lone[..], &["--http", "0.0.0.0:0"]].concat()).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--open"), "{said}");
+    let (code, said) = run(&[&lone[..], &["--cors-origin", "*"]].concat()).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("needs --tokens"), "{said}");
+    let (code, said) = run(&["token", "new", "--name", "a b", "--role", "read"]).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("letters, digits"), "{said}");
     let (code, said) = run(&["health", "--url", "localhost"]).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("http://127.0.0.1:8080"), "{said}");

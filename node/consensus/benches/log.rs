@@ -85,6 +85,7 @@ impl Node {
             limits: Limits::default(),
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 86_400_000,
             max_attempts: 3,
             ..JobSpec::default()

@@ -443,6 +443,7 @@ fn task(image: &str, program: Program<'_>) -> Task {
             limits,
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
             ..JobSpec::default()

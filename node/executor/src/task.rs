@@ -260,6 +260,7 @@ pub(crate) mod tests {
                 retention_ms: 0,
                 max_attempts: 3,
                 isolation_key: None,
+                owner: None,
                 tests: Vec::new(),
                 stop_on_failure: false,
                 ..JobSpec::default()

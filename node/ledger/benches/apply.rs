@@ -101,6 +101,7 @@ fn submit(number: u64) -> Command {
         limits: Limits::default(),
         labels: Vec::new(),
         isolation_key: None,
+        owner: None,
         retention_ms: 86_400_000,
         max_attempts: 3,
         ..JobSpec::default()

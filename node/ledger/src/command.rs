@@ -307,6 +307,32 @@ pub enum Rejection {
         /// What they may hold.
         limit: u64,
     },
+    /// The owner has as many jobs without a result as one may.
+    #[error("the owner has {jobs} jobs that are not finished, and may have {limit}")]
+    OwnerBusy {
+        /// Jobs that are not finished.
+        jobs: u64,
+        /// How many there may be.
+        limit: u64,
+    },
+    /// The owner has as many waiting jobs as fit into the owner's part of the queue.
+    #[error("the owner has {jobs} jobs that wait, and may have {limit}")]
+    OwnerQueueFull {
+        /// Waiting jobs of the owner.
+        jobs: u64,
+        /// How many there may be.
+        limit: u64,
+    },
+    /// The owner's waiting jobs would hold more than the owner's part of the queue.
+    #[error(
+        "the owner's waiting jobs hold {bytes} bytes, and may hold {limit} together with this one"
+    )]
+    OwnerQueueHeavy {
+        /// What they hold, bytes.
+        bytes: u64,
+        /// What they may hold.
+        limit: u64,
+    },
     /// The node was removed from the cluster; its id is not used again.
     #[error("the node was removed from the cluster")]
     NodeRemoved,

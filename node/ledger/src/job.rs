@@ -13,6 +13,7 @@ pub use crate::judging::{
     Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,
 };
 use crate::node::NodeId;
+use crate::owner::Owner;
 
 /// The id of a job, for ever. A UUID of version 7, so that ids sort by the time of their submission; drawn by the node
 /// that accepts the job.
@@ -190,6 +191,9 @@ pub struct JobSpec {
     /// Whose job it is, for the sandboxes: one that has served a job of one key, or of none, serves no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation_key: Option<String>,
+    /// Who submits it, with the bounds that hold for that owner; nobody in particular where the cluster has no tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// How long the job is kept after it has finished, milliseconds.
     pub retention_ms: u64,
     /// How often the job may be tried before it ends with `internal_error`.
@@ -475,6 +479,9 @@ pub struct Job {
     /// The idempotency key it was submitted with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// Whose job it is, if it was submitted with a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// How long it is kept after it has finished, milliseconds.
     pub retention_ms: u64,
     /// Bytes of submission and output that it holds.
@@ -545,6 +552,7 @@ mod tests {
             limits: Limits::default(),
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 1,
             max_attempts: 3,
             ..JobSpec::default()
@@ -564,6 +572,7 @@ mod tests {
             "tests",
             "stop_on_failure",
             "isolation_key",
+            "owner",
             "open_files",
             "file_kb",
             "stack_kb",

@@ -6,7 +6,7 @@
 //! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
 //! | `d` | node | empty: nodes that were removed for ever |
 //! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
-//! | `i` | idempotency key | the job that has it, and the request's fingerprint |
+//! | `i` | idempotency key; before it 0, owner, 0 where the job has one | the job that has it, and the request's fingerprint |
 //! | `j` | job | [`Job`](crate::job::Job) |
 //! | `m` | node | [`Admission`](crate::node::Admission) of a node that was let in |
 //! | `n` | node | [`Node`](crate::node::Node) |
@@ -14,6 +14,8 @@
 //! | `p` | | [`Settings`](crate::settings::Settings) of the cluster |
 //! | `q` | language, 0, order | the queued job |
 //! | `s` | job | [`JobSpec`](crate::job::JobSpec) |
+//! | `u` | owner, 0, job | empty: the jobs of each owner |
+//! | `v` | owner | [`OwnerLoad`](crate::owner::OwnerLoad) of an owner with unfinished jobs |
 //!
 //! Numbers are big-endian, so that keys sort as they do. All tables start with a letter below `z`; keys from `z` on
 //! belong to whoever keeps the records.
@@ -133,10 +135,38 @@ pub fn job_of_attempt(key: &[u8]) -> Option<JobId> {
     key.get(9..).and_then(JobId::from_slice)
 }
 
-/// An idempotency key.
+/// An idempotency key. Each owner has its own, and so have those without an owner: no key begins with the byte 0.
 #[must_use]
-pub fn idempotency(value: &str) -> Vec<u8> {
-    key(b'i', &[value.as_bytes()])
+pub fn idempotency(owner: Option<&str>, value: &str) -> Vec<u8> {
+    match owner {
+        None => key(b'i', &[value.as_bytes()]),
+        Some(owner) => key(b'i', &[&[0], owner.as_bytes(), &[0], value.as_bytes()]),
+    }
+}
+
+/// That a job is an owner's.
+#[must_use]
+pub fn owned(owner: &str, job: JobId) -> Vec<u8> {
+    key(b'u', &[owner.as_bytes(), &[0], job.as_bytes()])
+}
+
+/// All jobs of an owner, oldest first.
+#[must_use]
+pub fn owned_by(owner: &str) -> Range {
+    let name = owner.as_bytes();
+    (key(b'u', &[name, &[0]]), key(b'u', &[name, &[1]]))
+}
+
+/// The job at the end of an [`owned`] key.
+#[must_use]
+pub fn job_of_owned(key: &[u8]) -> Option<JobId> {
+    JobId::from_slice(key.get(key.len().checked_sub(16)?..)?)
+}
+
+/// What an owner has that is not finished.
+#[must_use]
+pub fn owner_load(owner: &str) -> Vec<u8> {
+    key(b'v', &[owner.as_bytes()])
 }
 
 /// A place in the queue.

@@ -12,7 +12,7 @@
 //! fenced otherwise. [`Command::NodeLost`] and a [`Command::NodeUp`] with a new incarnation put what the node was
 //! running back to the front of the queue. A job whose attempts are used up ends with `internal_error`.
 //!
-//! WHERE THINGS ARE. [`job`], [`judging`], [`node`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
+//! WHERE THINGS ARE. [`job`], [`judging`], [`node`], [`owner`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
 //! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
 //! trait beneath and the transaction above it, [`emptied`] what both skip; [`view`] answers questions.
 
@@ -28,6 +28,7 @@ pub mod judging;
 pub mod keys;
 pub mod language;
 pub mod node;
+pub mod owner;
 mod rules;
 pub mod settings;
 pub mod store;
@@ -47,6 +48,7 @@ pub use judging::{
 };
 pub use language::Language;
 pub use node::{Admission, Node, NodeId};
+pub use owner::{Owner, OwnerLoad};
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};

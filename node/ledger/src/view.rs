@@ -8,6 +8,7 @@ use crate::hash::StateHash;
 use crate::job::{Job, JobId, JobSpec, JobState, Output};
 use crate::keys;
 use crate::node::{Admission, Node, NodeId};
+use crate::owner::OwnerLoad;
 use crate::settings::Settings;
 use crate::store::{Store, StoreError};
 
@@ -82,6 +83,8 @@ pub struct JobFilter {
     pub language: Option<String>,
     /// Only jobs with this label.
     pub label: Option<String>,
+    /// Only jobs of this owner. These are looked up by themselves, however many others there are.
+    pub owner: Option<String>,
 }
 
 impl JobFilter {
@@ -152,12 +155,20 @@ impl<S: Store> View<S> {
         self.read(&keys::output(id))
     }
 
-    /// The job that has an idempotency key.
+    /// The job that has an idempotency key of an owner, or of nobody in particular.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn key(&self, key: &str) -> Result<Option<KeyRecord>, StoreError> {
-        self.read(&keys::idempotency(key))
+    pub fn key(&self, owner: Option<&str>, key: &str) -> Result<Option<KeyRecord>, StoreError> {
+        self.read(&keys::idempotency(owner, key))
+    }
+
+    /// What an owner has that is not finished.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn owner_load(&self, owner: &str) -> Result<OwnerLoad, StoreError> {
+        Ok(self.read(&keys::owner_load(owner))?.unwrap_or_default())
     }
 
     /// A node's record.
@@ -283,9 +294,10 @@ impl<S: Store> View<S> {
         limit: usize,
         scan: usize,
     ) -> Result<JobPage, StoreError> {
-        let (from, mut to) = keys::jobs();
+        let owner = filter.owner.as_deref();
+        let (from, mut to) = owner.map_or_else(keys::jobs, keys::owned_by);
         if let Some(before) = before {
-            to = keys::job(before);
+            to = owner.map_or_else(|| keys::job(before), |owner| keys::owned(owner, before));
         }
         let mut page = JobPage {
             jobs: Vec::new(),
@@ -296,7 +308,15 @@ impl<S: Store> View<S> {
                 page.next = None;
                 return Ok(page);
             };
-            let job: Job = decode(&key, &value)?;
+            let job: Job = match owner {
+                None => decode(&key, &value)?,
+                Some(owner) => {
+                    let id = keys::job_of_owned(&key).ok_or_else(|| malformed(&key))?;
+                    self.job(id)?.ok_or_else(|| {
+                        StoreError::Inconsistent(format!("job {id} of {owner} is not there"))
+                    })?
+                }
+            };
             page.next = Some(job.id);
             if filter.admits(&job) {
                 page.jobs.push(job);

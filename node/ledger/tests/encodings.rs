@@ -17,10 +17,7 @@ use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Batch, Checker, CheckerProgram, Command, Compile, Completion, Counters,
-    IdempotencyKey, Job, JobResult, JobSpec, Judged, Limits, Node, Outcome, Output, OutputFile,
-    QueueBound, Rejection, Reply, Score, Settings, SourceFile, TestCase, TestResult, Tolerance,
-    Verdict, keys,
+    Admission, Batch, Checker, CheckerProgram, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult, JobSpec, Judged, Limits, Node, Outcome, Output, OutputFile, Owner, OwnerLoad, QueueBound, Rejection, Reply, Score, Settings, SourceFile, TestCase, TestResult, Tolerance, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -121,6 +118,7 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
         "output" => shown::<Output>(bytes),
         "node" => shown::<Node>(bytes),
         "key" => shown::<KeyRecord>(bytes),
+        "owner-load" => shown::<OwnerLoad>(bytes),
         "counters" => shown::<Counters>(bytes),
         "admission" => shown::<Admission>(bytes),
         "settings" => shown::<Settings>(bytes),
@@ -167,6 +165,7 @@ fn full_spec() -> JobSpec {
         },
         labels: vec!["label".to_owned()],
         isolation_key: Some("tenant".to_owned()),
+        owner: None, // `owned` has one
         retention_ms: 9,
         max_attempts: 10,
         ..JobSpec::default()
@@ -315,6 +314,25 @@ fn full_submit() -> Command {
     }
 }
 
+/// The same, of an owner with bounds.
+fn owned_submit() -> Command {
+    Command::Submit {
+        id: id(1),
+        spec: JobSpec {
+            owner: Some(Owner {
+                name: "o".to_owned(),
+                max_jobs: Some(300),
+                queue_percent: Some(10),
+            }),
+            ..spec("python")
+        },
+        key: Some(IdempotencyKey {
+            key: "k".to_owned(),
+            fingerprint: [7; 16],
+        }),
+    }
+}
+
 fn full_complete() -> Command {
     Command::Complete {
         job: id(1),
@@ -395,10 +413,20 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         "output" => encode(&full_result().output),
         "plain-output" => encode(&result("x").output),
         "node" => encode(&view.node(1)?),
-        "key" => encode(&view.key("k")?),
+        "key" => encode(&view.key(None, "k")?),
         "admission" => encode(&Admission {
             peer: "a:1".to_owned(),
             http: "a:2".to_owned(),
+        }),
+        "owned-job" => {
+            let mut ledger = Ledger::default();
+            ledger.run(owned_submit());
+            encode(&ledger.view().job(id(1))?)
+        }
+        "owner-load" => encode(&OwnerLoad {
+            unfinished: 3,
+            queued: 2,
+            queued_bytes: 1 << 20,
         }),
         "settings" => encode(&full_settings()),
         "counters" => encode(&view.counters()?),
@@ -409,6 +437,7 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
 fn sample_command(name: &str) -> Option<Command> {
     Some(match name {
         "submit" => full_submit(),
+        "owned-submit" => owned_submit(),
         "plain-submit" => submit(1),
         "assign" => Command::Assign {
             job: id(1),
@@ -481,6 +510,14 @@ fn sample_reply(name: &str) -> Option<Reply> {
                 limit: 400,
             });
         }
+        "owner-busy" => return rejected(Rejection::OwnerBusy { jobs: 2, limit: 2 }),
+        "owner-queue-full" => return rejected(Rejection::OwnerQueueFull { jobs: 2, limit: 2 }),
+        "owner-queue-heavy" => {
+            return rejected(Rejection::OwnerQueueHeavy {
+                bytes: 300,
+                limit: 400,
+            });
+        }
         "no-room" => return rejected(Rejection::NoRoom),
         "stale-incarnation" => return rejected(Rejection::StaleIncarnation { current: 1 }),
         _ => return None,
@@ -493,10 +530,13 @@ fn all_keys() -> String {
         ("attempt", keys::attempt(258, id(3))),
         ("counters", keys::COUNTERS.to_vec()),
         ("expiry", keys::expiry(1 << 40, id(3))),
-        ("idempotency", keys::idempotency("k")),
+        ("idempotency", keys::idempotency(None, "k")),
+        ("idempotency-of-owner", keys::idempotency(Some("o"), "k")),
         ("job", keys::job(id(3))),
         ("node", keys::node(258)),
         ("output", keys::output(id(3))),
+        ("owned", keys::owned("o", id(3))),
+        ("owner-load", keys::owner_load("o")),
         ("queued", keys::queued("c", 1 << 63)),
         ("removed", keys::removed(258)),
         ("settings", keys::SETTINGS.to_vec()),

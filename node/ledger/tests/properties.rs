@@ -9,11 +9,28 @@ use common::witness::{Witness, submitted};
 use common::{Ledger, complete, id, node_up, spec};
 use proptest::prelude::*;
 use quorun_ledger::{
-    Batch, Command, IdempotencyKey, MemoryStore, NodeId, QueueBound, Transaction, View,
+    Batch, Command, IdempotencyKey, JobSpec, MemoryStore, NodeId, Owner, QueueBound, Transaction,
+    View,
 };
 
 const NODES: NodeId = 4;
 const JOBS: u8 = 24;
+
+/// Two owners, one of whom has bounds that are soon reached; most jobs are nobody's.
+fn owner() -> impl Strategy<Value = Option<Owner>> {
+    let owner = |name: &str, max_jobs, queue_percent| {
+        Some(Owner {
+            name: name.to_owned(),
+            max_jobs,
+            queue_percent,
+        })
+    };
+    prop_oneof![
+        2 => Just(None),
+        1 => Just(owner("a", None, None)),
+        1 => (1..4_u64, 20..60_u8).prop_map(move |(jobs, part)| owner("ab", Some(jobs), Some(part))),
+    ]
+}
 
 /// What can be proposed. Numbers are small so that they meet.
 fn command() -> impl Strategy<Value = Command> {
@@ -21,10 +38,10 @@ fn command() -> impl Strategy<Value = Command> {
     let node = 1..=NODES;
     let attempt = 1..=4_u32;
     prop_oneof![
-        6 => (job.clone(), prop::option::of(0..4_u8), prop::sample::select(vec!["python", "c", "cobol"]))
-            .prop_map(|(n, key, language)| Command::Submit {
+        6 => (job.clone(), prop::option::of(0..4_u8), prop::sample::select(vec!["python", "c", "cobol"]), owner())
+            .prop_map(|(n, key, language, owner)| Command::Submit {
                 id: id(n),
-                spec: spec(language),
+                spec: JobSpec { owner, ..spec(language) },
                 key: key.map(|k| IdempotencyKey { key: k.to_string(), fingerprint: [k % 2; 16] }),
             }),
         8 => (job.clone(), attempt.clone(), node.clone(), 0..3_u8)

@@ -6,7 +6,8 @@ mod common;
 
 use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::{
-    Command, Completion, Event, IdempotencyKey, JobState, Rejection, Reply, Verdict,
+    Command, Completion, Event, IdempotencyKey, JobFilter, JobSpec, JobState, Owner, OwnerLoad,
+    QueueBound, Rejection, Reply, Verdict,
 };
 
 fn with_key(n: u8, key: &str, fingerprint: u8) -> Command {
@@ -353,7 +354,7 @@ fn finished_jobs_expire_by_age_and_by_bytes_and_free_their_key() {
     let (reply, _) = ledger.run(expire(u64::MAX));
     assert_eq!(reply, Reply::Expired { jobs: 1 }, "the first is old enough");
     assert!(ledger.view().job(id(1)).unwrap().is_none());
-    assert!(ledger.view().key("a").unwrap().is_none());
+    assert!(ledger.view().key(None, "a").unwrap().is_none());
     let (reply, _) = ledger.run(expire(0));
     assert_eq!(
         reply,
@@ -380,6 +381,136 @@ fn time_never_goes_back() {
     ledger.run(submit(2));
     let job = ledger.view().job(id(2)).unwrap().unwrap();
     assert_eq!(job.submitted_ms, 9_000);
+}
+
+fn owned(n: u8, owner: &str, key: Option<&str>) -> Command {
+    Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            owner: Some(Owner {
+                name: owner.to_owned(),
+                max_jobs: Some(3),
+                queue_percent: None,
+            }),
+            ..spec("python")
+        },
+        key: key.map(|key| IdempotencyKey {
+            key: key.to_owned(),
+            fingerprint: [1; 16],
+        }),
+    }
+}
+
+#[test]
+fn an_owner_may_have_so_many_unfinished_jobs_and_no_more() {
+    let mut ledger = Ledger::default();
+    ledger.run(node_up(1, 1, 1));
+    ledger.batch((1..=3).map(|n| owned(n, "a", None)).collect());
+    let busy = Reply::Rejected(Rejection::OwnerBusy { jobs: 3, limit: 3 });
+    assert_eq!(ledger.run(owned(4, "a", None)).0, busy);
+    assert!(ledger.view().job(id(4)).unwrap().is_none());
+    // Another owner has its own number, and a retry is no new job.
+    let taken = |job, joined| Reply::Submitted { job, joined };
+    assert_eq!(ledger.run(owned(5, "b", None)).0, taken(id(5), false));
+    assert_eq!(ledger.run(owned(3, "a", None)).0, taken(id(3), true));
+    // One that waits, one that runs: either end makes room.
+    ledger.run(Command::Cancel { job: id(3) });
+    assert_eq!(ledger.run(owned(6, "a", None)).0, taken(id(6), false));
+    ledger.run(complete(1, 1, 1, "x"));
+    assert_eq!(ledger.run(owned(7, "a", None)).0, taken(id(7), false));
+    assert_eq!(ledger.run(owned(8, "a", None)).0, busy);
+}
+
+#[test]
+fn an_owner_may_have_a_part_of_the_queue() {
+    let mut ledger = Ledger {
+        queue: Some(QueueBound {
+            jobs: 20,
+            bytes: 10_000,
+        }),
+        ..Ledger::default()
+    };
+    let sharing = |n: u8, owner: &str| Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            owner: Some(Owner {
+                name: owner.to_owned(),
+                max_jobs: None,
+                queue_percent: Some(10),
+            }),
+            ..spec("python")
+        },
+        key: None,
+    };
+    ledger.batch(vec![sharing(1, "a"), sharing(2, "a")]);
+    let full = Reply::Rejected(Rejection::OwnerQueueFull { jobs: 2, limit: 2 });
+    assert_eq!(ledger.run(sharing(3, "a")).0, full);
+    assert!(matches!(
+        ledger.run(sharing(4, "b")).0,
+        Reply::Submitted { .. }
+    ));
+    // A job that was given to a node waits no more.
+    ledger.run(node_up(1, 1, 1));
+    assert!(matches!(
+        ledger.run(sharing(5, "a")).0,
+        Reply::Submitted { .. }
+    ));
+}
+
+#[test]
+fn each_owner_has_keys_of_its_own() {
+    let mut ledger = Ledger::default();
+    ledger.batch(vec![owned(1, "a", Some("k")), owned(2, "b", Some("k"))]);
+    assert_eq!(ledger.run(with_key(3, "k", 1)).0, {
+        Reply::Submitted {
+            job: id(3),
+            joined: false,
+        }
+    });
+    for (n, owner, first) in [(4, "a", 1), (5, "b", 2)] {
+        let (reply, _) = ledger.run(owned(n, owner, Some("k")));
+        let expected = Reply::Submitted {
+            job: id(first),
+            joined: true,
+        };
+        assert_eq!(reply, expected, "{owner}");
+    }
+}
+
+#[test]
+fn the_jobs_of_one_owner_are_found_without_looking_at_the_others() {
+    let mut ledger = Ledger::default();
+    ledger.run(owned(1, "a", None));
+    ledger.batch((2..=40).map(submit).collect());
+    ledger.batch(vec![owned(41, "ab", None), owned(42, "a", None)]);
+    ledger.batch((43..=60).map(submit).collect());
+    let filter = JobFilter {
+        owner: Some("a".to_owned()),
+        ..JobFilter::default()
+    };
+    // Two records and the end are all that it takes.
+    let page = ledger.view().jobs(&filter, None, 10, 3).unwrap();
+    let ids: Vec<_> = page.jobs.iter().map(|job| job.id).collect();
+    assert_eq!((ids, page.next), (vec![id(42), id(1)], None));
+    let first = ledger.view().jobs(&filter, None, 1, 3).unwrap();
+    let rest = ledger.view().jobs(&filter, first.next, 1, 3).unwrap();
+    assert_eq!(
+        rest.jobs.iter().map(|job| job.id).collect::<Vec<_>>(),
+        [id(1)]
+    );
+    // It goes with the job.
+    for n in [1, 42] {
+        ledger.run(Command::Cancel { job: id(n) });
+    }
+    ledger.time_ms += 1_000_000;
+    ledger.run(Command::Expire {
+        limit: 10,
+        keep_bytes: u64::MAX,
+    });
+    let page = ledger.view().jobs(&filter, None, 10, 3).unwrap();
+    assert_eq!(page.jobs, []);
+    let load = ledger.view().owner_load("a").unwrap();
+    assert_eq!(load, OwnerLoad::default());
 }
 
 #[test]

@@ -229,7 +229,7 @@ impl Stage {
         }
         for (key, _) in self.ledger.store.iter().filter(|(key, _)| key[0] == b'i') {
             let key = String::from_utf8_lossy(&key[1..]);
-            let record = view.key(&key)?.ok_or("a key without a record")?;
+            let record = view.key(None, &key)?.ok_or("a key without a record")?;
             writeln!(text, "key {key}: {}", short(record.job))?;
         }
         let expiries = keys::expiries();

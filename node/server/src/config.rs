@@ -12,6 +12,7 @@ use quorun_executor::{Kind, Options};
 use quorun_ledger::{Language, Limits, NodeId, QueueBound};
 use serde::Deserialize;
 
+use crate::access::config::Access;
 use crate::http::largest_body;
 use crate::join::Place;
 use crate::languages;
@@ -173,6 +174,47 @@ pub struct Settings {
     /// Bodies of submissions that are in memory at one time, MiB; what does not fit gets 503 [default: 256]
     #[arg(long, env = "QUORUN_MAX_BODY_MB", value_name = "MB")]
     pub max_body_mb: Option<u64>,
+    /// Connections on which no request is under way are closed after this, seconds [default: 60]
+    #[arg(long, env = "QUORUN_IDLE_S", value_name = "S")]
+    pub idle_s: Option<u64>,
+    /// API tokens: a TOML file with the hash, the name and the role of each; read anew when it changes, and on SIGHUP
+    #[arg(long, env = "QUORUN_TOKENS", value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+    /// Let --http be reached from other machines although there are no --tokens: anybody may do everything [default: false]
+    #[arg(long, env = "QUORUN_OPEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub open: Option<bool>,
+    /// Show /metrics to whoever asks, also where there are --tokens [default: false]
+    #[arg(long, env = "QUORUN_OPEN_METRICS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub open_metrics: Option<bool>,
+    /// Origins of web pages that may use the API, with commas between, such as https://judge.example; "*" is all, with
+    /// --tokens only
+    #[arg(long, env = "QUORUN_CORS_ORIGIN", value_name = "LIST")]
+    pub cors_origin: Option<String>,
+    /// TLS for clients: the certificate and those between it and its CA, PEM; read anew when it changes, and on SIGHUP
+    #[arg(long, env = "QUORUN_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// TLS for clients: the key of the certificate, PEM
+    #[arg(long, env = "QUORUN_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// What the nodes know each other by: a file with a secret of 32 characters at least. Of several, one a line, this node
+    /// uses the first and takes all
+    #[arg(long, env = "QUORUN_CLUSTER_SECRET_FILE", value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
+    /// Draw the secret if the file is not there [default: false]
+    #[arg(long, env = "QUORUN_CLUSTER_SECRET_CREATE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub cluster_secret_create: Option<bool>,
+    /// Also take calls of nodes that have no secret: while a cluster gets its first one, node by node [default: false]
+    #[arg(long, env = "QUORUN_CLUSTER_SECRET_OPTIONAL", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub cluster_secret_optional: Option<bool>,
+    /// TLS between the nodes: this node's certificate, PEM, for the name quorun-node
+    #[arg(long, env = "QUORUN_PEER_TLS_CERT", value_name = "FILE")]
+    pub peer_tls_cert: Option<PathBuf>,
+    /// TLS between the nodes: the key of that certificate, PEM
+    #[arg(long, env = "QUORUN_PEER_TLS_KEY", value_name = "FILE")]
+    pub peer_tls_key: Option<PathBuf>,
+    /// TLS between the nodes: the cluster's own CA, PEM; whoever has a certificate of it is a node
+    #[arg(long, env = "QUORUN_PEER_TLS_CA", value_name = "FILE")]
+    pub peer_tls_ca: Option<PathBuf>,
     /// Finished jobs are kept this long, seconds [default: 86400]
     #[arg(long, env = "QUORUN_RETENTION_S", value_name = "S")]
     pub retention_s: Option<u64>,
@@ -247,6 +289,19 @@ impl Settings {
             max_waiting,
             max_client_waiting,
             max_body_mb,
+            idle_s,
+            tokens,
+            open,
+            open_metrics,
+            cors_origin,
+            tls_cert,
+            tls_key,
+            cluster_secret_file,
+            cluster_secret_create,
+            cluster_secret_optional,
+            peer_tls_cert,
+            peer_tls_key,
+            peer_tls_ca,
             retention_s,
             retention_mb,
             min_free_mb,
@@ -489,6 +544,8 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// How much is taken on at one time.
     pub bounds: Bounds,
+    /// Who may do what.
+    pub access: Access,
     /// How long finished jobs are kept.
     pub retention: Duration,
     /// How many bytes finished jobs may hold.
@@ -511,6 +568,7 @@ impl Config {
         let http = settings
             .http
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        let access = Access::new(&settings, http)?;
         let place = if settings.join.is_some() {
             Origin::joining(&settings)?
         } else {
@@ -607,6 +665,7 @@ impl Config {
                 },
             },
             bounds,
+            access,
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
             min_free_mib: settings.min_free_mb.unwrap_or(256),
@@ -695,8 +754,9 @@ impl Origin {
         );
         for url in &join {
             ensure!(
-                url.strip_prefix("http://")
-                    .is_some_and(|rest| !rest.is_empty()),
+                ["http://", "https://"].iter().any(|scheme| url
+                    .strip_prefix(scheme)
+                    .is_some_and(|rest| !rest.is_empty())),
                 "--join: \"{url}\" should be the URL of a node, for example http://host1:8080"
             );
         }
@@ -946,6 +1006,7 @@ mod tests {
         assert_eq!(config.advertise_http, "127.0.0.1:8080");
         let mut named = settings(1, "1=node1:7000");
         named.http = Some("0.0.0.0:8080".parse().unwrap());
+        named.open = Some(true);
         let config = Config::new(named).unwrap();
         assert_eq!(config.peer, "0.0.0.0:7000".parse().unwrap());
         assert_eq!(config.advertise_http, "node1:8080");

@@ -10,7 +10,7 @@ use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
     Command, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId, Output,
-    QueueBound, Rejection, Reply, TestCase,
+    Owner, QueueBound, Rejection, Reply, TestCase,
 };
 use tracing::info;
 
@@ -19,6 +19,7 @@ use crate::follow::{self, Followed};
 use crate::ledger::{self, ReadFailed};
 use crate::metrics::Metrics;
 use crate::output::Outputs;
+use crate::pace::Pace;
 use crate::pressure::Held;
 use crate::watchers::{Watch, Watchers};
 
@@ -41,6 +42,8 @@ pub enum Error {
         jobs: u64,
         /// How many may wait.
         limit: u64,
+        /// When to come again, seconds.
+        retry_s: u64,
     },
     /// The waiting jobs hold as much as they may.
     #[error(
@@ -51,7 +54,12 @@ pub enum Error {
         bytes: u64,
         /// What they may hold.
         limit: u64,
+        /// When to come again, seconds.
+        retry_s: u64,
     },
+    /// The owner has as much as its token allows.
+    #[error(transparent)]
+    OwnerBusy(#[from] OwnerBusy),
     /// This node's disk has little room.
     #[error(transparent)]
     DiskFull(#[from] Low),
@@ -82,11 +90,62 @@ pub enum Error {
 
 impl Error {
     /// What a rejection by the queue's bounds is to the client.
-    pub(crate) const fn of_queue(rejection: &Rejection) -> Option<Self> {
-        match *rejection {
-            Rejection::QueueFull { jobs, limit } => Some(Self::QueueFull { jobs, limit }),
-            Rejection::QueueHeavy { bytes, limit } => Some(Self::QueueHeavy { bytes, limit }),
-            _ => None,
+    pub(crate) fn of_queue(
+        rejection: &Rejection,
+        owner: Option<&Owner>,
+        retry_s: u64,
+    ) -> Option<Self> {
+        let busy = |field, value, limit| {
+            let owner = owner.map_or_else(String::new, |owner| owner.name.clone());
+            Self::OwnerBusy(OwnerBusy {
+                owner,
+                field,
+                value,
+                limit,
+                retry_s,
+            })
+        };
+        Some(match *rejection {
+            Rejection::QueueFull { jobs, limit } => Self::QueueFull {
+                jobs,
+                limit,
+                retry_s,
+            },
+            Rejection::QueueHeavy { bytes, limit } => Self::QueueHeavy {
+                bytes,
+                limit,
+                retry_s,
+            },
+            Rejection::OwnerBusy { jobs, limit } => busy("jobs", jobs, limit),
+            Rejection::OwnerQueueFull { jobs, limit } => busy("queue.jobs", jobs, limit),
+            Rejection::OwnerQueueHeavy { bytes, limit } => busy("queue.bytes", bytes, limit),
+            _ => return None,
+        })
+    }
+}
+
+/// That an owner has as much as its token allows.
+#[derive(Debug, thiserror::Error)]
+#[error("{owner} has {value} {} of the {limit} that its token allows in the whole cluster", self.what())]
+pub struct OwnerBusy {
+    /// Whose token it is.
+    pub owner: String,
+    /// What there is too much of: `jobs` without a result, `queue.jobs` that wait, or the `queue.bytes` of those.
+    pub field: &'static str,
+    /// How much there is.
+    pub value: u64,
+    /// How much there may be.
+    pub limit: u64,
+    /// When to come again, seconds.
+    pub retry_s: u64,
+}
+
+impl OwnerBusy {
+    fn what(&self) -> &'static str {
+        match self.field {
+            "jobs" => "unfinished jobs",
+            "queue.jobs" => "waiting jobs",
+            _ => "bytes of waiting jobs, and with this job would have more",
         }
     }
 }
@@ -123,6 +182,8 @@ struct Inner {
     queue: QueueBound,
     disk: DiskSpace,
     metrics: Metrics,
+    /// How fast the queue lets jobs in.
+    pace: Pace,
     /// Submissions on their way from here to the ledger, and what they weigh, nearly: the ledger does not count them yet.
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -132,6 +193,7 @@ struct Inner {
 pub struct Place {
     began: Instant,
     bytes: u64,
+    owner: Option<Owner>,
     body: Held,
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -171,6 +233,7 @@ impl Jobs {
                 queue,
                 disk,
                 metrics,
+                pace: Pace::default(),
                 under_way: Arc::default(),
             }),
         }
@@ -184,9 +247,11 @@ impl Jobs {
     pub async fn submit(
         &self,
         place: Place,
-        spec: JobSpec,
+        mut spec: JobSpec,
         key: Option<IdempotencyKey>,
     ) -> Result<Accepted, Error> {
+        // Not before the key's fingerprint was taken: an owner whose bounds have changed may repeat a request.
+        spec.owner.clone_from(&place.owner);
         let inner = Arc::clone(&self.inner);
         inner.metrics.http.since(place.began);
         let task = tokio::spawn(async move {
@@ -210,11 +275,12 @@ impl Jobs {
     pub async fn admit(
         &self,
         began: Instant,
+        owner: Option<Owner>,
         key: Option<&str>,
         bytes: u64,
         body: Held,
     ) -> Result<Place, Error> {
-        let granted = self.inner.admit(key, bytes).await;
+        let granted = self.inner.admit(owner.as_ref(), key, bytes).await;
         if let Err(error) = granted {
             self.inner.metrics.not_taken(&error);
             return Err(error);
@@ -225,6 +291,7 @@ impl Jobs {
         Ok(Place {
             began,
             bytes,
+            owner,
             body,
             under_way,
         })
@@ -326,6 +393,27 @@ impl Jobs {
         Ok(spec.tests)
     }
 
+    /// That there is a job which `sees` admits. What it does not admit is not there, and found out in the same way.
+    ///
+    /// # Errors
+    /// When there is none, or the cluster cannot be asked.
+    pub async fn seen(
+        &self,
+        job: JobId,
+        stale: bool,
+        sees: impl Fn(&Job) -> bool,
+    ) -> Result<(), Error> {
+        let look = || ledger::look(&self.inner.consensus, move |view| view.job(job));
+        if look().await?.is_some_and(|job| sees(&job)) {
+            return Ok(());
+        }
+        if !stale {
+            self.inner.linearize().await?;
+        }
+        let seen = look().await?.is_some_and(|job| sees(&job));
+        seen.then_some(()).ok_or(Error::NotFound(job))
+    }
+
     /// Lists jobs, newest first. Linearizable unless `stale`.
     ///
     /// # Errors
@@ -390,45 +478,71 @@ impl Jobs {
 }
 
 impl Inner {
-    async fn admit(&self, key: Option<&str>, bytes: u64) -> Result<(), Error> {
+    async fn admit(
+        &self,
+        owner: Option<&Owner>,
+        key: Option<&str>,
+        bytes: u64,
+    ) -> Result<(), Error> {
         if let Some(low) = self.disk.low() {
             return Err(low.into());
         }
         let figures = &self.consensus.metrics().figures;
         let jobs = figures.queued() + self.under_way.0.load(Ordering::Relaxed);
         let held = figures.queued_bytes() + self.under_way.1.load(Ordering::Relaxed);
-        let Some(rejection) = self.queue.refuses(jobs, held, bytes) else {
+        let mut rejection = self.queue.refuses(jobs, held, bytes);
+        if rejection.is_none()
+            && let Some(owner) = owner
+            && (owner.max_jobs.is_some() || owner.queue_percent.is_some())
+        {
+            let name = owner.name.clone();
+            let load = ledger::look(&self.consensus, move |view| view.owner_load(&name)).await?;
+            rejection = owner.refuses(&load, bytes, Some(self.queue));
+        }
+        let Some(rejection) = rejection else {
             return Ok(());
         };
+        let whose = owner.map(|owner| owner.name.clone());
         if let Some(key) = key.map(ToOwned::to_owned)
-            && ledger::read(&self.consensus, move |view| view.key(&key))
-                .await?
-                .is_some()
+            && ledger::read(&self.consensus, move |view| {
+                view.key(whose.as_deref(), &key)
+            })
+            .await?
+            .is_some()
         {
             return Ok(());
         }
-        Err(Error::of_queue(&rejection).unwrap_or(Error::NoLeader))
+        Err(Error::of_queue(&rejection, owner, self.come_again()).unwrap_or(Error::NoLeader))
     }
 
     async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<Accepted, Error> {
         let id = JobId::new(uuid::Uuid::now_v7());
         let language = spec.language.clone();
+        let owner = spec.owner.clone();
         let watch = self.watchers.watch(id);
         match self.propose(Command::Submit { id, spec, key }, id).await? {
             Reply::Submitted { job, joined } => {
                 // A retry of the proposal finds its own id: that is this submission, not an earlier one.
                 let joined = joined && job != id;
                 self.metrics.accepted(joined);
-                info!(%job, language, joined, "job accepted");
+                let owner = owner.as_ref().map(|owner| owner.name.as_str());
+                info!(%job, language, owner, joined, "job accepted");
                 let watch = (job == id).then_some(watch);
                 Ok(Accepted { job, watch })
             }
             Reply::Rejected(Rejection::KeyConflict { job }) => Err(Error::KeyConflict { job }),
             Reply::Rejected(rejection) => {
-                Err(Error::of_queue(&rejection).unwrap_or(Error::Unknown { job: id }))
+                let error = Error::of_queue(&rejection, owner.as_ref(), self.come_again());
+                Err(error.unwrap_or(Error::Unknown { job: id }))
             }
             _ => Err(Error::Unknown { job: id }),
         }
+    }
+
+    /// When somebody should come again for whom the queue has no place: jobs leave it as they finish.
+    fn come_again(&self) -> u64 {
+        let finished = self.metrics.finishes();
+        self.pace.come_again(finished, Instant::now())
     }
 
     async fn propose(&self, command: Command, job: JobId) -> Result<Reply, Error> {

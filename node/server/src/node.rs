@@ -14,11 +14,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use crate::access::config::is_loopback;
 use crate::config::Config;
 use crate::disk_space;
-use crate::http::{self, App, Clients};
+use crate::http::{self, App, Clients, Server};
 use crate::identity;
 use crate::jobs::Jobs;
 use crate::join;
@@ -27,7 +28,7 @@ use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::output::Outputs;
 use crate::peer_service::PeerService;
-use crate::pressure::{Client, Pressure};
+use crate::pressure::Pressure;
 use crate::roster::Roster;
 use crate::scheduler::Scheduler;
 use crate::settings::{ClusterSettings, Effective};
@@ -71,12 +72,27 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         version = crate::VERSION,
         "node starts"
     );
+    if config.access.peers.secrets.is_empty()
+        && config.access.peers.tls.is_none()
+        && !is_loopback(config.peer.ip())
+    {
+        warn!(
+            address = %config.peer,
+            "whoever reaches the peer port can take part in the cluster: give all nodes a --cluster-secret-file, or --peer-tls-…"
+        );
+    }
     let (executor, upkeep) = start_executor(&config, incarnation)?;
     let mut tasks = JoinSet::new();
     tasks.spawn(upkeep);
     let told_by = config.free_mib_file.as_deref();
     let (guard, disk) = disk_space::Guard::new(&config.data, config.min_free_mib, told_by);
     tasks.spawn(guard.run());
+    if let Some(tokens) = config.access.tokens.clone() {
+        tasks.spawn(tokens.follow());
+    }
+    if let Some(certificate) = config.access.certificate.clone() {
+        tasks.spawn(certificate.follow());
+    }
 
     let process = uuid::Uuid::now_v7().to_string();
     let liveness = Liveness::new(config.node_timeout);
@@ -95,6 +111,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         log_kept: quorun_consensus::Options::LOG_KEPT,
         incarnation: Some(incarnation),
         queue: Some(config.ceilings.queue),
+        access: config.access.peers.clone(),
         dial: config.dial.clone(),
     };
     let service = {
@@ -248,7 +265,7 @@ fn switch_bug_on() -> anyhow::Result<()> {
     let bug = quorun_ledger::bugs::Bug::named(&name)
         .with_context(|| format!("QUORUN_BUG: there is no bug named {name}"))?;
     bug.switch_on();
-    error!(bug = name, "this node has a bug");
+    tracing::error!(bug = name, "this node has a bug");
     Ok(())
 }
 
@@ -291,16 +308,24 @@ fn serve_http(
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let address = listener.local_addr().context("the HTTP listener")?;
     let listener = tokio::net::TcpListener::from_std(listener).context("the HTTP listener")?;
-    let clients = Clients::new(listener, app.pressure.clone(), app.metrics.clone());
-    let service = http::router(app).into_make_service_with_connect_info::<Client>();
-    info!(%address, "listening for clients");
-    Ok(tokio::spawn(async move {
-        let serve = axum::serve(clients, service)
-            .with_graceful_shutdown(async move { closing.cancelled().await });
-        if let Err(error) = serve.await {
-            error!(%error, "serving clients ended");
-        }
-    }))
+    let access = &app.config.access;
+    let certificate = access.certificate.clone();
+    let (pressure, metrics) = (app.pressure.clone(), app.metrics.clone());
+    let secure = certificate.is_some();
+    info!(%address, tls = secure, tokens = access.tokens.is_some(), "listening for clients");
+    if access.tokens.is_none() && !is_loopback(address.ip()) {
+        warn!(
+            %address,
+            "there are no tokens: whoever reaches this address can run programs and change the cluster (--open)"
+        );
+    }
+    let server = Server {
+        clients: Clients::new(listener, pressure, metrics, secure),
+        idle: access.idle,
+        certificate,
+        router: http::router(app),
+    };
+    Ok(tokio::spawn(server.run(closing)))
 }
 
 /// Passes on what the ledger says to those it concerns.
@@ -318,6 +343,9 @@ async fn dispatch(
                 for event in events {
                     if matches!(event, Event::Assigned { attempt: 2.., .. }) {
                         metrics.retried();
+                    }
+                    if matches!(event, Event::Finished { .. }) {
+                        metrics.finished();
                     }
                     let done = match event {
                         Event::SettingsChanged => settings.changed(&consensus).await,

@@ -272,6 +272,7 @@ impl Job {
             stop_on_failure: false,
             outputs: self.outputs.clone(),
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
             ..JobSpec::default()

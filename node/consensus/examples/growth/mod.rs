@@ -218,6 +218,7 @@ impl Jobs {
             limits: Limits::default(),
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 86_400_000,
             max_attempts: 3,
             ..JobSpec::default()

@@ -46,6 +46,7 @@ fn submit(number: u64, size: usize) -> Command {
             },
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
             ..JobSpec::default()

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorun_consensus::{ClusterId, Error, Handle, Member, Notice, Options, Status};
+use quorun_consensus::{ClusterId, Error, Handle, Member, Notice, Options, PeerAccess, Status};
 use quorun_ledger::{
     Command, Completion, JobId, JobResult, JobSpec, Limits, NodeId, Outcome, Output, Reply,
     SourceFile, StateHash, Verdict,
@@ -262,6 +262,8 @@ pub struct Cluster {
     pub log_kept: u64,
     /// Addresses that all nodes dial at another address.
     pub dial: BTreeMap<String, String>,
+    /// By what the nodes know each other.
+    pub access: PeerAccess,
 }
 
 pub fn init_logs() {
@@ -301,6 +303,7 @@ impl Cluster {
             snapshot_after: 20_000,
             log_kept: Options::LOG_KEPT,
             dial: BTreeMap::new(),
+            access: PeerAccess::default(),
         }
     }
 
@@ -335,6 +338,7 @@ impl Cluster {
         options.snapshot_after = self.snapshot_after;
         options.log_kept = self.log_kept;
         options.dial = self.dial.clone();
+        options.access = self.access.clone();
         options
     }
 

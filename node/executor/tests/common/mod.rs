@@ -124,6 +124,7 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
             limits: limits(),
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
             ..JobSpec::default()

@@ -7,6 +7,8 @@ use crate::node::NodeId;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
+use super::owners;
+
 /// Queues a job behind all others.
 pub(super) fn enqueue_back<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
     let order = tx.counters.back;
@@ -26,6 +28,7 @@ fn enqueue<S: Store>(tx: &mut Transaction<S>, mut job: Job, order: u64) -> Resul
     job.order = Some(order);
     tx.counters.queued += 1;
     tx.counters.queued_bytes += job.weight;
+    owners::queued(tx, &job)?;
     tx.put(keys::queued(&job.language, order), &job.id)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Queued { job: job.id });
@@ -39,6 +42,7 @@ fn dequeue<S: Store>(tx: &mut Transaction<S>, job: &mut Job) -> Result<(), Store
     })?;
     tx.counters.queued -= 1;
     tx.counters.queued_bytes -= job.weight;
+    owners::dequeued(tx, job)?;
     tx.remove(keys::queued(&job.language, order))
 }
 
@@ -102,6 +106,7 @@ pub(super) fn finish<S: Store>(
             )));
         }
     }
+    owners::finished(tx, &job)?;
     job.state = JobState::Finished;
     job.finished_ms = Some(tx.counters.time_ms);
     job.outcome = Some(result.outcome);

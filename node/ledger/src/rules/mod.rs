@@ -6,6 +6,7 @@ mod complete;
 mod expire;
 mod jobs;
 mod nodes;
+mod owners;
 pub(crate) mod placement;
 mod submit;
 

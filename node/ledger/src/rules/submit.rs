@@ -7,11 +7,11 @@ use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 use crate::view::KeyRecord;
 
-use super::jobs;
+use super::{jobs, owners};
 
 /// A submission is taken once: the same id is the same proposal come twice, the same key with the same fingerprint a
 /// client's retry; both join the first job, however full the queue is. The same key with another fingerprint is a mistake
-/// of the client.
+/// of the client. Both are looked up among the jobs of the same owner.
 pub(super) fn submit<S: Store>(
     tx: &mut Transaction<S>,
     id: JobId,
@@ -25,8 +25,10 @@ pub(super) fn submit<S: Store>(
             joined: true,
         });
     }
+    let owner = spec.owner.as_ref();
+    let name = owner.map(|owner| owner.name.as_str());
     if let Some(key) = &key
-        && let Some(first) = tx.view().key(&key.key)?
+        && let Some(first) = tx.view().key(name, &key.key)?
     {
         return Ok(if first.fingerprint == key.fingerprint {
             Reply::Submitted {
@@ -42,12 +44,18 @@ pub(super) fn submit<S: Store>(
     if let Some(rejection) = queue.and_then(|bound| bound.refuses(jobs, bytes, weight)) {
         return Ok(Reply::Rejected(rejection));
     }
+    if let Some(owner) = owner {
+        if let Some(rejection) = owners::refuses(tx, owner, weight, queue)? {
+            return Ok(Reply::Rejected(rejection));
+        }
+        owners::accepted(tx, &owner.name, id)?;
+    }
     if let Some(key) = &key {
         let record = KeyRecord {
             job: id,
             fingerprint: key.fingerprint,
         };
-        tx.put(keys::idempotency(&key.key), &record)?;
+        tx.put(keys::idempotency(name, &key.key), &record)?;
     }
     tx.put(keys::spec(id), spec)?;
     let job = Job {
@@ -64,6 +72,7 @@ pub(super) fn submit<S: Store>(
         outcome: None,
         labels: spec.labels.clone(),
         key: key.map(|k| k.key),
+        owner: name.map(ToOwned::to_owned),
         retention_ms: spec.retention_ms,
         weight,
     };

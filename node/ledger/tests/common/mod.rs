@@ -86,6 +86,7 @@ pub fn spec(language: &str) -> JobSpec {
         },
         labels: Vec::new(),
         isolation_key: None,
+        owner: None,
         retention_ms: 60_000,
         max_attempts: 3,
         ..JobSpec::default()

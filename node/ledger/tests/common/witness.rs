@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use quorun_ledger::{
-    Applied, Command, Event, Job, JobId, JobState, MemoryStore, NodeId, Output, Reply, StateHash,
-    View, keys,
+    Applied, Command, Event, Job, JobId, JobState, MemoryStore, NodeId, Output, OwnerLoad, Reply,
+    StateHash, View, keys,
 };
 
 /// For each command the job that it submits, if it submits one.
@@ -46,6 +46,38 @@ impl Witness {
         });
         self.ended.extend(ended);
         self.look(store);
+    }
+
+    /// What is kept of the owners is what their jobs say, and nothing else is kept.
+    fn look_at_owners(&self, store: &MemoryStore) {
+        let view = View::new(store);
+        let mut loads: BTreeMap<String, OwnerLoad> = BTreeMap::new();
+        let mut owned = BTreeSet::new();
+        for job in self.accepted.iter().filter_map(|id| view.job(*id).unwrap()) {
+            let Some(owner) = &job.owner else { continue };
+            let spec = view.spec(job.id).unwrap().unwrap();
+            assert_eq!(spec.owner.map(|owner| owner.name).as_ref(), Some(owner));
+            owned.insert(keys::owned(owner, job.id));
+            if let Some(key) = &job.key {
+                assert_eq!(view.key(Some(owner), key).unwrap().unwrap().job, job.id);
+            }
+            if job.state == JobState::Finished {
+                continue;
+            }
+            let load = loads.entry(owner.clone()).or_default();
+            load.unfinished += 1;
+            if job.state == JobState::Queued {
+                load.queued += 1;
+                load.queued_bytes += job.weight;
+            }
+        }
+        let kept = |letter: u8| store.iter().filter(move |(key, _)| key[0] == letter);
+        assert_eq!(kept(b'u').count(), owned.len());
+        assert!(kept(b'u').all(|(key, _)| owned.contains(&key[..])));
+        assert_eq!(kept(b'v').count(), loads.len());
+        for (owner, load) in &loads {
+            assert_eq!(view.owner_load(owner).unwrap(), *load, "{owner}");
+        }
     }
 
     fn look(&mut self, store: &MemoryStore) {
@@ -99,6 +131,7 @@ impl Witness {
                 }
             }
         }
+        self.look_at_owners(store);
         let counters = view.counters().unwrap();
         assert_eq!(counters.queued, queued);
         assert_eq!(counters.running, running);

@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::Target;
-use super::client::{Client, problem};
+use super::client::problem;
 
 /// Look at a cluster, and change it.
 #[derive(Debug, Subcommand)]
@@ -167,7 +167,7 @@ async fn ask(
     path: &str,
     body: Option<Value>,
 ) -> anyhow::Result<Value> {
-    let client = Client::new(&target.url)?;
+    let client = target.client()?;
     let (status, answer) = client.json(method, path, body.as_ref()).await?;
     if !status.is_success() {
         bail!("{status}: {}", problem(&answer));

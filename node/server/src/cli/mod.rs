@@ -9,7 +9,9 @@ mod health;
 mod local;
 mod run;
 mod serve;
+mod token;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -39,6 +41,9 @@ enum Command {
     /// Look at a cluster, and change it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Make API tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     Bench(Box<bench::BenchArgs>),
     /// Exit with 0 if a node can take requests and work, with 1 otherwise
     Health(health::HealthArgs),
@@ -55,6 +60,21 @@ struct Target {
         value_name = "URL"
     )]
     url: String,
+    /// A file with the token to use [default: $QUORUN_TOKEN]
+    #[arg(long, env = "QUORUN_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The CA of the nodes' certificates, PEM, for a URL with https [default: those of the system]
+    #[arg(long, env = "QUORUN_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+impl Target {
+    /// A client of it.
+    fn client(&self) -> anyhow::Result<client::Client> {
+        let credentials =
+            client::Credentials::read(self.token_file.as_deref(), self.ca_file.as_deref())?;
+        client::Client::with(&self.url, &credentials)
+    }
 }
 
 /// Parses the command line and does what it says.
@@ -79,6 +99,7 @@ pub fn main() -> ExitCode {
             Command::Dev(args) => dev::dev(args).await,
             Command::Run(args) => run::run(args).await,
             Command::Cluster(command) => cluster::cluster(command).await,
+            Command::Token(command) => token::token(command),
             Command::Bench(args) => bench::bench(*args).await,
             Command::Health(args) => health::health(args).await,
         }

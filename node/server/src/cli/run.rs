@@ -40,7 +40,7 @@ pub struct RunArgs {
 
 /// Runs the program: prints what it prints while it prints it, and exits as it exits.
 pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.target.url)?;
+    let client = args.target.client()?;
     let source = read(&args.file)?;
     let language = match args.lang {
         Some(language) => language,

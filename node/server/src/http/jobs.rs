@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use quorun_ledger::{JobFilter, JobId, JobState};
 use serde::Deserialize;
@@ -18,6 +18,7 @@ use super::problem::Problem;
 use super::submission::{JobRequest, idempotency};
 use super::view::Encoding;
 use super::{App, body, job_id, path, view};
+use crate::access::Caller;
 use crate::jobs::{Details, Error};
 use crate::pressure::Client;
 
@@ -68,6 +69,7 @@ fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
 pub async fn submit(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
+    Extension(caller): Extension<Caller>,
     query: Result<Query<SubmitParams>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
@@ -81,7 +83,7 @@ pub async fn submit(
     let rules = app.rules();
     let limit = rules.json_body_limit();
     let waits = patience.is_some();
-    let (entry, body) = gate::enter(&app, client, &headers, body, limit, waits).await?;
+    let (entry, body) = gate::enter(&app, (client, &caller), &headers, body, limit, waits).await?;
     let Entry {
         mut place,
         waits: _waits,
@@ -151,6 +153,7 @@ pub async fn get(
 /// Lists jobs.
 pub async fn list(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     query: Result<Query<ListParams>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
     let params = params(query)?;
@@ -197,6 +200,7 @@ pub async fn list(
         state,
         language,
         label: params.label,
+        owner: caller.only().map(ToOwned::to_owned),
     };
     let page = app.jobs.list(filter, cursor, limit, stale).await?;
     let jobs: Vec<_> = page.jobs.iter().map(view::summary).collect();

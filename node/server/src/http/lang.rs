@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{ConnectInfo, Path, Query, State};
@@ -19,6 +20,7 @@ use super::gate::{self, Entry};
 use super::problem::Problem;
 use super::submission::{JobRequest, empty_source, idempotency};
 use super::{App, body, path, view};
+use crate::access::Caller;
 use crate::follow::Followed;
 use crate::jobs::{Details, Error};
 use crate::pressure::{Client, Held};
@@ -49,6 +51,7 @@ pub struct Params {
 pub async fn run(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
+    Extension(caller): Extension<Caller>,
     language: Result<Path<String>, PathRejection>,
     query: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
@@ -64,7 +67,7 @@ pub async fn run(
     let rules = app.rules();
     rules.language(&language)?;
     let limit = app.config.ceilings.source_bytes;
-    let (entry, body) = gate::enter(&app, client, &headers, body, limit, true).await?;
+    let (entry, body) = gate::enter(&app, (client, &caller), &headers, body, limit, true).await?;
     let Entry { mut place, waits } = entry;
     let source = body::read(&headers, body, limit).await?;
     place.body_is(source.len());

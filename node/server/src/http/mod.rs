@@ -1,6 +1,7 @@
 //! What clients see. One file for each surface; `listener` takes the connections, `gate` decides what is
-//! let in before its body is read, `problem` and `submission` are what they share.
+//! let in before its body is read, `serve` holds connections to their deadlines, `access` knows who sends a request, `problem` and `submission` are what they share.
 
+mod access;
 mod body;
 mod cluster;
 mod events;
@@ -15,6 +16,7 @@ mod listener;
 mod members;
 mod metrics;
 mod problem;
+mod serve;
 mod submission;
 mod view;
 
@@ -45,6 +47,7 @@ use problem::Problem;
 use submission::Rules;
 
 pub use listener::Clients;
+pub use serve::Server;
 pub use submission::largest_body;
 
 /// How long a client that waits for the end of a job goes on waiting when its node is about to end.
@@ -95,7 +98,7 @@ impl App {
 
 /// All routes.
 pub fn router(app: App) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/lang/{language}", post(lang::run))
         .route("/v1/jobs", post(jobs::submit).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
@@ -126,6 +129,12 @@ pub fn router(app: App) -> Router {
             )
             .into_response()
         }))
+        .layer(middleware::from_fn_with_state(app.clone(), access::admit));
+    let router = match access::pages(&app.config.access.origins) {
+        Some(pages) => router.layer(pages),
+        None => router,
+    };
+    router
         .layer(middleware::map_response_with_state(
             app.clone(),
             close_when_draining,

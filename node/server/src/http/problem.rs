@@ -15,7 +15,7 @@ pub struct Problem {
     kind: &'static str,
     title: &'static str,
     members: Map<String, Value>,
-    retry_after: bool,
+    retry_after: Option<u64>,
     close: bool,
 }
 
@@ -34,7 +34,7 @@ impl Problem {
             kind,
             title,
             members,
-            retry_after: false,
+            retry_after: None,
             close: false,
         }
     }
@@ -100,8 +100,13 @@ impl Problem {
     }
 
     /// Tells the client to try again soon.
-    pub fn retry(mut self) -> Self {
-        self.retry_after = true;
+    pub fn retry(self) -> Self {
+        self.retry_after(1)
+    }
+
+    /// Tells the client to try again after so many seconds.
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
         self
     }
 }
@@ -122,8 +127,8 @@ impl IntoResponse for Problem {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         if self.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -143,7 +148,12 @@ impl From<Full> for Problem {
             Thing::Waiting => ("waiting", "requests that wait for a job"),
             Thing::BodyBytes => ("body_bytes", "bytes of request bodies under way"),
         };
-        let Full { value, limit, .. } = full;
+        let Full {
+            value,
+            limit,
+            retry_s,
+            ..
+        } = full;
         let problem = match full.whose {
             Whose::Client => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
@@ -166,7 +176,7 @@ impl From<Full> for Problem {
             .with("field", field)
             .with("value", value)
             .with("limit", limit)
-            .retry()
+            .retry_after(retry_s)
     }
 }
 
@@ -181,7 +191,11 @@ impl From<jobs::Error> for Problem {
                 format!("{detail}; use a new key for a new request"),
             )
             .with("job", job.to_string()),
-            jobs::Error::QueueFull { jobs, limit } => Self::new(
+            jobs::Error::QueueFull {
+                jobs,
+                limit,
+                retry_s,
+            } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "queue-full",
                 "Too many jobs are waiting",
@@ -190,8 +204,12 @@ impl From<jobs::Error> for Problem {
             .with("field", "queue.jobs")
             .with("value", jobs)
             .with("limit", limit)
-            .retry(),
-            jobs::Error::QueueHeavy { bytes, limit } => Self::new(
+            .retry_after(retry_s),
+            jobs::Error::QueueHeavy {
+                bytes,
+                limit,
+                retry_s,
+            } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "queue-full",
                 "The waiting jobs hold too much",
@@ -200,7 +218,17 @@ impl From<jobs::Error> for Problem {
             .with("field", "queue.bytes")
             .with("value", bytes)
             .with("limit", limit)
-            .retry(),
+            .retry_after(retry_s),
+            jobs::Error::OwnerBusy(busy) => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "owner-busy",
+                "The owner of this token has too much under way",
+                detail,
+            )
+            .with("field", busy.field)
+            .with("value", busy.value)
+            .with("limit", busy.limit)
+            .retry_after(busy.retry_s),
             jobs::Error::DiskFull(low) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "disk-full",

@@ -232,6 +232,7 @@ impl Rules<'_> {
             limits,
             labels: request.labels,
             isolation_key: request.isolation_key,
+            owner: None, // whoever takes the submission in says whose it is
             retention_ms: retention_s.max(KEPT_AT_LEAST.as_secs()) * 1000,
             max_attempts: MAX_ATTEMPTS,
         })

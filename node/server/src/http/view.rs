@@ -99,7 +99,12 @@ pub fn summary(job: &Job) -> Map<String, Value> {
         "finished_at": time(job.finished_ms),
     });
     match body {
-        Value::Object(map) => map,
+        Value::Object(mut map) => {
+            if let Some(owner) = &job.owner {
+                map.insert("owner".to_owned(), owner.as_str().into());
+            }
+            map
+        }
         _ => Map::new(),
     }
 }
