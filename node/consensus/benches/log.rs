@@ -87,6 +87,7 @@ impl Node {
             isolation_key: None,
             retention_ms: 86_400_000,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         let id = JobId::from_slice(&u128::from(number).to_be_bytes()).unwrap();
         let handle = self.handle.clone();

@@ -445,6 +445,7 @@ fn task(image: &str, program: Program<'_>) -> Task {
             isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         },
     }
 }

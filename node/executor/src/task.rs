@@ -209,6 +209,7 @@ pub(crate) mod tests {
                 isolation_key: None,
                 tests: Vec::new(),
                 stop_on_failure: false,
+                ..JobSpec::default()
             },
         }
     }

@@ -51,7 +51,7 @@ pub(crate) fn result(
             stdout_truncated,
             stderr_truncated,
             compile: compile.map(compile_output),
-            tests: Vec::new(),
+            ..Output::default()
         },
     }
 }

@@ -103,6 +103,7 @@ fn submit(number: u64) -> Command {
         isolation_key: None,
         retention_ms: 86_400_000,
         max_attempts: 3,
+        ..JobSpec::default()
     };
     Command::Submit {
         id: id(number),

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::callback::Callback;
 use crate::node::NodeId;
+use crate::priority::Priority;
 
 /// The id of a job, for ever. A UUID of version 7, so that ids sort by the time of their submission; drawn by the node
 /// that accepts the job.
@@ -195,9 +197,21 @@ pub struct JobSpec {
     pub retention_ms: u64,
     /// How often the job may be tried before it ends with `internal_error`.
     pub max_attempts: u32,
+    /// Which level of the queue it waits in.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// Who is to be told that it has finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<Callback>,
 }
 
 impl JobSpec {
+    /// Whether every version of the program queues it in the same way.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.priority == Priority::Normal && self.callback.is_none()
+    }
+
     /// What the submission weighs, bytes: the payload, not its encoding.
     #[must_use]
     pub fn weight(&self) -> u64 {
@@ -213,7 +227,8 @@ impl JobSpec {
             .iter()
             .map(|test| test.stdin.len() + test.expected.as_ref().map_or(0, Bytes::len))
             .sum();
-        (files + args + env + self.stdin.len() + tests) as u64
+        let callback = self.callback.as_ref().map_or(0, Callback::weight);
+        (files + args + env + self.stdin.len() + tests) as u64 + callback
     }
 }
 
@@ -396,6 +411,9 @@ pub struct Output {
     /// How the test cases went, in their order: all that were run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<TestResult>,
+    /// How long the attempt took its node, from taking it up until the report, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt_us: Option<u64>,
 }
 
 impl Output {
@@ -476,6 +494,12 @@ pub struct Job {
     pub retention_ms: u64,
     /// Bytes of submission and output that it holds.
     pub weight: u64,
+    /// Which level of the queue it waits in.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// Somebody is to be told that it has finished: there is a delivery.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub callback: bool,
 }
 
 impl Job {
@@ -544,6 +568,7 @@ mod tests {
             isolation_key: None,
             retention_ms: 1,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         let output = Output {
             compile: Some(Compile::default()),
@@ -564,6 +589,9 @@ mod tests {
             "file_kb",
             "stack_kb",
             "cached",
+            "attempt_us",
+            "priority",
+            "callback",
         ] {
             assert!(!holds(&spec, name) && !holds(&output, name), "{name}");
         }

@@ -6,14 +6,16 @@
 //! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
 //! | `d` | node | empty: nodes that were removed for ever |
 //! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
+//! | `h` | job | [`Delivery`](crate::callback::Delivery) of the job's end to whoever wants to be told |
 //! | `i` | idempotency key | the job that has it, and the request's fingerprint |
 //! | `j` | job | [`Job`](crate::job::Job) |
 //! | `m` | node | [`Admission`](crate::node::Admission) of a node that was let in |
 //! | `n` | node | [`Node`](crate::node::Node) |
 //! | `o` | job | [`Output`](crate::job::Output) |
 //! | `p` | | [`Settings`](crate::settings::Settings) of the cluster |
-//! | `q` | language, 0, order | the queued job |
+//! | `q` | language, 0, order | the queued job; the order says its level, [`Priority`](crate::priority::Priority) |
 //! | `s` | job | [`JobSpec`](crate::job::JobSpec) |
+//! | `w` | time, job | the receiver's host: deliveries that are to be sent, by when |
 //!
 //! Numbers are big-endian, so that keys sort as they do. All tables start with a letter below `z`; keys from `z` on
 //! belong to whoever keeps the records.
@@ -54,6 +56,13 @@ pub fn job(id: JobId) -> Vec<u8> {
 #[must_use]
 pub fn jobs() -> Range {
     table(b'j')
+}
+
+/// The first key of a job whose id was drawn at a time, Unix milliseconds, or later. Ids begin with 48 bits of it.
+#[must_use]
+pub fn jobs_from(time_ms: u64) -> Vec<u8> {
+    let time_ms = time_ms.min((1 << 48) - 1);
+    key(b'j', &[&time_ms.to_be_bytes()[2..]])
 }
 
 /// What was submitted.
@@ -133,6 +142,24 @@ pub fn job_of_attempt(key: &[u8]) -> Option<JobId> {
     key.get(9..).and_then(JobId::from_slice)
 }
 
+/// The delivery of a job's end.
+#[must_use]
+pub fn delivery(job: JobId) -> Vec<u8> {
+    key(b'h', &[job.as_bytes()])
+}
+
+/// A delivery that is to be sent, in the order of its time.
+#[must_use]
+pub fn due(time_ms: u64, job: JobId) -> Vec<u8> {
+    key(b'w', &[&time_ms.to_be_bytes(), job.as_bytes()])
+}
+
+/// All deliveries that are to be sent.
+#[must_use]
+pub fn dues() -> Range {
+    table(b'w')
+}
+
 /// An idempotency key.
 #[must_use]
 pub fn idempotency(value: &str) -> Vec<u8> {
@@ -178,7 +205,7 @@ pub fn expiries() -> Range {
     table(b'e')
 }
 
-/// Time and job of an [`expiry`] key.
+/// Time and job of an [`expiry`] key, or of a [`due`] one.
 #[must_use]
 pub fn parts_of_expiry(key: &[u8]) -> Option<(u64, JobId)> {
     let time = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);

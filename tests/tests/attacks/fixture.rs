@@ -265,6 +265,7 @@ impl Job {
             isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         Task {
             job: JobId::new(uuid::Uuid::now_v7()),

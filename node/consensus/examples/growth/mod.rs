@@ -220,6 +220,7 @@ impl Jobs {
             isolation_key: None,
             retention_ms: 86_400_000,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         let submit = Command::Submit {
             id: job,

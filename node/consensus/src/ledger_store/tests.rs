@@ -48,6 +48,7 @@ fn submit(number: u64, size: usize) -> Command {
             isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         },
         key: None,
     }

@@ -126,6 +126,7 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
             isolation_key: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         },
         language,
     }

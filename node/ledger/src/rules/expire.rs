@@ -6,6 +6,8 @@ use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 use crate::view;
 
+use super::callback;
+
 /// Removes jobs in the order of their expiry, as long as they are over their time or all together over `keep_bytes`.
 pub(super) fn expire<S: Store>(
     tx: &mut Transaction<S>,
@@ -30,6 +32,7 @@ pub(super) fn expire<S: Store>(
         if let Some(value) = &job.key {
             tx.remove(keys::idempotency(value))?;
         }
+        callback::forget(tx, &job)?;
         tx.remove(key.to_vec())?;
         tx.remove(keys::spec(id))?;
         tx.remove(keys::output(id))?;
