@@ -10,6 +10,11 @@ use quorun_tests::{Client, Cluster, Executor, Plan, Witness, eventually, program
 use reqwest::Method;
 use serde_json::{Value, json};
 
+#[path = "jobs/callbacks.rs"]
+mod callbacks;
+#[path = "jobs/many.rs"]
+mod many;
+
 /// Prints, waits until the file that it reads the name of is there, and prints again.
 const TWO_PARTS: &str = "
 import os, sys, time

@@ -1,4 +1,7 @@
-//! What clients want of jobs, whatever surface they come through: submit, wait, look, list, cancel, follow.
+//! What clients want of jobs, whatever surface they come through: submit, wait, look, list, cancel, follow. `many` has what
+//! concerns several jobs at once.
+
+mod many;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,18 +12,21 @@ use futures::Stream;
 use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
-    Command, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId, Output,
-    QueueBound, Rejection, Reply,
+    Command, Delivery, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId,
+    Output, QueueBound, Rejection, Reply, Submission, Taken,
 };
 use tracing::info;
 
 use crate::disk_space::{DiskSpace, Low};
 use crate::follow::{self, Followed};
+use crate::insight::Throughput;
 use crate::ledger::{self, ReadFailed};
 use crate::metrics::Metrics;
 use crate::output::Outputs;
 use crate::pressure::Held;
 use crate::watchers::{Watch, Watchers};
+
+pub use many::{Until, key_of_item, wait_estimate};
 
 /// How long a proposal or a linearizable read may take before the client is told to try again.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -98,6 +104,19 @@ pub struct Details {
     pub job: Job,
     /// What it printed, once it has finished.
     pub output: Output,
+    /// How much longer it waits; only where somebody asks for a job that is queued.
+    pub waits: Option<Waits>,
+    /// How its end is told to whoever wants to be told.
+    pub callback: Option<Delivery>,
+}
+
+/// What a queued job can expect.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    /// Its place in the queue, from 1.
+    pub position: u64,
+    /// How long that takes at the rate of the last minute, if anything was begun in it.
+    pub estimate: Option<Duration>,
 }
 
 /// A submission that was accepted.
@@ -123,6 +142,7 @@ struct Inner {
     queue: QueueBound,
     disk: DiskSpace,
     metrics: Metrics,
+    throughput: Throughput,
     /// Submissions on their way from here to the ledger, and what they weigh, nearly: the ledger does not count them yet.
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -131,6 +151,7 @@ struct Inner {
 #[derive(Debug)]
 pub struct Place {
     began: Instant,
+    jobs: u64,
     bytes: u64,
     body: Held,
     under_way: Arc<(AtomicU64, AtomicU64)>,
@@ -145,7 +166,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.under_way.0.fetch_sub(1, Ordering::Relaxed);
+        self.under_way.0.fetch_sub(self.jobs, Ordering::Relaxed);
         self.under_way.1.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
@@ -160,7 +181,7 @@ impl Jobs {
         outputs: Outputs,
         queue: QueueBound,
         disk: DiskSpace,
-        metrics: Metrics,
+        (metrics, throughput): (Metrics, Throughput),
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -171,6 +192,7 @@ impl Jobs {
                 queue,
                 disk,
                 metrics,
+                throughput,
                 under_way: Arc::default(),
             }),
         }
@@ -224,6 +246,7 @@ impl Jobs {
         under_way.1.fetch_add(bytes, Ordering::Relaxed);
         Ok(Place {
             began,
+            jobs: 1,
             bytes,
             body,
             under_way,
@@ -305,25 +328,29 @@ impl Jobs {
     /// When there is no such job, or the cluster cannot be asked.
     pub async fn get(&self, job: JobId, stale: bool) -> Result<Details, Error> {
         let local = self.inner.local(job).await?;
-        match local {
+        let mut details = match local {
             // What has finished does not change any more, so no newer state can contradict it.
-            Some(details) if stale || details.job.state == JobState::Finished => Ok(details),
-            None if stale => Err(Error::NotFound(job)),
+            Some(details) if stale || details.job.state == JobState::Finished => details,
+            None if stale => return Err(Error::NotFound(job)),
             _ => {
                 self.inner.linearize().await?;
-                self.inner.local(job).await?.ok_or(Error::NotFound(job))
+                self.inner.local(job).await?.ok_or(Error::NotFound(job))?
             }
+        };
+        if details.job.state == JobState::Queued {
+            details.waits = self.inner.waits(details.job.clone()).await?;
         }
+        Ok(details)
     }
 
-    /// Lists jobs, newest first. Linearizable unless `stale`.
+    /// Lists jobs. Linearizable unless `stale`.
     ///
     /// # Errors
     /// When the cluster cannot be asked.
     pub async fn list(
         &self,
         filter: JobFilter,
-        before: Option<JobId>,
+        behind: Option<JobId>,
         limit: usize,
         stale: bool,
     ) -> Result<JobPage, Error> {
@@ -333,7 +360,7 @@ impl Jobs {
             self.inner.linearize().await?;
         }
         let page = ledger::read(&self.inner.consensus, move |view| {
-            view.jobs(&filter, before, limit, SCAN)
+            view.jobs(&filter, behind, limit, SCAN)
         });
         Ok(page.await?)
     }
@@ -343,14 +370,10 @@ impl Jobs {
     /// # Errors
     /// When there is no such job, it has finished, or the cluster did not confirm.
     pub async fn cancel(&self, job: JobId) -> Result<Details, Error> {
-        match self.inner.propose(Command::Cancel { job }, job).await? {
-            Reply::Rejected(Rejection::UnknownJob) => Err(Error::NotFound(job)),
-            Reply::Rejected(Rejection::AlreadyFinished) => Err(Error::AlreadyFinished(job)),
-            _ => self
-                .wait(job, Instant::now() + DEADLINE)
-                .await?
-                .ok_or(Error::Unknown { job }),
-        }
+        self.inner.cancel(job).await?;
+        self.wait(job, Instant::now() + DEADLINE)
+            .await?
+            .ok_or(Error::Unknown { job })
     }
 
     /// Follows a job that is known to have been accepted: what it prints while it prints it, and its end.
@@ -390,12 +413,14 @@ impl Inner {
         let Some(rejection) = self.queue.refuses(jobs, held, bytes) else {
             return Ok(());
         };
-        if let Some(key) = key.map(ToOwned::to_owned)
-            && ledger::read(&self.consensus, move |view| view.key(&key))
-                .await?
-                .is_some()
-        {
-            return Ok(());
+        if let Some(key) = key.map(ToOwned::to_owned) {
+            let known = ledger::read(&self.consensus, move |view| {
+                // Of a batch its first job has the key in this form.
+                Ok(view.key(&key)?.is_some() || view.key(&many::key_of_item(&key, 0))?.is_some())
+            });
+            if known.await? {
+                return Ok(());
+            }
         }
         Err(Error::of_queue(&rejection).unwrap_or(Error::NoLeader))
     }
@@ -404,7 +429,15 @@ impl Inner {
         let id = JobId::new(uuid::Uuid::now_v7());
         let language = spec.language.clone();
         let watch = self.watchers.watch(id);
-        match self.propose(Command::Submit { id, spec, key }, id).await? {
+        let reply = self.propose(submission(id, spec, key), id).await?;
+        let reply = match reply {
+            Reply::SubmittedAll { jobs } => match jobs[..] {
+                [Taken { job, joined }] => Reply::Submitted { job, joined },
+                _ => return Err(Error::Unknown { job: id }),
+            },
+            reply => reply,
+        };
+        match reply {
             Reply::Submitted { job, joined } => {
                 // A retry of the proposal finds its own id: that is this submission, not an earlier one.
                 let joined = joined && job != id;
@@ -444,6 +477,16 @@ impl Inner {
             })
     }
 
+    /// What a queued job can expect; `None` if it is not queued any more.
+    async fn waits(&self, job: Job) -> Result<Option<Waits>, Error> {
+        let place = ledger::look(&self.consensus, move |view| view.place(&job)).await?;
+        let rates = self.throughput.rates(Instant::now());
+        Ok(place.map(|place| Waits {
+            position: place.ahead + 1,
+            estimate: wait_estimate(place.ahead, rates),
+        }))
+    }
+
     async fn local(&self, id: JobId) -> Result<Option<Details>, Error> {
         let details = ledger::look(&self.consensus, move |view| {
             let Some(job) = view.job(id)? else {
@@ -453,10 +496,30 @@ impl Inner {
                 JobState::Finished => view.output(id)?.unwrap_or_default(),
                 JobState::Queued | JobState::Running => Output::default(),
             };
-            Ok(Some(Details { job, output }))
+            let callback = if job.callback {
+                view.delivery(id)?
+            } else {
+                None
+            };
+            Ok(Some(Details {
+                job,
+                output,
+                waits: None,
+                callback,
+            }))
         });
         Ok(details.await?)
     }
+}
+
+/// The command that submits one job. What earlier versions would not queue in the same way goes as a command that they do
+/// not know.
+fn submission(id: JobId, spec: JobSpec, key: Option<IdempotencyKey>) -> Command {
+    if spec.is_plain() {
+        return Command::Submit { id, spec, key };
+    }
+    let jobs = vec![Submission { id, spec, key }];
+    Command::SubmitAll { jobs }
 }
 
 /// Waits for it at most until `deadline`; `None` when time is up.

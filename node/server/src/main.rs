@@ -8,12 +8,14 @@
 //! `follow`, across nodes by way of `peer_service`. `pressure` is how much a node takes on at one time, `metrics` what it
 //! shows of all of this.
 
+mod callbacks;
 mod cli;
 mod config;
 mod disk_space;
 mod follow;
 mod http;
 mod identity;
+mod insight;
 mod jobs;
 mod join;
 mod languages;
