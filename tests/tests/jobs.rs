@@ -10,8 +10,12 @@ use quorun_tests::{Client, Cluster, Executor, Plan, Witness, eventually, program
 use reqwest::Method;
 use serde_json::{Value, json};
 
+#[path = "jobs/callbacks.rs"]
+mod callbacks;
 #[path = "jobs/judging.rs"]
 mod judging;
+#[path = "jobs/many.rs"]
+mod many;
 
 /// Prints, waits until the file that it reads the name of is there, and prints again.
 const TWO_PARTS: &str = "

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::callback::DeliveryAttempt;
 use crate::codec;
 use crate::job::{JobId, JobResult, JobSpec};
 use crate::node::NodeId;
@@ -38,7 +39,19 @@ impl QueueBound {
     /// Why a queue of so many jobs and bytes takes no further job of this weight, if it does not.
     #[must_use]
     pub const fn refuses(&self, jobs: u64, bytes: u64, weight: u64) -> Option<Rejection> {
-        if jobs >= self.jobs {
+        self.refuses_all(jobs, bytes, 1, weight)
+    }
+
+    /// Why a queue of so many jobs and bytes does not take `more` further jobs of this weight all together, if it does not.
+    #[must_use]
+    pub const fn refuses_all(
+        &self,
+        jobs: u64,
+        bytes: u64,
+        more: u64,
+        weight: u64,
+    ) -> Option<Rejection> {
+        if jobs.saturating_add(more) > self.jobs {
             let limit = self.jobs;
             return Some(Rejection::QueueFull { jobs, limit });
         }
@@ -101,6 +114,12 @@ pub enum Command {
         /// The submitter's retry key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<IdempotencyKey>,
+    },
+    /// Accepts several jobs, all of them or none. Also how a single job is submitted whose rules an earlier version did not
+    /// have: such a version does not know this command, and stops instead of queueing the job in some other way.
+    SubmitAll {
+        /// The jobs, in the order in which they are queued.
+        jobs: Vec<Submission>,
     },
     /// Gives a queued job to a node, whatever stands before it in the queue.
     Assign {
@@ -185,6 +204,18 @@ pub enum Command {
         /// What holds from now on.
         settings: Settings,
     },
+    /// Says how an attempt to tell somebody of a job's end went.
+    CallbackTried {
+        /// The job.
+        job: JobId,
+        /// Number of the attempt, from 1; the fence.
+        attempt: u32,
+        /// How it went.
+        outcome: DeliveryAttempt,
+        /// How long to wait before the next one if it was not received, milliseconds; `None` where none will do better.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_ms: Option<u64>,
+    },
     /// Removes finished jobs whose retention is over, the oldest first.
     Expire {
         /// At most this many.
@@ -200,6 +231,7 @@ impl Command {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Submit { .. } => "submit",
+            Self::SubmitAll { .. } => "submit_all",
             Self::Assign { .. } => "assign",
             Self::Complete { .. } => "complete",
             Self::Release { .. } => "release",
@@ -210,9 +242,31 @@ impl Command {
             Self::Admit { .. } => "admit",
             Self::Remove { .. } => "remove",
             Self::Configure { .. } => "configure",
+            Self::CallbackTried { .. } => "callback_tried",
             Self::Expire { .. } => "expire",
         }
     }
+}
+
+/// One of the jobs of [`Command::SubmitAll`]: what [`Command::Submit`] has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// Drawn by the accepting node.
+    pub id: JobId,
+    /// What is to be run.
+    pub spec: JobSpec,
+    /// The submitter's retry key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<IdempotencyKey>,
+}
+
+/// What became of one of several submissions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// The job's id: the submitted one, or that of the job that was joined.
+    pub job: JobId,
+    /// An earlier submission with the same key, or the same id, was found.
+    pub joined: bool,
 }
 
 /// A submitter's key that makes retries join the first job.
@@ -233,6 +287,11 @@ pub enum Reply {
         job: JobId,
         /// An earlier submission with the same key, or the same id, was found.
         joined: bool,
+    },
+    /// All the jobs are in the ledger.
+    SubmittedAll {
+        /// One for each, in their order.
+        jobs: Vec<Taken>,
     },
     /// The job was assigned.
     Assigned {

@@ -36,6 +36,11 @@ pub enum Event {
         /// The job.
         job: JobId,
     },
+    /// Somebody is to be told that a job has finished.
+    CallbackDue {
+        /// The job.
+        job: JobId,
+    },
     /// A node announced itself, was lost, changed its willingness, was let in, or was removed.
     NodeChanged {
         /// The node.

@@ -8,12 +8,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::callback::Callback;
 use crate::judging::is_lines;
 pub use crate::judging::{
     Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,
 };
 use crate::node::NodeId;
 use crate::owner::Owner;
+use crate::priority::Priority;
 
 /// The id of a job, for ever. A UUID of version 7, so that ids sort by the time of their submission; drawn by the node
 /// that accepts the job.
@@ -198,9 +200,32 @@ pub struct JobSpec {
     pub retention_ms: u64,
     /// How often the job may be tried before it ends with `internal_error`.
     pub max_attempts: u32,
+    /// Which level of the queue it waits in.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// Who is to be told that it has finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<Callback>,
 }
 
 impl JobSpec {
+    /// Whether every version of the program queues it in the same way, counts it for the same, and runs it alike.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.priority == Priority::Normal
+            && self.callback.is_none()
+            && self.owner.is_none()
+            && self.tests.is_empty()
+            && is_lines(&self.checker)
+            && self.outputs.is_empty()
+    }
+
+    /// The name of the owner, if there is one.
+    #[must_use]
+    pub fn owner_name(&self) -> Option<&str> {
+        self.owner.as_ref().map(|owner| owner.name.as_str())
+    }
+
     /// What the submission weighs, bytes: the payload, not its encoding.
     #[must_use]
     pub fn weight(&self) -> u64 {
@@ -222,7 +247,8 @@ impl JobSpec {
             .sum();
         let outputs: usize = self.outputs.iter().map(String::len).sum();
         let checker = self.checker.weight();
-        (files + args + env + self.stdin.len() + tests + checker + outputs) as u64
+        let callback = self.callback.as_ref().map_or(0, Callback::weight);
+        (files + args + env + self.stdin.len() + tests + checker + outputs) as u64 + callback
     }
 }
 
@@ -393,6 +419,9 @@ pub struct Output {
     /// The files that were asked for, in that order; none if the program did not run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<OutputFile>,
+    /// How long the attempt took its node, from taking it up until the report, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt_us: Option<u64>,
 }
 
 impl Output {
@@ -486,6 +515,12 @@ pub struct Job {
     pub retention_ms: u64,
     /// Bytes of submission and output that it holds.
     pub weight: u64,
+    /// Which level of the queue it waits in.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// Somebody is to be told that it has finished: there is a delivery.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub callback: bool,
 }
 
 impl Job {
@@ -580,6 +615,9 @@ mod tests {
             "checker",
             "outputs",
             "judged",
+            "attempt_us",
+            "priority",
+            "callback",
         ] {
             assert!(!holds(&spec, name) && !holds(&output, name), "{name}");
         }

@@ -6,16 +6,18 @@
 //! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
 //! | `d` | node | empty: nodes that were removed for ever |
 //! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
+//! | `h` | job | [`Delivery`](crate::callback::Delivery) of the job's end to whoever wants to be told |
 //! | `i` | idempotency key; before it 0, owner, 0 where the job has one | the job that has it, and the request's fingerprint |
 //! | `j` | job | [`Job`](crate::job::Job) |
 //! | `m` | node | [`Admission`](crate::node::Admission) of a node that was let in |
 //! | `n` | node | [`Node`](crate::node::Node) |
 //! | `o` | job | [`Output`](crate::job::Output) |
 //! | `p` | | [`Settings`](crate::settings::Settings) of the cluster |
-//! | `q` | language, 0, order | the queued job |
+//! | `q` | language, 0, order | the queued job; the order says its level, [`Priority`](crate::priority::Priority) |
 //! | `s` | job | [`JobSpec`](crate::job::JobSpec) |
 //! | `u` | owner, 0, job | empty: the jobs of each owner |
 //! | `v` | owner | [`OwnerLoad`](crate::owner::OwnerLoad) of an owner with unfinished jobs |
+//! | `w` | time, job | the receiver's host: deliveries that are to be sent, by when |
 //!
 //! Numbers are big-endian, so that keys sort as they do. All tables start with a letter below `z`; keys from `z` on
 //! belong to whoever keeps the records.
@@ -56,6 +58,18 @@ pub fn job(id: JobId) -> Vec<u8> {
 #[must_use]
 pub fn jobs() -> Range {
     table(b'j')
+}
+
+/// The first key of a job whose id was drawn at a time, Unix milliseconds, or later. Ids begin with 48 bits of it.
+#[must_use]
+pub fn jobs_from(time_ms: u64) -> Vec<u8> {
+    key(b'j', &[&time_of_id(time_ms)])
+}
+
+/// The 48 bits of a time with which ids of that time begin.
+fn time_of_id(time_ms: u64) -> [u8; 6] {
+    let [_, _, time @ ..] = time_ms.min((1 << 48) - 1).to_be_bytes();
+    time
 }
 
 /// What was submitted.
@@ -135,6 +149,24 @@ pub fn job_of_attempt(key: &[u8]) -> Option<JobId> {
     key.get(9..).and_then(JobId::from_slice)
 }
 
+/// The delivery of a job's end.
+#[must_use]
+pub fn delivery(job: JobId) -> Vec<u8> {
+    key(b'h', &[job.as_bytes()])
+}
+
+/// A delivery that is to be sent, in the order of its time.
+#[must_use]
+pub fn due(time_ms: u64, job: JobId) -> Vec<u8> {
+    key(b'w', &[&time_ms.to_be_bytes(), job.as_bytes()])
+}
+
+/// All deliveries that are to be sent.
+#[must_use]
+pub fn dues() -> Range {
+    table(b'w')
+}
+
 /// An idempotency key. Each owner has its own, and so have those without an owner: no key begins with the byte 0.
 #[must_use]
 pub fn idempotency(owner: Option<&str>, value: &str) -> Vec<u8> {
@@ -155,6 +187,12 @@ pub fn owned(owner: &str, job: JobId) -> Vec<u8> {
 pub fn owned_by(owner: &str) -> Range {
     let name = owner.as_bytes();
     (key(b'u', &[name, &[0]]), key(b'u', &[name, &[1]]))
+}
+
+/// The first key of an owner's job whose id was drawn at a time, Unix milliseconds, or later.
+#[must_use]
+pub fn owned_from(owner: &str, time_ms: u64) -> Vec<u8> {
+    key(b'u', &[owner.as_bytes(), &[0], &time_of_id(time_ms)])
 }
 
 /// The job at the end of an [`owned`] key.
@@ -208,7 +246,7 @@ pub fn expiries() -> Range {
     table(b'e')
 }
 
-/// Time and job of an [`expiry`] key.
+/// Time and job of an [`expiry`] key, or of a [`due`] one.
 #[must_use]
 pub fn parts_of_expiry(key: &[u8]) -> Option<(u64, JobId)> {
     let time = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);

@@ -31,14 +31,26 @@ impl Owner {
         weight: u64,
         queue: Option<QueueBound>,
     ) -> Option<Rejection> {
+        self.refuses_all(load, 1, weight, queue)
+    }
+
+    /// Why an owner who has this much does not get `more` further jobs that weigh so much all together, if so.
+    #[must_use]
+    pub fn refuses_all(
+        &self,
+        load: &OwnerLoad,
+        more: u64,
+        weight: u64,
+        queue: Option<QueueBound>,
+    ) -> Option<Rejection> {
         if let Some(limit) = self.max_jobs
-            && load.unfinished >= limit
+            && load.unfinished.saturating_add(more) > limit
         {
             let jobs = load.unfinished;
             return Some(Rejection::OwnerBusy { jobs, limit });
         }
         let share = self.share_of(queue?)?;
-        match share.refuses(load.queued, load.queued_bytes, weight)? {
+        match share.refuses_all(load.queued, load.queued_bytes, more, weight)? {
             Rejection::QueueHeavy { bytes, limit } => {
                 Some(Rejection::OwnerQueueHeavy { bytes, limit })
             }
@@ -128,6 +140,32 @@ mod tests {
                 limit: 100
             })
         );
+    }
+
+    #[test]
+    fn several_jobs_fit_together_or_not_at_all() {
+        let both = owner(Some(20), Some(10));
+        assert_eq!(both.refuses_all(&load(18, 8, 80), 2, 20, Some(QUEUE)), None);
+        assert_eq!(
+            both.refuses_all(&load(18, 0, 0), 3, 0, Some(QUEUE)),
+            Some(Rejection::OwnerBusy {
+                jobs: 18,
+                limit: 20
+            })
+        );
+        assert_eq!(
+            both.refuses_all(&load(8, 8, 0), 3, 0, Some(QUEUE)),
+            Some(Rejection::OwnerQueueFull { jobs: 8, limit: 10 })
+        );
+        assert_eq!(
+            both.refuses_all(&load(8, 8, 80), 2, 21, Some(QUEUE)),
+            Some(Rejection::OwnerQueueHeavy {
+                bytes: 80,
+                limit: 100
+            })
+        );
+        let all = load(u64::MAX, u64::MAX, u64::MAX);
+        assert!(both.refuses_all(&all, u64::MAX, u64::MAX, None).is_some());
     }
 
     #[test]

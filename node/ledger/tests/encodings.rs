@@ -13,11 +13,15 @@ use std::error::Error;
 use std::fmt::{Debug, Write as _};
 
 use bytes::Bytes;
-use common::{Ledger, complete, id, node_up, result, spec, submit};
+use common::{Ledger, complete, id, node_up, result, spec, submit, submit_with};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Batch, Checker, CheckerProgram, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult, JobSpec, Judged, Limits, Node, Outcome, Output, OutputFile, Owner, OwnerLoad, QueueBound, Rejection, Reply, Score, Settings, SourceFile, TestCase, TestResult, Tolerance, Verdict, keys,
+    Admission, Batch, Callback, Checker, CheckerProgram, Command, Compile, Completion, Counters,
+    Delivery, DeliveryAttempt, DeliveryState, IdempotencyKey, Job, JobResult, JobSpec, Judged,
+    Limits, Node, Outcome, Output, OutputFile, Owner, OwnerLoad, Priority, QueueBound, Rejection,
+    Reply, Score, Secret, Settings, SourceFile, Submission, Taken, TestCase, TestResult, Tolerance,
+    Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -122,6 +126,7 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
         "counters" => shown::<Counters>(bytes),
         "admission" => shown::<Admission>(bytes),
         "settings" => shown::<Settings>(bytes),
+        "delivery" => shown::<Delivery>(bytes),
         other => Err(format!("there is no kind {other}").into()),
     }
 }
@@ -168,6 +173,12 @@ fn full_spec() -> JobSpec {
         owner: None, // `owned` has one
         retention_ms: 9,
         max_attempts: 10,
+        priority: Priority::Low,
+        callback: Some(Callback {
+            url: "https://host/path".to_owned(),
+            headers: [("x-name".to_owned(), Secret::new("value".to_owned()))].into(),
+            secret: Some(Secret::new("secret".to_owned())),
+        }),
         ..JobSpec::default()
     }
 }
@@ -212,6 +223,7 @@ fn full_result() -> JobResult {
                 score: None,
                 checker: None,
             }],
+            attempt_us: Some(5),
             ..Output::default()
         },
     }
@@ -292,6 +304,14 @@ fn judged_complete() -> Command {
                 ..Output::default()
             },
         },
+    }
+}
+
+fn full_attempt() -> DeliveryAttempt {
+    DeliveryAttempt {
+        at_ms: 1,
+        status: Some(500),
+        error: Some("the receiver answered 500".to_owned()),
     }
 }
 
@@ -429,9 +449,26 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
             queued_bytes: 1 << 20,
         }),
         "settings" => encode(&full_settings()),
+        "delivery" => encode(&Delivery {
+            url: "https://host/path".to_owned(),
+            state: DeliveryState::Pending,
+            due_ms: Some(1),
+            attempts: vec![full_attempt()],
+        }),
         "counters" => encode(&view.counters()?),
+        "levels" => encode(&levels()?),
         other => return Err(format!("there is no sample {other}").into()),
     })
+}
+
+/// Jobs in every level, and turns taken.
+fn levels() -> Result<Counters, Box<dyn Error>> {
+    let mut ledger = Ledger::default();
+    let levels = [Priority::Low, Priority::Normal, Priority::High];
+    let submit = |n: u8| submit_with(id(n), levels[usize::from(n) % 3]);
+    ledger.batch((1..=9).map(submit).collect());
+    ledger.run(node_up(1, 1, 2));
+    Ok(ledger.view().counters()?)
 }
 
 fn sample_command(name: &str) -> Option<Command> {
@@ -439,6 +476,29 @@ fn sample_command(name: &str) -> Option<Command> {
         "submit" => full_submit(),
         "owned-submit" => owned_submit(),
         "plain-submit" => submit(1),
+        "submit-all" => Command::SubmitAll {
+            jobs: vec![
+                Submission {
+                    id: id(1),
+                    spec: full_spec(),
+                    key: Some(IdempotencyKey {
+                        key: "k".to_owned(),
+                        fingerprint: [7; 16],
+                    }),
+                },
+                Submission {
+                    id: id(2),
+                    spec: spec("c"),
+                    key: None,
+                },
+            ],
+        },
+        "callback-tried" => Command::CallbackTried {
+            job: id(1),
+            attempt: 2,
+            outcome: full_attempt(),
+            retry_ms: Some(3),
+        },
         "assign" => Command::Assign {
             job: id(1),
             node: 2,
@@ -489,6 +549,12 @@ fn sample_reply(name: &str) -> Option<Reply> {
             job: id(1),
             joined: true,
         },
+        "submitted-all" => Reply::SubmittedAll {
+            jobs: vec![Taken {
+                job: id(1),
+                joined: true,
+            }],
+        },
         "assigned" => Reply::Assigned { attempt: 1 },
         "committed" => Reply::Completed(Completion::Committed),
         "fenced" => Reply::Completed(Completion::Fenced),
@@ -529,6 +595,8 @@ fn all_keys() -> String {
         ("admission", keys::admission(258)),
         ("attempt", keys::attempt(258, id(3))),
         ("counters", keys::COUNTERS.to_vec()),
+        ("delivery", keys::delivery(id(3))),
+        ("due", keys::due(1 << 40, id(3))),
         ("expiry", keys::expiry(1 << 40, id(3))),
         ("idempotency", keys::idempotency(None, "k")),
         ("idempotency-of-owner", keys::idempotency(Some("o"), "k")),

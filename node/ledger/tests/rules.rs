@@ -6,8 +6,9 @@ mod common;
 
 use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::{
-    Command, Completion, Event, IdempotencyKey, JobFilter, JobSpec, JobState, Owner, OwnerLoad,
-    QueueBound, Rejection, Reply, Verdict,
+    Callback, Command, Completion, DeliveryAttempt, DeliveryState, Event, IdempotencyKey,
+    JobFilter, JobSpec, JobState, Owner, OwnerLoad, Priority, QueueBound, Rejection, Reply, Secret,
+    Verdict,
 };
 
 fn with_key(n: u8, key: &str, fingerprint: u8) -> Command {
@@ -526,7 +527,7 @@ fn lists_go_on_where_they_stopped() {
     assert_eq!(ids, [id(3), id(2), id(1)]);
     assert_eq!(rest.next, None);
     let none = quorun_ledger::JobFilter {
-        state: Some(JobState::Finished),
+        states: [JobState::Finished].into(),
         ..filter
     };
     let bounded = ledger.view().jobs(&none, None, 10, 2).unwrap();
@@ -559,4 +560,284 @@ fn records_of_a_newer_version_are_refused() {
     bytes[0] = 200;
     let error = quorun_ledger::codec::decode::<u32>(&bytes).unwrap_err();
     assert!(error.to_string().contains("version 200"), "{error}");
+}
+
+#[test]
+fn of_twenty_one_turns_high_has_sixteen_and_low_one() {
+    let mut ledger = Ledger::default();
+    let levels = [Priority::Low, Priority::Normal, Priority::High];
+    let commands = (0..90).map(|n| common::submit_with(id(n), levels[usize::from(n) % 3]));
+    ledger.batch(commands.collect());
+    // What was put back goes to the front of its own level, and to no other.
+    ledger.batch(vec![node_up(1, 1, 1)]);
+    let (job, _) = ledger.view().attempts(1).unwrap()[0];
+    assert_eq!(job, id(2), "the first of the high ones");
+    ledger.batch(vec![Command::NodeLost {
+        node: 1,
+        incarnation: 1,
+    }]);
+    let mut served = Vec::new();
+    for turn in 0..63 {
+        ledger.batch(vec![node_up(1, turn + 2, 1)]);
+        let (job, attempt) = ledger.view().attempts(1).unwrap()[0];
+        if turn == 0 {
+            assert_eq!((job, attempt), (id(2), 2), "put back before all others");
+        }
+        served.push(ledger.view().job(job).unwrap().unwrap().priority);
+        ledger.batch(vec![Command::Cancel { job }]);
+    }
+    for level in [
+        (Priority::High, 16),
+        (Priority::Normal, 4),
+        (Priority::Low, 1),
+    ] {
+        let count = served[..21]
+            .iter()
+            .filter(|served| **served == level.0)
+            .count();
+        assert_eq!(count, level.1, "{:?}: {served:?}", level.0);
+    }
+    assert_eq!(served[0], Priority::High);
+}
+
+#[test]
+fn a_level_that_nobody_can_run_holds_nobody_up_and_saves_no_turns() {
+    let mut ledger = Ledger::default();
+    ledger.run(node_up(1, 1, 1));
+    let of = |n: u8, language: &str, priority| Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            priority,
+            ..common::spec(language)
+        },
+        key: None,
+    };
+    ledger.batch((0..20).map(|n| of(n, "cobol", Priority::High)).collect());
+    ledger.batch((20..60).map(|n| of(n, "python", Priority::Low)).collect());
+    ledger.batch(
+        (60..100)
+            .map(|n| of(n, "python", Priority::Normal))
+            .collect(),
+    );
+    let end = |ledger: &mut Ledger| {
+        let (job, attempt) = ledger.view().attempts(1).unwrap()[0];
+        ledger.run(Command::Complete {
+            job,
+            attempt,
+            node: 1,
+            result: result(""),
+        });
+        ledger.view().attempts(1).unwrap()[0].0
+    };
+    for _ in 0..20 {
+        assert!(end(&mut ledger) >= id(20));
+    }
+    // Now somebody can: high is first, but normal is not held up for the twenty turns that high did not take.
+    ledger.run(Command::NodeUp {
+        node: 1,
+        incarnation: 1,
+        http: String::new(),
+        slots: 1,
+        languages: ["python".to_owned(), "cobol".to_owned()].into(),
+        version: String::new(),
+    });
+    let turns: Vec<_> = (0..7).map(|_| end(&mut ledger)).collect();
+    assert!(turns[0] < id(20), "{turns:?}");
+    assert!(turns.iter().any(|job| *job >= id(60)), "{turns:?}");
+}
+
+#[test]
+fn a_queue_from_before_there_were_levels_is_served_as_it_was() {
+    let mut ledger = Ledger::default();
+    ledger.batch((1..=3).map(submit).collect());
+    let counters = ledger.view().counters().unwrap();
+    assert_eq!(counters.languages["python"].jobs, 3);
+    // As an earlier version has left it.
+    let mut old = std::collections::BTreeMap::new();
+    let counters = quorun_ledger::Counters {
+        languages: std::collections::BTreeMap::new(),
+        ..counters
+    };
+    let key = quorun_ledger::keys::COUNTERS.to_vec();
+    old.insert(key, Some(quorun_ledger::codec::encode(&counters).into()));
+    ledger.store.commit(old);
+    ledger.batch(vec![common::submit_with(id(4), Priority::High)]);
+    ledger.run(node_up(1, 1, 4));
+    let counters = ledger.view().counters().unwrap();
+    assert_eq!((counters.queued, counters.running), (0, 4));
+    assert!(counters.languages.is_empty());
+}
+
+#[test]
+fn lists_are_narrowed_and_turned_round() {
+    let mut ledger = Ledger::default();
+    for n in 1..=6_u8 {
+        // As the accepting node draws them: the time first.
+        let mut bytes = [0; 16];
+        let time = 1_700_000_000_000 + u64::from(n) * 7_200_000;
+        bytes[..6].copy_from_slice(&time.to_be_bytes()[2..]);
+        ledger.time_ms = time;
+        let mut spec = common::spec(if n % 2 == 0 { "c" } else { "python" });
+        spec.labels = vec![format!("n{n}"), "all".to_owned()];
+        ledger.run(Command::Submit {
+            id: quorun_ledger::JobId::from_slice(&bytes).unwrap(),
+            spec,
+            key: None,
+        });
+    }
+    let numbers = |filter: &quorun_ledger::JobFilter| -> Vec<String> {
+        let mut numbers = Vec::new();
+        let mut behind = None;
+        loop {
+            let page = ledger.view().jobs(filter, behind, 2, 3).unwrap();
+            numbers.extend(page.jobs.iter().map(|job| job.labels[0].clone()));
+            behind = page.next;
+            if behind.is_none() {
+                return numbers;
+            }
+        }
+    };
+    let all = quorun_ledger::JobFilter::default();
+    assert_eq!(numbers(&all), ["n6", "n5", "n4", "n3", "n2", "n1"]);
+    let oldest = quorun_ledger::JobFilter {
+        oldest_first: true,
+        ..all.clone()
+    };
+    assert_eq!(numbers(&oldest), ["n1", "n2", "n3", "n4", "n5", "n6"]);
+    let between = quorun_ledger::JobFilter {
+        from_ms: Some(1_700_000_000_000 + 2 * 7_200_000),
+        until_ms: Some(1_700_000_000_000 + 5 * 7_200_000),
+        ..oldest
+    };
+    assert_eq!(numbers(&between), ["n2", "n3", "n4"]);
+    let labels = quorun_ledger::JobFilter {
+        labels: ["all".to_owned(), "n3".to_owned()].into(),
+        ..all.clone()
+    };
+    assert_eq!(numbers(&labels), ["n3"]);
+    let c = quorun_ledger::JobFilter {
+        languages: ["c".to_owned()].into(),
+        states: [JobState::Queued, JobState::Running].into(),
+        ..all.clone()
+    };
+    assert_eq!(numbers(&c), ["n6", "n4", "n2"]);
+    for nothing in [
+        quorun_ledger::JobFilter {
+            verdicts: [Verdict::Accepted].into(),
+            ..all.clone()
+        },
+        quorun_ledger::JobFilter {
+            nodes: [1].into(),
+            ..all.clone()
+        },
+        quorun_ledger::JobFilter {
+            priorities: [Priority::High].into(),
+            ..all
+        },
+    ] {
+        assert!(numbers(&nothing).is_empty());
+    }
+}
+
+#[test]
+fn a_delivery_is_tried_until_it_is_received_or_was_tried_often_enough() {
+    let with_callback = |n: u8| Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            callback: Some(Callback {
+                url: format!("https://host{n}:8443/path?query"),
+                secret: Some(Secret::new("hidden".to_owned())),
+                ..Callback::default()
+            }),
+            ..common::spec("python")
+        },
+        key: None,
+    };
+    let tried = |n: u8, attempt, status, retry_ms| Command::CallbackTried {
+        job: id(n),
+        attempt,
+        outcome: DeliveryAttempt {
+            at_ms: 5,
+            status,
+            error: None,
+        },
+        retry_ms,
+    };
+    let committed = Reply::Completed(Completion::Committed);
+    let fenced = Reply::Completed(Completion::Fenced);
+    let mut ledger = Ledger::default();
+    assert!(!format!("{:?}", with_callback(1)).contains("hidden"));
+    ledger.batch(vec![with_callback(1), with_callback(2), with_callback(3)]);
+    let state = |ledger: &Ledger, n| ledger.view().delivery(id(n)).unwrap().unwrap().state;
+    let due = |ledger: &Ledger, until| ledger.view().due(until, 10).unwrap();
+    assert_eq!(state(&ledger, 1), DeliveryState::Waiting);
+    assert_eq!(ledger.run(tried(1, 1, Some(200), None)).0, fenced);
+    for n in 1..=3 {
+        let (_, events) = ledger.run(Command::Cancel { job: id(n) });
+        assert!(events.contains(&Event::CallbackDue { job: id(n) }));
+    }
+    let now = ledger.time_ms;
+    assert_eq!(due(&ledger, now - 1), []);
+    let host = |n: u8| (id(n), format!("host{n}:8443"));
+    assert_eq!(due(&ledger, now), [host(1), host(2), host(3)]);
+
+    // Received at once; what comes twice, or late, changes nothing.
+    assert_eq!(ledger.run(tried(1, 1, Some(204), Some(9))).0, committed);
+    assert_eq!(state(&ledger, 1), DeliveryState::Delivered);
+    for attempt in [1, 2] {
+        assert_eq!(ledger.run(tried(1, attempt, Some(500), Some(9))).0, fenced);
+    }
+    // Later than the ledger's time, as often as may be.
+    for attempt in 1..=8 {
+        assert_eq!(state(&ledger, 2), DeliveryState::Pending);
+        assert_eq!(ledger.run(tried(2, attempt + 1, None, Some(9))).0, fenced);
+        assert_eq!(
+            ledger.run(tried(2, attempt, None, Some(1_000))).0,
+            committed
+        );
+        assert_eq!(due(&ledger, now + 999), [host(3)]);
+    }
+    assert_eq!(state(&ledger, 2), DeliveryState::Failed);
+    assert_eq!(due(&ledger, u64::MAX), [host(3)]);
+    assert_eq!(
+        ledger
+            .view()
+            .delivery(id(2))
+            .unwrap()
+            .unwrap()
+            .attempts
+            .len(),
+        8
+    );
+    // No other attempt would do better.
+    assert_eq!(ledger.view().next_due().unwrap(), Some(now));
+    assert_eq!(ledger.run(tried(3, 1, None, None)).0, committed);
+    assert_eq!(state(&ledger, 3), DeliveryState::Failed);
+    assert_eq!(ledger.view().next_due().unwrap(), None);
+}
+
+#[test]
+fn a_delivery_is_gone_with_its_job() {
+    let mut ledger = Ledger::default();
+    let spec = JobSpec {
+        callback: Some(Callback {
+            url: "http://host/".to_owned(),
+            ..Callback::default()
+        }),
+        ..common::spec("python")
+    };
+    ledger.run(Command::Submit {
+        id: id(1),
+        spec,
+        key: None,
+    });
+    ledger.run(Command::Cancel { job: id(1) });
+    ledger.time_ms += 60_000;
+    ledger.run(Command::Expire {
+        limit: 1,
+        keep_bytes: u64::MAX,
+    });
+    assert_eq!(ledger.view().due(u64::MAX, 10).unwrap(), []);
+    let left: Vec<_> = ledger.store.iter().map(|(key, _)| key.clone()).collect();
+    assert_eq!(left, [quorun_ledger::keys::COUNTERS]);
 }

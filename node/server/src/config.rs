@@ -224,6 +224,17 @@ pub struct Settings {
     /// With less free on the disk of --data, MiB, this node takes no more work; 0 leaves that unwatched [default: 256]
     #[arg(long, env = "QUORUN_MIN_FREE_MB", value_name = "MB")]
     pub min_free_mb: Option<u64>,
+    /// Let callbacks of jobs go to addresses that are not on the public internet
+    #[arg(long, env = "QUORUN_CALLBACK_ALLOW_PRIVATE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub callback_allow_private: Option<bool>,
+    /// Pause after the first failed attempt of a callback, milliseconds (only for tests)
+    #[arg(
+        long,
+        env = "QUORUN_CALLBACK_BACKOFF_MS",
+        hide = true,
+        value_name = "MS"
+    )]
+    pub callback_backoff_ms: Option<u64>,
     /// A file that says how many MiB are free, instead of the file system (only for tests)
     #[arg(long, env = "QUORUN_FREE_MB_FILE", hide = true, value_name = "FILE")]
     pub free_mb_file: Option<PathBuf>,
@@ -305,6 +316,8 @@ impl Settings {
             retention_s,
             retention_mb,
             min_free_mb,
+            callback_allow_private,
+            callback_backoff_ms,
             free_mb_file,
             dial_override,
             log,
@@ -552,6 +565,10 @@ pub struct Config {
     pub retention_bytes: u64,
     /// What has to be free on the disk of the data folder, MiB; 0 is nothing.
     pub min_free_mib: u64,
+    /// Callbacks may go to addresses that are not on the public internet.
+    pub callback_allow_private: bool,
+    /// The pause after a callback's first attempt.
+    pub callback_backoff: Duration,
     /// A file that says what is free, instead of the file system.
     pub free_mib_file: Option<PathBuf>,
     /// Peer addresses that are dialled elsewhere.
@@ -669,6 +686,10 @@ impl Config {
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
             min_free_mib: settings.min_free_mb.unwrap_or(256),
+            callback_allow_private: settings.callback_allow_private.unwrap_or(false),
+            callback_backoff: Duration::from_millis(
+                settings.callback_backoff_ms.unwrap_or(5_000).max(1),
+            ),
             free_mib_file: settings.free_mb_file,
             dial: parse_dial(settings.dial_override.as_deref().unwrap_or_default())?,
         })

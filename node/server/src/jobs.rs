@@ -1,4 +1,7 @@
-//! What clients want of jobs, whatever surface they come through: submit, wait, look, list, cancel, follow.
+//! What clients want of jobs, whatever surface they come through: submit, wait, look, list, cancel, follow. `many` has what
+//! concerns several jobs at once.
+
+mod many;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,19 +12,22 @@ use futures::Stream;
 use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
-    Command, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId, Output,
-    Owner, QueueBound, Rejection, Reply, TestCase,
+    Command, Delivery, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId,
+    Output, Owner, QueueBound, Rejection, Reply, Submission, Taken, TestCase,
 };
 use tracing::info;
 
 use crate::disk_space::{DiskSpace, Low};
 use crate::follow::{self, Followed};
+use crate::insight::Throughput;
 use crate::ledger::{self, ReadFailed};
 use crate::metrics::Metrics;
 use crate::output::Outputs;
 use crate::pace::Pace;
 use crate::pressure::Held;
 use crate::watchers::{Watch, Watchers};
+
+pub use many::{Until, key_of_item, wait_estimate};
 
 /// How long a proposal or a linearizable read may take before the client is told to try again.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -157,6 +163,19 @@ pub struct Details {
     pub job: Job,
     /// What it printed, once it has finished.
     pub output: Output,
+    /// How much longer it waits; only where somebody asks for a job that is queued.
+    pub waits: Option<Waits>,
+    /// How its end is told to whoever wants to be told.
+    pub callback: Option<Delivery>,
+}
+
+/// What a queued job can expect.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    /// Its place in the queue, from 1.
+    pub position: u64,
+    /// How long that takes at the rate of the last minute, if anything was begun in it.
+    pub estimate: Option<Duration>,
 }
 
 /// A submission that was accepted.
@@ -184,6 +203,7 @@ struct Inner {
     metrics: Metrics,
     /// How fast the queue lets jobs in.
     pace: Pace,
+    throughput: Throughput,
     /// Submissions on their way from here to the ledger, and what they weigh, nearly: the ledger does not count them yet.
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -192,6 +212,7 @@ struct Inner {
 #[derive(Debug)]
 pub struct Place {
     began: Instant,
+    jobs: u64,
     bytes: u64,
     owner: Option<Owner>,
     body: Held,
@@ -207,7 +228,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.under_way.0.fetch_sub(1, Ordering::Relaxed);
+        self.under_way.0.fetch_sub(self.jobs, Ordering::Relaxed);
         self.under_way.1.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
@@ -222,7 +243,7 @@ impl Jobs {
         outputs: Outputs,
         queue: QueueBound,
         disk: DiskSpace,
-        metrics: Metrics,
+        (metrics, throughput): (Metrics, Throughput),
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -234,6 +255,7 @@ impl Jobs {
                 disk,
                 metrics,
                 pace: Pace::default(),
+                throughput,
                 under_way: Arc::default(),
             }),
         }
@@ -290,6 +312,7 @@ impl Jobs {
         under_way.1.fetch_add(bytes, Ordering::Relaxed);
         Ok(Place {
             began,
+            jobs: 1,
             bytes,
             owner,
             body,
@@ -372,15 +395,19 @@ impl Jobs {
     /// When there is no such job, or the cluster cannot be asked.
     pub async fn get(&self, job: JobId, stale: bool) -> Result<Details, Error> {
         let local = self.inner.local(job).await?;
-        match local {
+        let mut details = match local {
             // What has finished does not change any more, so no newer state can contradict it.
-            Some(details) if stale || details.job.state == JobState::Finished => Ok(details),
-            None if stale => Err(Error::NotFound(job)),
+            Some(details) if stale || details.job.state == JobState::Finished => details,
+            None if stale => return Err(Error::NotFound(job)),
             _ => {
                 self.inner.linearize().await?;
-                self.inner.local(job).await?.ok_or(Error::NotFound(job))
+                self.inner.local(job).await?.ok_or(Error::NotFound(job))?
             }
+        };
+        if details.job.state == JobState::Queued {
+            details.waits = self.inner.waits(details.job.clone()).await?;
         }
+        Ok(details)
     }
 
     /// The test cases of a job that this node's ledger shows, as they were submitted.
@@ -414,14 +441,14 @@ impl Jobs {
         seen.then_some(()).ok_or(Error::NotFound(job))
     }
 
-    /// Lists jobs, newest first. Linearizable unless `stale`.
+    /// Lists jobs. Linearizable unless `stale`.
     ///
     /// # Errors
     /// When the cluster cannot be asked.
     pub async fn list(
         &self,
         filter: JobFilter,
-        before: Option<JobId>,
+        behind: Option<JobId>,
         limit: usize,
         stale: bool,
     ) -> Result<JobPage, Error> {
@@ -431,7 +458,7 @@ impl Jobs {
             self.inner.linearize().await?;
         }
         let page = ledger::read(&self.inner.consensus, move |view| {
-            view.jobs(&filter, before, limit, SCAN)
+            view.jobs(&filter, behind, limit, SCAN)
         });
         Ok(page.await?)
     }
@@ -441,14 +468,10 @@ impl Jobs {
     /// # Errors
     /// When there is no such job, it has finished, or the cluster did not confirm.
     pub async fn cancel(&self, job: JobId) -> Result<Details, Error> {
-        match self.inner.propose(Command::Cancel { job }, job).await? {
-            Reply::Rejected(Rejection::UnknownJob) => Err(Error::NotFound(job)),
-            Reply::Rejected(Rejection::AlreadyFinished) => Err(Error::AlreadyFinished(job)),
-            _ => self
-                .wait(job, Instant::now() + DEADLINE)
-                .await?
-                .ok_or(Error::Unknown { job }),
-        }
+        self.inner.cancel(job).await?;
+        self.wait(job, Instant::now() + DEADLINE)
+            .await?
+            .ok_or(Error::Unknown { job })
     }
 
     /// Follows a job that is known to have been accepted: what it prints while it prints it, and its end.
@@ -502,15 +525,17 @@ impl Inner {
         let Some(rejection) = rejection else {
             return Ok(());
         };
-        let whose = owner.map(|owner| owner.name.clone());
-        if let Some(key) = key.map(ToOwned::to_owned)
-            && ledger::read(&self.consensus, move |view| {
-                view.key(whose.as_deref(), &key)
-            })
-            .await?
-            .is_some()
-        {
-            return Ok(());
+        if let Some(key) = key.map(ToOwned::to_owned) {
+            let whose = owner.map(|owner| owner.name.clone());
+            let known = ledger::read(&self.consensus, move |view| {
+                let whose = whose.as_deref();
+                // Of a batch its first job has the key in this form.
+                Ok(view.key(whose, &key)?.is_some()
+                    || view.key(whose, &many::key_of_item(&key, 0))?.is_some())
+            });
+            if known.await? {
+                return Ok(());
+            }
         }
         Err(Error::of_queue(&rejection, owner, self.come_again()).unwrap_or(Error::NoLeader))
     }
@@ -520,7 +545,15 @@ impl Inner {
         let language = spec.language.clone();
         let owner = spec.owner.clone();
         let watch = self.watchers.watch(id);
-        match self.propose(Command::Submit { id, spec, key }, id).await? {
+        let reply = self.propose(submission(id, spec, key), id).await?;
+        let reply = match reply {
+            Reply::SubmittedAll { jobs } => match jobs[..] {
+                [Taken { job, joined }] => Reply::Submitted { job, joined },
+                _ => return Err(Error::Unknown { job: id }),
+            },
+            reply => reply,
+        };
+        match reply {
             Reply::Submitted { job, joined } => {
                 // A retry of the proposal finds its own id: that is this submission, not an earlier one.
                 let joined = joined && job != id;
@@ -568,6 +601,16 @@ impl Inner {
             })
     }
 
+    /// What a queued job can expect; `None` if it is not queued any more.
+    async fn waits(&self, job: Job) -> Result<Option<Waits>, Error> {
+        let place = ledger::look(&self.consensus, move |view| view.place(&job)).await?;
+        let rates = self.throughput.rates(Instant::now());
+        Ok(place.map(|place| Waits {
+            position: place.ahead + 1,
+            estimate: wait_estimate(place.ahead, rates),
+        }))
+    }
+
     async fn local(&self, id: JobId) -> Result<Option<Details>, Error> {
         let details = ledger::look(&self.consensus, move |view| {
             let Some(job) = view.job(id)? else {
@@ -577,10 +620,30 @@ impl Inner {
                 JobState::Finished => view.output(id)?.unwrap_or_default(),
                 JobState::Queued | JobState::Running => Output::default(),
             };
-            Ok(Some(Details { job, output }))
+            let callback = if job.callback {
+                view.delivery(id)?
+            } else {
+                None
+            };
+            Ok(Some(Details {
+                job,
+                output,
+                waits: None,
+                callback,
+            }))
         });
         Ok(details.await?)
     }
+}
+
+/// The command that submits one job. What earlier versions would not queue in the same way goes as a command that they do
+/// not know.
+fn submission(id: JobId, spec: JobSpec, key: Option<IdempotencyKey>) -> Command {
+    if spec.is_plain() {
+        return Command::Submit { id, spec, key };
+    }
+    let jobs = vec![Submission { id, spec, key }];
+    Command::SubmitAll { jobs }
 }
 
 /// Waits for it at most until `deadline`; `None` when time is up.

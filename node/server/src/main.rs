@@ -9,12 +9,14 @@
 //! shows of all of this.
 
 mod access;
+mod callbacks;
 mod cli;
 mod config;
 mod disk_space;
 mod follow;
 mod http;
 mod identity;
+mod insight;
 mod jobs;
 mod join;
 mod languages;

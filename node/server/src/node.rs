@@ -10,17 +10,19 @@ use quorun_consensus::{Handle, Member, Notice};
 use quorun_executor::{Executor, Labels, Options};
 use quorun_ledger::{Command, Event, NodeId};
 use quorun_proto::v1::peer_server::PeerServer;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{debug, info, warn};
 
 use crate::access::config::is_loopback;
+use crate::callbacks::{Callbacks, Sender};
 use crate::config::Config;
 use crate::disk_space;
 use crate::http::{self, App, Clients, Server};
 use crate::identity;
+use crate::insight::{Counted, Throughput};
 use crate::jobs::Jobs;
 use crate::join;
 use crate::liveness::Liveness;
@@ -146,6 +148,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     settings.changed(&consensus).await?;
 
     let metrics = Metrics::default();
+    let throughput = Throughput::default();
     let languages = Arc::new(config.languages.clone());
     let worker = Worker::new(
         (config.id, incarnation),
@@ -171,12 +174,21 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         settings: settings.clone(),
     };
     tasks.spawn(roster.run());
+    let due = Arc::new(Notify::new());
+    let callbacks = Callbacks {
+        consensus: consensus.clone(),
+        sender: Sender::new(config.callback_allow_private)?,
+        news: Arc::clone(&due),
+        backoff: config.callback_backoff,
+    };
+    tasks.spawn(callbacks.run());
     tasks.spawn(dispatch(
         notices,
         worker.clone(),
         watchers.clone(),
         membership.clone(),
-        (settings.clone(), consensus.clone(), metrics.clone()),
+        (settings.clone(), consensus.clone()),
+        (metrics.clone(), throughput.clone(), due),
     ));
     let reporting = membership.clone();
     tasks.spawn(async move { reporting.report().await });
@@ -188,7 +200,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         outputs,
         config.ceilings.queue,
         disk,
-        metrics.clone(),
+        (metrics.clone(), throughput),
     );
     let mut bounds = config.bounds;
     bounds.connections = crate::process::room_for(bounds.connections);
@@ -334,7 +346,8 @@ async fn dispatch(
     worker: Worker,
     watchers: Watchers,
     membership: Membership,
-    (settings, consensus, metrics): (ClusterSettings, Handle, Metrics),
+    (settings, consensus): (ClusterSettings, Handle),
+    (metrics, throughput, due): (Metrics, Throughput, Arc<Notify>),
 ) {
     while let Some(notice) = notices.recv().await {
         let result = match notice {
@@ -347,8 +360,20 @@ async fn dispatch(
                     if matches!(event, Event::Finished { .. }) {
                         metrics.finished();
                     }
+                    // Not what is replayed after a start.
+                    if membership.announced() {
+                        match event {
+                            Event::Assigned { .. } => throughput.count(Counted::Started, at),
+                            Event::Finished { .. } => throughput.count(Counted::Finished, at),
+                            _ => {}
+                        }
+                    }
                     let done = match event {
                         Event::SettingsChanged => settings.changed(&consensus).await,
+                        Event::CallbackDue { .. } => {
+                            due.notify_one();
+                            Ok(())
+                        }
                         event => event_of(event, at, &worker, &watchers, &membership).await,
                     };
                     result = result.and(done);
@@ -404,7 +429,7 @@ async fn event_of(
             watchers.finished(job, at);
         }
         Event::NodeChanged { node } => membership.node_changed(node).await?,
-        Event::SettingsChanged => {} // not a matter of these
+        Event::SettingsChanged | Event::CallbackDue { .. } => {} // not a matter of these
     }
     Ok(())
 }

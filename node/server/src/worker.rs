@@ -248,7 +248,8 @@ impl Inner {
         };
         let executed = began.elapsed();
         let completion = match report {
-            Report::Result(result) => {
+            Report::Result(mut result) => {
+                result.output.attempt_us = u64::try_from(executed.as_micros()).ok();
                 let verdict = result.outcome.verdict;
                 let ran = Duration::from_micros(result.outcome.wall_us);
                 self.metrics.program.took(ran);

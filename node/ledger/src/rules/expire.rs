@@ -6,7 +6,7 @@ use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 use crate::view;
 
-use super::owners;
+use super::{callback, owners};
 
 /// Removes jobs in the order of their expiry, as long as they are over their time or all together over `keep_bytes`.
 pub(super) fn expire<S: Store>(
@@ -33,6 +33,7 @@ pub(super) fn expire<S: Store>(
             tx.remove(keys::idempotency(job.owner.as_deref(), value))?;
         }
         owners::expired(tx, &job)?;
+        callback::forget(tx, &job)?;
         tx.remove(key.to_vec())?;
         tx.remove(keys::spec(id))?;
         tx.remove(keys::output(id))?;

@@ -1,6 +1,7 @@
 //! What each command does to the ledger. One file for each kind; `jobs` holds the steps that several of them share.
 
 mod assign;
+mod callback;
 mod cancel;
 mod complete;
 mod expire;
@@ -24,6 +25,7 @@ pub(crate) fn apply<S: Store>(
 ) -> Result<Reply, StoreError> {
     match command {
         Command::Submit { id, spec, key } => submit::submit(tx, id, &spec, key, queue),
+        Command::SubmitAll { jobs } => submit::submit_all(tx, jobs, queue),
         Command::Assign { job, node } => assign::assign(tx, job, node),
         Command::Complete {
             job,
@@ -65,6 +67,12 @@ pub(crate) fn apply<S: Store>(
             tx.events.push(Event::SettingsChanged);
             Ok(Reply::Configured)
         }
+        Command::CallbackTried {
+            job,
+            attempt,
+            outcome,
+            retry_ms,
+        } => callback::tried(tx, job, attempt, outcome, retry_ms),
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
     }
 }

@@ -7,15 +7,16 @@ use crate::owner::{Owner, OwnerLoad};
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
-/// Why the owner gets no further job, if so.
-pub(super) fn refuses<S: Store>(
+/// Why the owner does not get `more` further jobs that weigh so much all together, if so.
+pub(super) fn refuses_all<S: Store>(
     tx: &Transaction<S>,
     owner: &Owner,
+    more: u64,
     weight: u64,
     queue: Option<QueueBound>,
 ) -> Result<Option<Rejection>, StoreError> {
     let load = tx.view().owner_load(&owner.name)?;
-    Ok(owner.refuses(&load, weight, queue))
+    Ok(owner.refuses_all(&load, more, weight, queue))
 }
 
 /// The owner has a new job; it is not queued yet.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use quorun_ledger::{
     Applied, Batch, Command, Event, JobId, JobResult, JobSpec, Limits, MemoryStore, NodeId,
-    Outcome, Output, QueueBound, Reply, SourceFile, Transaction, Verdict, View,
+    Outcome, Output, Priority, QueueBound, Reply, SourceFile, Transaction, Verdict, View,
 };
 
 pub struct Ledger {
@@ -97,6 +97,17 @@ pub fn submit(n: u8) -> Command {
     Command::Submit {
         id: id(n),
         spec: spec("python"),
+        key: None,
+    }
+}
+
+pub fn submit_with(id: JobId, priority: Priority) -> Command {
+    Command::Submit {
+        id,
+        spec: JobSpec {
+            priority,
+            ..spec("python")
+        },
         key: None,
     }
 }

@@ -43,10 +43,13 @@ fn need(method: &Method, route: Option<&str>, open_metrics: bool) -> Need {
     let role = match route {
         Some("/healthz" | "/readyz") => return Need::Nothing,
         Some("/metrics") if open_metrics => return Need::Nothing,
-        Some("/metrics" | "/v1/languages" | "/v1/cluster") if looks => Role::Read,
+        Some("/metrics" | "/v1/languages" | "/v1/cluster" | "/v1/queue") if looks => Role::Read,
         Some("/lang/{language}") => Role::Submit,
         Some("/v1/jobs") if looks => Role::Read,
-        Some("/v1/jobs") if *method == Method::POST => Role::Submit,
+        Some("/v1/jobs") => Role::Submit,
+        // What these name is looked at job by job, by whoever handles them.
+        Some("/v1/jobs/wait") => Role::Read,
+        Some("/v1/jobs/batch" | "/v1/jobs/cancel") => Role::Submit,
         // A look with which a program can be fed.
         Some("/v1/jobs/{id}/attach") => Role::Submit,
         // All of these are about one job, which was looked at before.
@@ -359,7 +362,12 @@ mod tests {
             (Method::POST, "/lang/{language}", submit),
             (Method::GET, "/v1/jobs", read),
             (Method::POST, "/v1/jobs", submit),
-            (Method::DELETE, "/v1/jobs", admin),
+            (Method::DELETE, "/v1/jobs", submit),
+            (Method::POST, "/v1/jobs/batch", submit),
+            (Method::POST, "/v1/jobs/cancel", submit),
+            (Method::POST, "/v1/jobs/wait", read),
+            (Method::GET, "/v1/queue", read),
+            (Method::POST, "/v1/queue", admin),
             (Method::GET, "/v1/jobs/{id}", read),
             (Method::DELETE, "/v1/jobs/{id}", submit),
             (Method::GET, "/v1/jobs/{id}/events", read),

@@ -1,4 +1,4 @@
-//! `/v1/jobs`: submit, look, list, cancel.
+//! `/v1/jobs`: submit one, look at it, cancel it.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use quorun_ledger::{JobFilter, JobId, JobState};
+use quorun_ledger::JobState;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::gate::{self, Entry};
 use super::judged::Show;
@@ -23,12 +23,7 @@ use crate::jobs::{Details, Error};
 use crate::pressure::Client;
 
 /// The longest `?wait=`, seconds.
-const MAX_WAIT_S: u64 = 300;
-/// Jobs on one page of a list.
-const PAGE: usize = 50;
-/// The largest page.
-const MAX_PAGE: usize = 500;
-
+pub const MAX_WAIT_S: u64 = 300;
 /// The query of a submission.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,18 +40,6 @@ pub struct GetParams {
     wait: Option<String>,
     encoding: Option<String>,
     include: Option<String>,
-}
-
-/// The query of a list.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ListParams {
-    state: Option<String>,
-    language: Option<String>,
-    label: Option<String>,
-    limit: Option<String>,
-    cursor: Option<String>,
-    consistency: Option<String>,
 }
 
 fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
@@ -107,7 +90,7 @@ pub async fn submit(
 
 /// The job once it has finished; `None` when the time is up, or when this node is about to end: the client can go on
 /// waiting at another one.
-async fn unless_ending(
+pub async fn unless_ending(
     app: &App,
     finished: impl Future<Output = Result<Option<Details>, Error>>,
 ) -> Result<Option<Details>, Problem> {
@@ -150,64 +133,6 @@ pub async fn get(
     Ok(Json(view::details_as(&details, &show)).into_response())
 }
 
-/// Lists jobs.
-pub async fn list(
-    State(app): State<App>,
-    Extension(caller): Extension<Caller>,
-    query: Result<Query<ListParams>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
-    let params = params(query)?;
-    let stale = stale(params.consistency.as_deref())?;
-    let state = match params.state.as_deref() {
-        None => None,
-        Some("queued") => Some(JobState::Queued),
-        Some("running") => Some(JobState::Running),
-        Some("finished") => Some(JobState::Finished),
-        Some(other) => {
-            return Err(Problem::invalid(
-                "state",
-                format!("state is \"{other}\"; it should be queued, running or finished"),
-            ));
-        }
-    };
-    let language = match params.language {
-        None => None,
-        Some(name) => Some(app.rules().language(&name)?.name.clone()),
-    };
-    let limit = match params.limit.as_deref() {
-        None => PAGE,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|n| (1..=MAX_PAGE).contains(n))
-            .ok_or_else(|| {
-                Problem::invalid(
-                    "limit",
-                    format!("limit is \"{text}\"; it should be 1 to {MAX_PAGE}"),
-                )
-            })?,
-    };
-    let cursor: Option<JobId> = match params.cursor.as_deref() {
-        None => None,
-        Some(text) => Some(text.parse().map_err(|_| {
-            Problem::invalid(
-                "cursor",
-                format!("cursor is \"{text}\"; it should be the next_cursor of an earlier answer"),
-            )
-        })?),
-    };
-    let filter = JobFilter {
-        state,
-        language,
-        label: params.label,
-        owner: caller.only().map(ToOwned::to_owned),
-    };
-    let page = app.jobs.list(filter, cursor, limit, stale).await?;
-    let jobs: Vec<_> = page.jobs.iter().map(view::summary).collect();
-    let next = page.next.map(|id| id.to_string());
-    Ok(Json(json!({ "jobs": jobs, "next_cursor": next })))
-}
-
 /// Cancels a job.
 pub async fn cancel(
     State(app): State<App>,
@@ -225,7 +150,8 @@ fn answer(status: StatusCode, details: &Details, show: &Show) -> Response {
     response
 }
 
-fn wait(text: Option<&str>) -> Result<Option<Duration>, Problem> {
+/// How long a client waits, if it does.
+pub fn wait(text: Option<&str>) -> Result<Option<Duration>, Problem> {
     let Some(text) = text else { return Ok(None) };
     let seconds = text
         .parse::<f64>()
@@ -266,7 +192,8 @@ fn includes_tests(text: Option<&str>) -> Result<bool, Problem> {
     }
 }
 
-fn stale(text: Option<&str>) -> Result<bool, Problem> {
+/// Whether this node's own copy will do.
+pub fn stale(text: Option<&str>) -> Result<bool, Problem> {
     match text {
         None | Some("linearizable") => Ok(false),
         Some("stale") => Ok(true),

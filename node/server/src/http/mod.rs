@@ -2,8 +2,11 @@
 //! let in before its body is read, `serve` holds connections to their deadlines, `access` knows who sends a request, `problem` and `submission` are what they share.
 
 mod access;
+mod batch;
 mod body;
+mod callback;
 mod cluster;
+mod cursor;
 mod events;
 mod gate;
 mod health;
@@ -12,10 +15,14 @@ mod judged;
 mod judging;
 mod lang;
 mod languages;
+mod list;
 mod listener;
+mod many;
 mod members;
 mod metrics;
 mod problem;
+mod query;
+mod queue;
 mod serve;
 mod submission;
 mod view;
@@ -49,6 +56,7 @@ use submission::Rules;
 pub use listener::Clients;
 pub use serve::Server;
 pub use submission::largest_body;
+pub use view::details as job_json;
 
 /// How long a client that waits for the end of a job goes on waiting when its node is about to end.
 const LAST_MOMENT: Duration = Duration::from_secs(6);
@@ -86,6 +94,7 @@ impl App {
             languages: &self.languages,
             ceilings: &self.config.ceilings,
             retention: self.settings.current().retention,
+            private_callbacks: self.config.callback_allow_private,
         }
     }
 
@@ -100,7 +109,14 @@ impl App {
 pub fn router(app: App) -> Router {
     let router = Router::new()
         .route("/lang/{language}", post(lang::run))
-        .route("/v1/jobs", post(jobs::submit).get(jobs::list))
+        .route(
+            "/v1/jobs",
+            post(jobs::submit).get(list::list).delete(list::cancel),
+        )
+        .route("/v1/jobs/batch", post(batch::submit))
+        .route("/v1/jobs/wait", post(many::wait))
+        .route("/v1/jobs/cancel", post(many::cancel))
+        .route("/v1/queue", get(queue::show))
         .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
         .route("/v1/jobs/{id}/events", get(events::events))
         .route("/v1/languages", get(languages::list))

@@ -99,6 +99,37 @@ impl Problem {
         self
     }
 
+    /// The status of its answer.
+    pub const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The same of a part of the request: the field is one of that part.
+    pub fn of_part(mut self, part: &str) -> Self {
+        let field = match self.members.get("field").and_then(Value::as_str) {
+            None | Some("body" | "Idempotency-Key") => part.to_owned(),
+            Some(field) => format!("{part}.{field}"),
+        };
+        self.members.insert("field".to_owned(), field.into());
+        if let Some(Value::String(detail)) = self.members.get_mut("detail") {
+            *detail = format!("{part}: {detail}");
+        }
+        self
+    }
+
+    /// The body of its answer.
+    pub fn to_json(&self) -> Value {
+        let mut body = Map::new();
+        body.insert(
+            "type".to_owned(),
+            format!("urn:quorun:error:{}", self.kind).into(),
+        );
+        body.insert("title".to_owned(), self.title.into());
+        body.insert("status".to_owned(), self.status.as_u16().into());
+        body.extend(self.members.clone());
+        Value::Object(body)
+    }
+
     /// Tells the client to try again soon.
     pub fn retry(self) -> Self {
         self.retry_after(1)
@@ -113,15 +144,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut body = Map::new();
-        body.insert(
-            "type".to_owned(),
-            format!("urn:quorun:error:{}", self.kind).into(),
-        );
-        body.insert("title".to_owned(), self.title.into());
-        body.insert("status".to_owned(), self.status.as_u16().into());
-        body.extend(self.members);
-        let mut response = (self.status, Json(Value::Object(body))).into_response();
+        let mut response = (self.status, Json(self.to_json())).into_response();
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
@@ -199,7 +222,11 @@ impl From<jobs::Error> for Problem {
                 StatusCode::TOO_MANY_REQUESTS,
                 "queue-full",
                 "Too many jobs are waiting",
-                detail,
+                if jobs < limit {
+                    format!("{jobs} jobs are waiting and {limit} may, so that these do not fit in as a whole")
+                } else {
+                    detail
+                },
             )
             .with("field", "queue.jobs")
             .with("value", jobs)

@@ -7,11 +7,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, SourceFile};
+use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, Priority, SourceFile};
 use serde::Deserialize;
 
+use super::callback::CallbackRequest;
 use super::judging::{CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestsRequest};
 use super::problem::Problem;
+use crate::callbacks;
 use crate::config::{Ceilings, LEAST};
 use crate::languages;
 use crate::scheduler::KEPT_AT_LEAST;
@@ -81,6 +83,12 @@ pub struct JobRequest {
     /// How long the finished job is kept, seconds.
     #[serde(default)]
     pub retention_s: Option<u64>,
+    /// Which level of the queue the job waits in.
+    #[serde(default)]
+    pub priority: Option<Priority>,
+    /// Who is to be told that it has finished.
+    #[serde(default)]
+    pub callback: Option<CallbackRequest>,
 }
 
 /// One file of a request.
@@ -126,6 +134,8 @@ pub struct Rules<'a> {
     pub ceilings: &'a Ceilings,
     /// How long a finished job is kept when the submission does not say.
     pub retention: Duration,
+    /// Whether callbacks may go to private addresses.
+    pub private_callbacks: bool,
 }
 
 impl Rules<'_> {
@@ -218,6 +228,15 @@ impl Rules<'_> {
             checker,
             outputs,
         } = self.judging(judging, &limits)?;
+        let callback = request
+            .callback
+            .map(|callback| callback.check(self.private_callbacks))
+            .transpose()?;
+        let mut retention_ms = retention_s.max(KEPT_AT_LEAST.as_secs()) * 1000;
+        if callback.is_some() {
+            // Whoever is told may want to look; and until it is told, there must be something to tell.
+            retention_ms = retention_ms.max(callbacks::KEPT.as_secs() * 1000);
+        }
         Ok(JobSpec {
             language: language.name.clone(),
             files,
@@ -233,8 +252,10 @@ impl Rules<'_> {
             labels: request.labels,
             isolation_key: request.isolation_key,
             owner: None, // whoever takes the submission in says whose it is
-            retention_ms: retention_s.max(KEPT_AT_LEAST.as_secs()) * 1000,
+            retention_ms,
             max_attempts: MAX_ATTEMPTS,
+            priority: request.priority.unwrap_or_default(),
+            callback,
         })
     }
 

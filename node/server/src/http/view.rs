@@ -17,7 +17,7 @@ pub const fn ms(us: u64) -> u64 {
 }
 
 /// RFC 3339, in UTC, with milliseconds.
-fn time(ms: Option<u64>) -> Value {
+pub fn time(ms: Option<u64>) -> Value {
     match ms {
         Some(ms) => {
             humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
@@ -94,6 +94,7 @@ pub fn summary(job: &Job) -> Map<String, Value> {
         "node": job.node,
         "attempts": job.attempt,
         "labels": job.labels,
+        "priority": job.priority.as_str(),
         "submitted_at": time(Some(job.submitted_ms)),
         "started_at": time(job.started_ms),
         "finished_at": time(job.finished_ms),
@@ -116,7 +117,12 @@ pub fn details(details: &Details) -> Value {
 
 /// The whole job, as it was asked for.
 pub fn details_as(details: &Details, show: &Show) -> Value {
-    let Details { job, output } = details;
+    let Details {
+        job,
+        output,
+        waits,
+        callback,
+    } = details;
     let mut object = summary(job);
     let Output {
         stdout,
@@ -126,6 +132,7 @@ pub fn details_as(details: &Details, show: &Show) -> Value {
         compile,
         tests,
         files,
+        attempt_us: _,
     } = output;
     show.encoding.put(&mut object, "stdout", stdout);
     show.encoding.put(&mut object, "stderr", stderr);
@@ -141,7 +148,55 @@ pub fn details_as(details: &Details, show: &Show) -> Value {
     );
     object.insert("tests".to_owned(), judged::tests(tests, show));
     object.insert("files".to_owned(), judged::files(files, show));
+    if let Some(waits) = waits {
+        object.insert("queue_position".to_owned(), waits.position.into());
+        object.insert(
+            "wait_estimate_ms".to_owned(),
+            super::queue::ms(waits.estimate),
+        );
+    }
+    object.insert("timings".to_owned(), timings(job, output));
+    if let Some(delivery) = callback {
+        object.insert("callback".to_owned(), super::callback::show(delivery));
+    }
     Value::Object(object)
+}
+
+/// Where the time of a job went. What is not known yet, or never was, is null.
+fn timings(job: &Job, output: &Output) -> Value {
+    // Until the last attempt was assigned; of a job that never was, until its end.
+    let began = job.started_ms.or(job.finished_ms);
+    let queued = began.map(|began| began.saturating_sub(job.submitted_ms));
+    let compile_us = output.compile.as_ref().map(|compile| compile.wall_us);
+    let run_us = job.outcome.as_ref().map(|outcome| {
+        let cases = output.tests.iter().map(|test| test.outcome.wall_us);
+        if output.tests.is_empty() {
+            outcome.wall_us
+        } else {
+            cases.sum()
+        }
+    });
+    let attempt = output.attempt_us.map(ms);
+    let overhead_us = output.attempt_us.map(|attempt| {
+        let programs = compile_us.unwrap_or(0) + run_us.unwrap_or(0);
+        attempt.saturating_sub(programs)
+    });
+    // Both ends were stamped by leaders; the attempt was measured by its worker.
+    let commit = match (job.started_ms, job.finished_ms, attempt) {
+        (Some(started), Some(finished), Some(attempt)) => {
+            Some(finished.saturating_sub(started).saturating_sub(attempt))
+        }
+        _ => None,
+    };
+    json!({
+        "queued_ms": queued,
+        "attempt_ms": attempt,
+        "compile_ms": compile_us.map(ms),
+        "run_ms": run_us.filter(|_| attempt.is_some()).map(ms),
+        "overhead_ms": overhead_us.map(ms),
+        "commit_ms": commit,
+        "total_ms": job.finished_ms.map(|end| end.saturating_sub(job.submitted_ms)),
+    })
 }
 
 fn compile_step(compile: &Compile, encoding: Encoding) -> Value {
