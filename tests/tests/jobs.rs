@@ -1,5 +1,12 @@
 //! What clients do with jobs: `/lang`, `/v1/jobs`, and the command line.
 
+#[path = "jobs/attach.rs"]
+mod attach;
+#[path = "jobs/cli.rs"]
+mod cli;
+#[path = "jobs/live.rs"]
+mod live;
+
 use std::io::Write;
 use std::process::{Output, Stdio};
 

@@ -25,7 +25,7 @@ mod task;
 mod verdict;
 mod warden;
 
-pub use executor::{Error, Executor, Health, Unavailable, start};
+pub use executor::{Error, Executor, Health, Unavailable, Watched, start};
 pub use input::Interaction;
 pub use options::{Kind, Labels, Options};
-pub use task::{Chunk, Stream, Task, largest_file_kb};
+pub use task::{CaseEnded, Chunk, Stream, Task, largest_file_kb};

@@ -17,7 +17,7 @@ use crate::input::Input;
 use crate::live::Live;
 use crate::pool::Discard;
 use crate::sandbox::{Interrupted, Link, Transcript};
-use crate::task::{self, Task};
+use crate::task::{self, CaseEnded, Task};
 use crate::{check, executor, verdict};
 
 /// What is kept of a test case's stdout, and again of its stderr, bytes. All of it is compared.
@@ -41,6 +41,8 @@ pub(crate) struct Runs<'a> {
     zygotes: Option<&'a AtomicU64>,
     compile: Option<Compile>,
     tests: Vec<TestResult>,
+    /// Who is told of each case when it has ended.
+    told: Option<&'a mpsc::UnboundedSender<CaseEnded>>,
 }
 
 /// What comes after the runs in one sandbox.
@@ -86,7 +88,14 @@ impl<'a> Runs<'a> {
             zygotes: None,
             compile,
             tests: Vec::new(),
+            told: None,
         }
+    }
+
+    /// Tells somebody of each case when it has ended.
+    pub(crate) fn telling(mut self, told: Option<&'a mpsc::UnboundedSender<CaseEnded>>) -> Self {
+        self.told = told;
+        self
     }
 
     /// Has interpreters started ahead, if there is somewhere to count those that are used.
@@ -189,7 +198,11 @@ impl<'a> Runs<'a> {
             run.stdin = case.stdin.to_vec();
         }
         run.close_stdin = !input.is_open();
-        run.zygote = self.zygotes.and_then(|_| task::zygote(self.task, &run.run));
+        run.zygote = self
+            .zygotes
+            // Its stdin, stdout and stderr are pipes.
+            .filter(|_| run.terminal.is_none())
+            .and_then(|_| task::zygote(self.task, &run.run));
         let patience = executor::patience(self.task);
         let transcript = link.run(run, live, input, cancel, patience).await?;
         if let (Some(used), true) = (self.zygotes, transcript.zygote) {
@@ -234,6 +247,13 @@ impl<'a> Runs<'a> {
         }
         let failed = outcome.verdict != Verdict::Accepted;
         let over = is_over(outcome.verdict);
+        if let Some(told) = self.told {
+            // Whoever does not hear it finds it in the result.
+            let _ = told.send(CaseEnded {
+                index: u32::try_from(self.tests.len()).unwrap_or(u32::MAX),
+                outcome: outcome.clone(),
+            });
+        }
         self.tests.push(TestResult {
             outcome,
             stdout_truncated: output.stdout_truncated || output.stdout.len() > KEPT,

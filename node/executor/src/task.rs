@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use quorun_ledger::job::{JobId, JobSpec};
+use quorun_ledger::job::{JobId, JobSpec, Outcome};
 use quorun_ledger::language::Language;
 use quorun_warden::protocol::{self, File, Limits, Program, Run, Step, Zygote};
+
+use crate::input;
 
 /// One attempt at a job.
 #[derive(Clone, Debug)]
@@ -38,6 +40,15 @@ pub struct Chunk {
     pub offset: u64,
     /// The bytes.
     pub data: Bytes,
+}
+
+/// How a test case ended, told as soon as it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaseEnded {
+    /// Which one, from 0.
+    pub index: u32,
+    /// How it ended.
+    pub outcome: Outcome,
 }
 
 /// Compilers start more processes and threads than most programs may.
@@ -125,6 +136,7 @@ pub(crate) fn request(task: &Task, program: Program) -> Run {
         },
         stdin: spec.stdin.to_vec(),
         close_stdin: true,
+        terminal: spec.terminal.map(input::window_size),
         zygote: None,
     }
 }
@@ -208,6 +220,8 @@ pub(crate) mod tests {
                 max_attempts: 3,
                 isolation_key: None,
                 tests: Vec::new(),
+                interactive: false,
+                terminal: None,
                 stop_on_failure: false,
             },
         }

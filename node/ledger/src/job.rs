@@ -158,6 +158,15 @@ pub struct TestCase {
     pub expected: Option<Bytes>,
 }
 
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in each.
+    pub columns: u16,
+}
+
 /// What was submitted. Complete: defaults have been filled in by the node that accepted it, so that every attempt on
 /// every node runs under the same limits. The default value is empty, to be filled in; as it is, it can not be executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,6 +204,12 @@ pub struct JobSpec {
     pub retention_ms: u64,
     /// How often the job may be tried before it ends with `internal_error`.
     pub max_attempts: u32,
+    /// Somebody may talk to the program while it runs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub interactive: bool,
+    /// What an interactive program has in the place of pipes, if it is to have a terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Terminal>,
 }
 
 impl JobSpec {

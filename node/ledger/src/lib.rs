@@ -39,7 +39,7 @@ pub use event::Event;
 pub use hash::StateHash;
 pub use job::{
     Compile, Job, JobId, JobResult, JobSpec, JobState, Limits, Outcome, Output, SourceFile,
-    StepLimits, TestCase, TestResult, Verdict,
+    StepLimits, Terminal, TestCase, TestResult, Verdict,
 };
 pub use language::Language;
 pub use node::{Admission, Node, NodeId};

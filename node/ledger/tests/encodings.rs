@@ -19,7 +19,7 @@ use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
     Admission, Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult,
     JobSpec, Limits, Node, Outcome, Output, QueueBound, Rejection, Reply, Settings, SourceFile,
-    TestCase, TestResult, Verdict, keys,
+    Terminal, TestCase, TestResult, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -167,6 +167,11 @@ fn full_spec() -> JobSpec {
         isolation_key: Some("tenant".to_owned()),
         retention_ms: 9,
         max_attempts: 10,
+        interactive: true,
+        terminal: Some(Terminal {
+            rows: 24,
+            columns: 80,
+        }),
     }
 }
 

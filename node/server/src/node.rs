@@ -17,6 +17,7 @@ use tonic::service::Routes;
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
+use crate::console::Consoles;
 use crate::disk_space;
 use crate::http::{self, App, Clients};
 use crate::identity;
@@ -81,6 +82,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     let process = uuid::Uuid::now_v7().to_string();
     let liveness = Liveness::new(config.node_timeout);
     let outputs = Outputs::default();
+    let consoles = Consoles::default();
     let watchers = Watchers::default();
     let (eligible, eligible_now) = watch::channel(BTreeSet::new());
     let options = quorun_consensus::Options {
@@ -99,12 +101,14 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     let service = {
         let (id, process, liveness) = (config.id, process.clone(), liveness.clone());
         let (outputs, watchers) = (outputs.clone(), watchers.clone());
+        let consoles = consoles.clone();
         move |consensus: &Handle| {
             Routes::new(PeerServer::new(PeerService {
                 id,
                 process,
                 liveness,
                 outputs,
+                consoles,
                 watchers,
                 consensus: consensus.clone(),
             }))
@@ -133,7 +137,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         (config.id, incarnation),
         consensus.clone(),
         executor.clone(),
-        outputs.clone(),
+        (outputs.clone(), consoles.clone()),
         membership.clone(),
         Arc::clone(&languages),
         metrics.clone(),
@@ -167,7 +171,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         config.id,
         consensus.clone(),
         watchers,
-        outputs,
+        (outputs, consoles),
         config.ceilings.queue,
         disk,
         metrics.clone(),

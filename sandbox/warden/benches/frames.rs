@@ -43,6 +43,7 @@ fn run(source: usize) -> Request {
         },
         stdin: Vec::new(),
         close_stdin: true,
+        terminal: None,
         zygote: None,
     }))
 }

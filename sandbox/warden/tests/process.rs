@@ -101,6 +101,7 @@ fn job() -> Run {
         },
         stdin: b"hello\n".to_vec(),
         close_stdin: true,
+        terminal: None,
         zygote: None,
     }
 }

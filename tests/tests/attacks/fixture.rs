@@ -261,6 +261,8 @@ impl Job {
             limits,
             labels: Vec::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             isolation_key: None,
             retention_ms: 0,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::gate::{self, Entry};
+use super::interactive;
 use super::problem::Problem;
 use super::submission::{JobRequest, idempotency};
 use super::{App, body, job_id, path, view};
@@ -81,6 +82,7 @@ pub async fn submit(
     let request: JobRequest = body::json(&bytes)?;
     drop(bytes);
     let spec = rules.check(request)?;
+    interactive::check(&spec)?;
     let key = idempotency(&headers, &spec)?;
     let mut accepted = app.jobs.submit(place, spec, key).await?;
     if let Some(patience) = patience {

@@ -1,11 +1,13 @@
 //! What clients see. One file for each surface; `listener` takes the connections, `gate` decides what is
 //! let in before its body is read, `problem` and `submission` are what they share.
 
+mod attach;
 mod body;
 mod cluster;
 mod events;
 mod gate;
 mod health;
+mod interactive;
 mod jobs;
 mod lang;
 mod languages;
@@ -98,6 +100,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs", post(jobs::submit).get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
         .route("/v1/jobs/{id}/events", get(events::events))
+        .route("/v1/jobs/{id}/attach", get(attach::attach))
         .route("/v1/languages", get(languages::list))
         .route("/v1/cluster", get(cluster::status))
         .route("/v1/cluster/nodes", post(members::admit))

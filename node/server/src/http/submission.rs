@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, SourceFile};
 use serde::Deserialize;
 
+use super::interactive::{self, TerminalRequest};
 use super::problem::Problem;
 use crate::config::{Ceilings, LEAST};
 use crate::languages;
@@ -68,6 +69,12 @@ pub struct JobRequest {
     /// How long the finished job is kept, seconds.
     #[serde(default)]
     pub retention_s: Option<u64>,
+    /// Somebody may talk to the program while it runs.
+    #[serde(default)]
+    pub interactive: bool,
+    /// The terminal that an interactive program gets.
+    #[serde(default)]
+    pub terminal: Option<TerminalRequest>,
 }
 
 /// One file of a request.
@@ -192,6 +199,7 @@ impl Rules<'_> {
                 MAX_RETENTION_S,
             ));
         }
+        let terminal = interactive::terminal(request.interactive, request.terminal.as_ref())?;
         Ok(JobSpec {
             language: language.name.clone(),
             files,
@@ -205,7 +213,13 @@ impl Rules<'_> {
             labels: request.labels,
             isolation_key: request.isolation_key,
             retention_ms: retention_s.max(KEPT_AT_LEAST.as_secs()) * 1000,
-            max_attempts: MAX_ATTEMPTS,
+            max_attempts: if request.interactive {
+                1 // what was said cannot be said again
+            } else {
+                MAX_ATTEMPTS
+            },
+            interactive: request.interactive,
+            terminal,
         })
     }
 
