@@ -6,9 +6,8 @@ use futures::StreamExt;
 use quorun_consensus::Handle;
 use quorun_ledger::{JobId, NodeId, Terminal};
 use quorun_proto::v1::{AttachRequest, AttachTo, Blank, TerminalSize, attach_request};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
 
 use crate::console::{Attached, Consoles, Said};
 
@@ -32,7 +31,7 @@ pub enum Talk {
         /// What goes there.
         said: mpsc::Sender<AttachRequest>,
         /// Its word that nothing more is taken, or that there is no way to it.
-        over: oneshot::Receiver<Result<(), Status>>,
+        over: watch::Receiver<Option<Result<(), String>>>,
     },
 }
 
@@ -62,11 +61,14 @@ impl Talk {
         });
         let first = AttachRequest { said: Some(first) };
         let requests = futures::stream::iter([first]).chain(ReceiverStream::new(to_node));
-        let (tell, over) = oneshot::channel();
+        let (tell, over) = watch::channel(None);
         // Ends with the talk: then nothing more is sent, and the node answers.
         tokio::spawn(async move {
             let answer = client.attach(requests).await;
-            let _ = tell.send(answer.map(drop));
+            tell.send_replace(Some(match answer {
+                Ok(_) => Ok(()),
+                Err(status) => Err(status.message().to_owned()),
+            }));
         });
         Ok(Self::There { said, over })
     }
@@ -100,12 +102,11 @@ impl Talk {
                 attached.over().await;
                 Ok(())
             }
-            Self::There { over, .. } => match over.await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(status)) => Err(Lost(format!(
-                    "the node that runs the job does not listen: {}",
-                    status.message()
+            Self::There { over, .. } => match over.wait_for(Option::is_some).await.as_deref() {
+                Ok(Some(Err(reason))) => Err(Lost(format!(
+                    "the node that runs the job does not listen: {reason}"
                 ))),
+                Ok(_) => Ok(()),
                 Err(_) => Err(Lost("this node is ending".to_owned())),
             },
         }
