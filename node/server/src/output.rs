@@ -121,7 +121,15 @@ impl Drop for Recorder {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.attempt);
-        self.tape.progress.send_modify(|p| p.1 = true);
+        // The result has all of it. A listener that does not read must not keep it for ever.
+        let mut pieces = self
+            .tape
+            .pieces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *pieces = Vec::new();
+        drop(pieces);
+        self.tape.progress.send_replace((0, true));
     }
 }
 
@@ -135,7 +143,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The next piece, once there is one; `None` when the attempt is over.
+    /// The next piece, once there is one; `None` when the attempt is over, whether or not all of it was heard.
     pub async fn next(&mut self) -> Option<Piece> {
         loop {
             let next = self.next;
@@ -213,9 +221,26 @@ mod tests {
         recorder.case(case(1));
         let from: Position = "1-4-0-1".parse().unwrap();
         let mut listener = outputs.listen(attempt, from).unwrap();
-        drop(recorder);
         assert_eq!(listener.next().await, Some(Piece::Output(chunk(3, "def"))));
         assert_eq!(listener.next().await, Some(Piece::Case(case(1))));
+        drop(recorder);
+        assert!(listener.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_does_not_read_keeps_nothing_of_an_attempt_that_is_over() {
+        let outputs = Outputs::default();
+        let attempt = (JobId::new(uuid::Uuid::now_v7()), 1);
+        let recorder = outputs.record(attempt);
+        let data = Bytes::from(vec![b'x'; 1 << 20]);
+        recorder.push(Chunk {
+            stream: Stream::Stdout,
+            offset: 0,
+            data: data.clone(),
+        });
+        let mut listener = outputs.listen(attempt, Position::default()).unwrap();
+        drop(recorder);
+        assert!(data.is_unique());
         assert!(listener.next().await.is_none());
     }
 }

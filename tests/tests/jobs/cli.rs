@@ -4,10 +4,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use quorun_tests::{Cluster, Executor, Plan, Witness, eventually, node, program};
+use quorun_tests::{Cluster, Executor, LONG, Plan, Witness, eventually, node, program};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
 /// The program, with nothing of this test's own surroundings.
@@ -346,5 +348,182 @@ async fn a_run_goes_on_at_another_node_when_its_own_is_killed() {
         let done = child.wait_with_output().await.expect("its end");
         assert_eq!(done.status.code(), Some(0), "{done:?}");
         break;
+    }
+}
+
+/// Says what it hears, and what signal it gets.
+const ECHO: &str = "
+import os, sys
+print('ready', os.isatty(0), flush=True)
+while True:
+    try:
+        line = sys.stdin.readline()
+        if not line:
+            sys.exit(7)
+        print('got', line.strip(), flush=True)
+    except KeyboardInterrupt:
+        print('interrupted', flush=True)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_is_talked_to_from_a_pipe() {
+    let cluster = Cluster::of_processes().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = write(&folder.path().join("p.py"), ECHO);
+    let urls: Vec<_> = cluster
+        .clients()
+        .iter()
+        .map(|c| c.url().to_owned())
+        .collect();
+    let args = ["run", "-i", &program, "--url", &urls.join(",")];
+    let mut child = command(folder.path(), &args)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("start");
+    let mut to = child.stdin.take().expect("its stdin");
+    let mut lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
+    let mut next = async || lines.next_line().await.expect("read").unwrap_or_default();
+    assert_eq!(next().await, "ready False");
+    to.write_all(b"one\n").await.expect("write");
+    assert_eq!(next().await, "got one");
+    signal(&child, Signal::INT);
+    assert_eq!(next().await, "interrupted");
+    to.write_all(b"two\n").await.expect("write");
+    assert_eq!(next().await, "got two");
+    drop(to);
+    assert_eq!(child.wait().await.expect("its end").code(), Some(7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_has_this_terminal() {
+    let cluster = Cluster::start(Plan::new(Executor::Process).nodes(1)).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = "import os; s = os.get_terminal_size(); print(s.lines, s.columns, flush=True)";
+    let program = write(&folder.path().join("p.py"), &format!("{source}\n{ECHO}"));
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = rustix::pty::openpt(flags).expect("a terminal");
+    rustix::pty::unlockpt(&ours).expect("unlock it");
+    let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags).expect("its other end");
+    let size = Winsize {
+        ws_row: 21,
+        ws_col: 77,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(&ours, size).expect("its size");
+    let before = rustix::termios::tcgetattr(&theirs).expect("how it is set");
+    let end = || Stdio::from(theirs.try_clone().expect("a copy"));
+    let mut child = command(
+        folder.path(),
+        &["run", "-i", &program, "--url", cluster.any().url()],
+    )
+    .stdin(end())
+    .stdout(end())
+    .stderr(end())
+    .spawn()
+    .expect("start");
+    let reader = std::fs::File::from(ours.try_clone().expect("a copy"));
+    let (tell, mut shown) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        let (mut reader, mut buffer) = (reader, [0; 1024]);
+        while let Ok(length @ 1..) = std::io::Read::read(&mut reader, &mut buffer) {
+            let _ = tell.send(String::from_utf8_lossy(&buffer[..length]).into_owned());
+        }
+    });
+    let mut all = String::new();
+    let mut until = async |text: &str| {
+        while !all.contains(text) {
+            let more = tokio::time::timeout(LONG, shown.recv()).await;
+            let more = more.unwrap_or_else(|_| panic!("no {text:?} in {all:?}"));
+            all.push_str(&more.expect("more"));
+        }
+    };
+    let mut keys = std::fs::File::from(ours);
+    until("21 77\r\n").await;
+    until("ready True\r\n").await;
+    // Return and control-C are keys like others; what they do is done at the other end.
+    keys.write_all(b"typed\r").expect("type");
+    until("got typed\r\n").await;
+    keys.write_all(&[3]).expect("type");
+    until("interrupted\r\n").await;
+    keys.write_all(&[4]).expect("type");
+    assert_eq!(child.wait().await.expect("its end").code(), Some(7));
+    let after = rustix::termios::tcgetattr(&theirs).expect("how it is set");
+    assert_eq!(before.local_modes, after.local_modes, "as it was before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_runs_the_program_again() {
+    let cluster = Cluster::start(Plan::new(Executor::Process).nodes(1)).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("p.sh");
+    let program = write(&path, "echo one");
+    let args = ["run", "--watch", &program, "--url", cluster.any().url()];
+    let mut child = command(folder.path(), &args).spawn().expect("start");
+    let mut out = BufReader::new(child.stdout.take().expect("its stdout")).lines();
+    let mut err = BufReader::new(child.stderr.take().expect("its stderr")).lines();
+    let mut next = async || out.next_line().await.expect("read").unwrap_or_default();
+    let mut said = async |text: &str| {
+        while !err
+            .next_line()
+            .await
+            .expect("read")
+            .expect("a line")
+            .contains(text)
+        {}
+    };
+    assert_eq!(next().await, "one");
+    said("ended with 0; waiting for a change").await;
+    write(&path, "echo two; sleep 600");
+    assert_eq!(next().await, "two");
+    // This one is not waited for: the job is cancelled, and a file that was replaced is seen as well.
+    let other = write(&folder.path().join("other"), "echo three; exit 3");
+    std::fs::rename(other, &path).expect("rename");
+    assert_eq!(next().await, "three");
+    said("ended with 3; waiting for a change").await;
+    let listed = cluster.any().get("/v1/jobs").await.json();
+    let verdicts: Vec<_> = listed["jobs"]
+        .as_array()
+        .expect("jobs")
+        .iter()
+        .map(|job| job["verdict"].as_str().unwrap_or_default())
+        .collect();
+    assert_eq!(
+        verdicts,
+        ["runtime_error", "cancelled", "accepted"],
+        "{listed}"
+    );
+    signal(&child, Signal::INT);
+    assert_eq!(child.wait().await.expect("its end").code(), Some(130));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn test_cases_that_are_none_are_said_so_before_anything_is_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = write(&folder.path().join("p.sh"), "true");
+    for (name, text) in [
+        ("a.json", "[]"),
+        ("a.json", "{\"tests\": 1}"),
+        ("a.toml", "tests ="),
+        ("a.json", "{\"test\": []}"),
+    ] {
+        let cases = write(&folder.path().join(name), text);
+        let args = [
+            "run",
+            "--lang",
+            "bash",
+            "--tests",
+            &cases,
+            &program,
+            "--url",
+            "http://127.0.0.1:1",
+        ];
+        let done = quorun(folder.path(), &args).await;
+        assert_eq!(done.status.code(), Some(2), "{text}: {done:?}");
+        assert!(err(&done).contains(name), "{text}: {done:?}");
+    }
+    for both in [["-i", "--watch"], ["-i", "--json"], ["--tests", "--stdin"]] {
+        let done = quorun(folder.path(), &[&["run", &program][..], &both].concat()).await;
+        assert_eq!(done.status.code(), Some(2), "{both:?}: {done:?}");
     }
 }

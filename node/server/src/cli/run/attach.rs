@@ -179,8 +179,8 @@ fn frame(channel: u8, data: &[u8]) -> Message {
 
 /// How a connection ended.
 enum Ended {
-    /// The program has, with this exit code.
-    Program(u8),
+    /// The program has, in this state.
+    Program(Value),
     /// The node has gone, or asks to try another one.
     Again(String),
 }
@@ -192,7 +192,7 @@ pub async fn talk(client: &Client, id: &str) -> anyhow::Result<u8> {
     let mut seen = Seen::default();
     let mut silent = Instant::now();
     let mut before = false;
-    let code = loop {
+    let state = loop {
         let reason = match connect(client, id, &seen).await {
             Ok(mut socket) => {
                 if before {
@@ -201,7 +201,7 @@ pub async fn talk(client: &Client, id: &str) -> anyhow::Result<u8> {
                 }
                 before = true;
                 match converse(&mut socket, &mut said, &mut seen, raw.is_some()).await? {
-                    Ended::Program(code) => break code,
+                    Ended::Program(state) => break state,
                     Ended::Again(reason) => {
                         silent = Instant::now();
                         reason
@@ -218,7 +218,8 @@ pub async fn talk(client: &Client, id: &str) -> anyhow::Result<u8> {
         tokio::time::sleep(PAUSE).await;
     };
     drop(raw);
-    Ok(code)
+    let job = &state["job"];
+    Ok(exit_code(job, job.is_null()))
 }
 
 /// Why there is no connection.
@@ -328,8 +329,7 @@ async fn converse(
             STATE => {
                 let state: Value = serde_json::from_slice(data).context("the job's state")?;
                 if state["state"] == "finished" {
-                    let quiet = state["job"].is_null();
-                    return Ok(Ended::Program(exit_code(&state["job"], quiet)));
+                    return Ok(Ended::Program(state));
                 }
                 if let Some(attempt) = state["attempt"].as_u64().filter(|a| *a != seen.attempt) {
                     *seen = Seen {
