@@ -78,6 +78,11 @@ async fn each_role_may_do_what_it_may_and_nothing_else() {
         (&get, "/v1/jobs", [401, 200, 200, 200]),
         (&get, of_job.as_str(), [401, 200, 200, 200]),
         (&get, events.as_str(), [401, 200, 200, 200]),
+        (&get, "/v1/queue", [401, 200, 200, 200]),
+        (&post, "/v1/jobs/wait", [401, 400, 400, 400]),
+        (&post, "/v1/jobs/batch", [401, 403, 400, 400]),
+        (&post, "/v1/jobs/cancel", [401, 403, 400, 400]),
+        (&delete, "/v1/jobs", [401, 403, 422, 422]),
         (&delete, of_job.as_str(), [401, 403, 409, 409]),
         (&post, "/lang/bash", [401, 403, 400, 400]),
         (&post, "/v1/jobs", [401, 403, 400, 400]),
@@ -210,10 +215,134 @@ async fn owners_do_not_see_each_other_through_any_node_and_an_admin_sees_all() {
         let seen = through(node, &admin).job(&of_a).await;
         assert_eq!(seen["owner"], "a");
     }
-    // A cursor of somebody else's list leads nowhere but into one's own.
-    let path = format!("/v1/jobs?cursor={of_b}");
-    let list = through(1, &a).get(&path).await.expect(200);
-    assert!(list.to_string().contains(&of_a) && !list.to_string().contains(&of_b));
+    // A cursor of somebody else's list leads nowhere.
+    let page = through(1, &b).get("/v1/jobs?limit=1").await.expect(200);
+    let cursor = page["next_cursor"].as_str().expect("a cursor");
+    let path = format!("/v1/jobs?limit=1&cursor={cursor}");
+    through(2, &b).get(&path).await.expect(200);
+    for other in [&a, &admin] {
+        let problem = through(1, other).get(&path).await;
+        let problem = problem.problem(422, "invalid-request");
+        assert_eq!(problem["field"], "cursor");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_about_many_jobs_is_about_ones_own_alone() {
+    let tokens = Tokens::new();
+    let a = tokens.draw("owner-a", "submit", &[]);
+    let b = tokens.draw("owner-b", "submit", &["--max-jobs", "3"]);
+    let read = tokens.draw("owner-b", "read", &[]);
+    let cluster = Cluster::start(tokens.plan().slots(1)).await;
+    let (a, b, read) = (
+        cluster.client(1).bearing(&a),
+        cluster.client(2).bearing(&b),
+        cluster.client(3).bearing(&read),
+    );
+    let witness = Witness::new();
+    let gated = |name: &str| {
+        let mut job = witness.gated(name);
+        job["labels"] = json!(["shared"]);
+        job
+    };
+    let batch = async |client: &Client, key: &str, names: &[&str]| {
+        let jobs: Vec<Value> = names.iter().map(|name| gated(name)).collect();
+        let request = client.request(Method::POST, "/v1/jobs/batch");
+        let request = request.header("Idempotency-Key", key);
+        let body = json!({ "atomic": true, "jobs": jobs });
+        client.send(request.json(&body)).await
+    };
+    let ids_of = |body: &Value| -> Vec<String> {
+        let jobs = body["jobs"].as_array().expect("jobs");
+        jobs.iter()
+            .map(|item| item["job"]["id"].as_str().expect("an id").to_owned())
+            .collect()
+    };
+    let of_a = ids_of(&batch(&a, "k", &["a-0", "a-1"]).await.expect(200));
+    // All that an owner may have, or nothing; and the same key is another's own.
+    let answer = batch(&b, "k", &["b-0", "b-1", "b-2", "b-3"]).await;
+    let problem = answer.problem(429, "owner-busy");
+    assert_eq!(
+        (&problem["field"], &problem["value"], &problem["limit"]),
+        (&json!("jobs"), &json!(0), &json!(3)),
+    );
+    let empty = b.get("/v1/jobs").await.expect(200);
+    assert_eq!(empty["jobs"], json!([]), "none of them was taken");
+    let of_b = ids_of(&batch(&b, "k", &["b-0", "b-1", "b-2"]).await.expect(200));
+    // A retry is no new job, though there is no room for one.
+    let again = ids_of(&batch(&b, "k", &["b-0", "b-1", "b-2"]).await.expect(200));
+    assert_eq!(again, of_b);
+    let _ = batch(&b, "l", &["b-4"]).await.problem(429, "owner-busy");
+    let _ = batch(&read, "m", &["b-5"])
+        .await
+        .problem(403, "not-allowed");
+
+    // What another has is as little there as what nobody has.
+    let unknown = "01900000-0000-7000-8000-000000000000".to_owned();
+    let strange: Vec<&String> = of_a.iter().chain([&unknown]).collect();
+    for client in [&b, &read] {
+        let body = json!({ "ids": strange, "until": "all", "timeout_s": 60 });
+        let waited = client.post_json("/v1/jobs/wait", &body).await.expect(200);
+        for (id, item) in strange.iter().zip(waited["jobs"].as_array().expect("jobs")) {
+            let shown = item.to_string().replace(id.as_str(), "ID");
+            let expected = waited["jobs"][2].to_string().replace(&unknown, "ID");
+            assert_eq!(shown, expected);
+        }
+    }
+    let body = json!({ "ids": strange });
+    let cancelled = b.post_json("/v1/jobs/cancel", &body).await.expect(200);
+    assert_eq!(cancelled["cancelled"], 0, "{cancelled}");
+    for (id, item) in strange
+        .iter()
+        .zip(cancelled["jobs"].as_array().expect("jobs"))
+    {
+        let shown = item.to_string().replace(id.as_str(), "ID");
+        let expected = cancelled["jobs"][2].to_string().replace(&unknown, "ID");
+        assert_eq!(shown, expected);
+    }
+    let answer = read
+        .post_json("/v1/jobs/cancel", &json!({ "ids": of_b }))
+        .await;
+    let _ = answer.problem(403, "not-allowed");
+    let path = format!("/v1/jobs/{}/attach", of_a[0]);
+    let _ = b.get(&path).await.problem(404, "unknown-job");
+
+    // The queue is everybody's, and names nobody.
+    let queue = read.get("/v1/queue").await.expect(200);
+    let counted = queue["jobs"].as_u64().zip(queue["running"].as_u64());
+    assert_eq!(counted.map(|(waiting, running)| waiting + running), Some(5));
+    assert!(!queue.to_string().contains("owner-"), "{queue}");
+
+    // Lists in both directions and by time are over one's own.
+    let listed = async |client: &Client, query: &str| {
+        let path = format!("/v1/jobs?label=shared{query}");
+        let list = client.get(&path).await.expect(200);
+        let jobs = list["jobs"].as_array().cloned().unwrap_or_default();
+        jobs.iter()
+            .map(|job| job["id"].as_str().unwrap_or_default().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let mut newest = of_b.clone();
+    newest.reverse();
+    assert_eq!(listed(&read, "").await, newest);
+    assert_eq!(listed(&b, "&order=oldest").await, of_b);
+    let since = "&order=oldest&submitted_after=2020-01-01T00:00:00Z";
+    assert_eq!(listed(&a, since).await, of_a);
+    let before = "&submitted_before=2020-01-01T00:00:00Z";
+    assert_eq!(listed(&a, before).await, Vec::<String>::new());
+
+    // Cancelling by label touches one's own.
+    let answer = read.delete("/v1/jobs?label=shared").await;
+    let _ = answer.problem(403, "not-allowed");
+    let swept = b.delete("/v1/jobs?label=shared").await.expect(200);
+    assert_eq!(swept["cancelled"], 3, "{swept}");
+    witness.open_gate();
+    for id in &of_a {
+        assert_eq!(a.finished(id).await["verdict"], "accepted");
+    }
+    for id in &of_b {
+        assert_eq!(read.finished(id).await["verdict"], "cancelled");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

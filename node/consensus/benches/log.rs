@@ -79,6 +79,8 @@ impl Node {
             entrypoint: "main.py".to_owned(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),

@@ -437,6 +437,8 @@ fn task(image: &str, program: Program<'_>) -> Task {
             entrypoint: "main".into(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),

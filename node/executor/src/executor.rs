@@ -23,7 +23,7 @@ use crate::process::Processes;
 use crate::program::{Holding, Program};
 use crate::runs::{self, Next, Runs};
 use crate::sandbox::{Broken, Interrupted};
-use crate::task::{Chunk, Task};
+use crate::task::{CaseEnded, Chunk, Task};
 use crate::verdict;
 
 /// How often the engine is asked whether it is there.
@@ -207,7 +207,19 @@ impl Tried {
 struct Streams<'a> {
     live: Live,
     input: Input,
+    cases: Option<mpsc::UnboundedSender<CaseEnded>>,
     cancel: &'a CancellationToken,
+}
+
+/// Who follows a job while it runs, and who talks to it. See [`Executor::execute_watched`].
+#[derive(Debug)]
+pub struct Watched {
+    /// What it prints.
+    pub output: mpsc::Sender<Chunk>,
+    /// How each of its test cases ended, if it has some.
+    pub cases: mpsc::UnboundedSender<CaseEnded>,
+    /// What it is told, if somebody may talk to it.
+    pub interaction: Option<Interaction>,
 }
 
 impl Executor {
@@ -293,6 +305,7 @@ impl Executor {
         let streams = Streams {
             live: Live::new(output),
             input: Input::none(),
+            cases: None,
             cancel: &cancel,
         };
         self.execute_with(&task, streams).await
@@ -315,6 +328,29 @@ impl Executor {
         let streams = Streams {
             live: Live::new(output),
             input: Input::from(interaction),
+            cases: None,
+            cancel: &cancel,
+        };
+        self.execute_with(&task, streams).await
+    }
+
+    /// As [`execute`](Self::execute), or as [`execute_interactive`](Self::execute_interactive) where there is an
+    /// interaction, with somebody who is told of each test case when it has ended. Should a try at the job be repeated, the
+    /// cases before are told again.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute).
+    pub async fn execute_watched(
+        &self,
+        task: Task,
+        watched: Watched,
+        cancel: CancellationToken,
+    ) -> Result<JobResult, Unavailable> {
+        let streams = Streams {
+            live: Live::new(watched.output),
+            input: watched.interaction.map_or_else(Input::none, Input::from),
+            cases: Some(watched.cases),
             cancel: &cancel,
         };
         self.execute_with(&task, streams).await
@@ -410,6 +446,7 @@ impl Executor {
         let Streams {
             live,
             input,
+            cases,
             cancel,
         } = streams;
         let mut lease = match self.acquire(task, cancel).await {
@@ -417,7 +454,8 @@ impl Executor {
             Err(tried) => return tried,
         };
         let program = self.program(task, lease.image_id(), first).await;
-        let mut runs = Runs::new(task, program.with_zygotes(self.zygotes.as_deref()));
+        let program = program.with_zygotes(self.zygotes.as_deref());
+        let mut runs = Runs::new(task, program).telling(cases.as_ref());
         loop {
             let sandbox = lease.id().to_owned();
             tracing::debug!(job = %task.job, attempt = task.attempt, sandbox, "running");
@@ -492,7 +530,7 @@ impl Executor {
     ) -> Result<Lease, Tried> {
         let image = &task.language.image;
         let key = self.pool.engine().key(image, task.spec.limits.memory_kb);
-        let owner = Owner::of(task.spec.isolation_key.as_deref());
+        let owner = Owner::of(task.spec.kept_apart().as_deref());
         let began = Instant::now();
         let lease = tokio::select! {
             biased;

@@ -27,7 +27,7 @@ mod task;
 mod verdict;
 mod warden;
 
-pub use executor::{Error, Executor, Health, Unavailable, start};
+pub use executor::{Error, Executor, Health, Unavailable, Watched, start};
 pub use input::Interaction;
 pub use options::{Kind, Labels, Options};
-pub use task::{CHECKER_FILES, Chunk, Stream, Task, largest_file_kb};
+pub use task::{CHECKER_FILES, CaseEnded, Chunk, Stream, Task, largest_file_kb};

@@ -141,7 +141,11 @@ impl<'a> Program<'a> {
         run.stdin = stdin.to_vec();
         run.data = data;
         run.close_stdin = !input.is_open();
-        run.zygote = self.zygotes.and_then(|_| task::zygote(self.task, &run.run));
+        run.zygote = self
+            .zygotes
+            // Its stdin, stdout and stderr are pipes.
+            .filter(|_| run.terminal.is_none())
+            .and_then(|_| task::zygote(self.task, &run.run));
         run
     }
 

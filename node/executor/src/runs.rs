@@ -18,7 +18,7 @@ use crate::judge::{Checked, Judge};
 use crate::live::Live;
 use crate::program::{Once, Program};
 use crate::sandbox::{Interrupted, Link};
-use crate::task::Task;
+use crate::task::{CaseEnded, Task};
 use crate::{check, verdict};
 
 /// What is kept of a test case's stdout, and again of its stderr, bytes. All of it is compared.
@@ -36,6 +36,8 @@ pub(crate) struct Runs<'a> {
     task: &'a Task,
     program: Program<'a>,
     tests: Vec<TestResult>,
+    /// Who is told of each case when it has ended.
+    told: Option<&'a mpsc::UnboundedSender<CaseEnded>>,
 }
 
 /// What comes after the runs in one sandbox.
@@ -58,7 +60,14 @@ impl<'a> Runs<'a> {
             task,
             program,
             tests: Vec::new(),
+            told: None,
         }
+    }
+
+    /// Tells somebody of each case when it has ended.
+    pub(crate) fn telling(mut self, told: Option<&'a mpsc::UnboundedSender<CaseEnded>>) -> Self {
+        self.told = told;
+        self
     }
 
     fn has_tests(&self) -> bool {
@@ -200,17 +209,27 @@ impl<'a> Runs<'a> {
         let failed = outcome.verdict != Verdict::Accepted;
         let over = is_over(outcome.verdict);
         let kept = kept(self.task.spec.tests.len());
-        self.tests.push(TestResult {
+        let mut ended = TestResult {
             outcome,
             stdout_truncated: output.stdout_truncated || output.stdout.len() > kept,
             stderr_truncated: output.stderr_truncated || output.stderr.len() > kept,
-            stdout: beginning(&output.stdout, kept),
-            stderr: beginning(&output.stderr, kept),
+            stdout: Bytes::new(),
+            stderr: Bytes::new(),
             name: case.name.clone(),
             hidden: case.hidden,
             score,
             checker: words,
-        });
+        };
+        if let Some(told) = self.told {
+            // Whoever does not hear it finds it in the result.
+            let _ = told.send(CaseEnded {
+                index: u32::try_from(self.tests.len()).unwrap_or(u32::MAX),
+                result: ended.clone(),
+            });
+        }
+        ended.stdout = beginning(&output.stdout, kept);
+        ended.stderr = beginning(&output.stderr, kept);
+        self.tests.push(ended);
         let last = over || (failed && self.task.spec.stop_on_failure) || self.case().is_none();
         last.then(|| self.summary())
     }

@@ -450,6 +450,7 @@ mod tests {
             },
             stdin: vec![7; 1 << 20],
             close_stdin: true,
+            terminal: None,
             zygote: None,
         }
     }
@@ -536,7 +537,16 @@ mod tests {
         let (mut link, mut to_node, mut from_node) = link();
         let (to_stdin, stdin) = mpsc::channel(1);
         let (_to_signals, signals) = mpsc::channel(1);
-        let mut input = Input::from(crate::input::Interaction { stdin, signals });
+        let size = quorun_ledger::job::Terminal {
+            rows: 24,
+            columns: 80,
+        };
+        let (_to_sizes, sizes) = tokio::sync::watch::channel(size);
+        let mut input = Input::from(crate::input::Interaction {
+            stdin,
+            signals,
+            sizes,
+        });
         let cancel = CancellationToken::new();
         let warden = async {
             let mut decoder = Decoder::default();

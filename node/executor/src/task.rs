@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use quorun_ledger::job::{self, Checker, JobId, JobSpec};
+use quorun_ledger::job::{self, Checker, JobId, JobSpec, TestResult};
 use quorun_ledger::language::Language;
 use quorun_warden::protocol::{self, Collect, File, Limits, Program, Run, Step, Zygote};
+
+use crate::input;
 
 /// One attempt at a job.
 #[derive(Clone, Debug)]
@@ -52,6 +54,7 @@ impl Task {
                 args: CHECKER_FILES.map(str::to_owned).to_vec(),
                 limits: program.limits,
                 isolation_key: self.spec.isolation_key.clone(),
+                owner: self.spec.owner.clone(),
                 ..JobSpec::default()
             },
             language,
@@ -87,6 +90,15 @@ pub struct Chunk {
     pub offset: u64,
     /// The bytes.
     pub data: Bytes,
+}
+
+/// How a test case ended, told as soon as it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaseEnded {
+    /// Which one, from 0.
+    pub index: u32,
+    /// How it ended, without what the program printed: that may be secret, and is in the job's result.
+    pub result: TestResult,
 }
 
 /// Compilers start more processes and threads than most programs may.
@@ -178,6 +190,7 @@ pub(crate) fn request(task: &Task, limits: &job::Limits, program: Program) -> Ru
         },
         stdin: spec.stdin.to_vec(),
         close_stdin: true,
+        terminal: spec.terminal.map(input::window_size),
         zygote: None,
     }
 }
@@ -262,6 +275,8 @@ pub(crate) mod tests {
                 isolation_key: None,
                 owner: None,
                 tests: Vec::new(),
+                interactive: false,
+                terminal: None,
                 stop_on_failure: false,
                 ..JobSpec::default()
             },

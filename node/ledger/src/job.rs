@@ -154,6 +154,15 @@ pub struct StepLimits {
     pub wall_ms: u64,
 }
 
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in each.
+    pub columns: u16,
+}
+
 /// What was submitted. Complete: defaults have been filled in by the node that accepted it, so that every attempt on
 /// every node runs under the same limits. The default value is empty, to be filled in; as it is, it can not be executed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +215,12 @@ pub struct JobSpec {
     /// Who is to be told that it has finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback: Option<Callback>,
+    /// Somebody may talk to the program while it runs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub interactive: bool,
+    /// What an interactive program has in the place of pipes, if it is to have a terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Terminal>,
 }
 
 impl JobSpec {
@@ -218,6 +233,17 @@ impl JobSpec {
             && self.tests.is_empty()
             && is_lines(&self.checker)
             && self.outputs.is_empty()
+            && !self.interactive
+    }
+
+    /// Whose sandboxes it may share, if not everybody's: an isolation key is its owner's own, whatever keys others use.
+    #[must_use]
+    pub fn kept_apart(&self) -> Option<String> {
+        let key = self.isolation_key.as_ref()?;
+        Some(match self.owner_name() {
+            None => key.clone(),
+            Some(owner) => format!("{owner}\0{key}"),
+        })
     }
 
     /// The name of the owner, if there is one.
@@ -618,10 +644,59 @@ mod tests {
             "attempt_us",
             "priority",
             "callback",
+            "interactive",
+            "terminal",
         ] {
             assert!(!holds(&spec, name) && !holds(&output, name), "{name}");
         }
         assert!(!codec::decode::<JobSpec>(&spec).unwrap().stop_on_failure);
+    }
+
+    #[test]
+    fn a_job_is_plain_while_it_has_nothing_new() {
+        let plain = JobSpec::default();
+        assert!(plain.is_plain());
+        let changes: [fn(&mut JobSpec); 7] = [
+            |spec| spec.priority = Priority::High,
+            |spec| spec.callback = Some(Callback::default()),
+            |spec| spec.owner = Some(Owner::default()),
+            |spec| spec.tests.push(TestCase::default()),
+            |spec| spec.checker = Checker::Exact,
+            |spec| spec.outputs.push("a".to_owned()),
+            |spec| spec.interactive = true,
+        ];
+        for (n, change) in changes.iter().enumerate() {
+            let mut spec = plain.clone();
+            change(&mut spec);
+            assert!(!spec.is_plain(), "change {n}");
+        }
+    }
+
+    #[test]
+    fn an_isolation_key_is_its_owners_own() {
+        let kept = |owner: Option<&str>, key: Option<&str>| {
+            let owner = owner.map(|name| Owner {
+                name: name.to_owned(),
+                ..Owner::default()
+            });
+            let isolation_key = key.map(ToOwned::to_owned);
+            JobSpec {
+                owner,
+                isolation_key,
+                ..JobSpec::default()
+            }
+            .kept_apart()
+        };
+        assert_eq!(kept(None, None), None);
+        assert_eq!(kept(Some("a"), None), None);
+        let all = [
+            kept(None, Some("k")),
+            kept(Some("a"), Some("k")),
+            kept(Some("b"), Some("k")),
+            kept(None, Some("ak")),
+        ];
+        let apart: std::collections::BTreeSet<_> = all.iter().flatten().collect();
+        assert_eq!(apart.len(), all.len());
     }
 
     #[test]

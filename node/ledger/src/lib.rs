@@ -46,7 +46,7 @@ pub use event::Event;
 pub use hash::StateHash;
 pub use job::{
     Compile, Job, JobId, JobResult, JobSpec, JobState, Limits, Outcome, Output, SourceFile,
-    StepLimits, Verdict,
+    StepLimits, Terminal, Verdict,
 };
 pub use judging::{
     Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,

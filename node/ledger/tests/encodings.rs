@@ -20,8 +20,8 @@ use quorun_ledger::{
     Admission, Batch, Callback, Checker, CheckerProgram, Command, Compile, Completion, Counters,
     Delivery, DeliveryAttempt, DeliveryState, IdempotencyKey, Job, JobResult, JobSpec, Judged,
     Limits, Node, Outcome, Output, OutputFile, Owner, OwnerLoad, Priority, QueueBound, Rejection,
-    Reply, Score, Secret, Settings, SourceFile, Submission, Taken, TestCase, TestResult, Tolerance,
-    Verdict, keys,
+    Reply, Score, Secret, Settings, SourceFile, Submission, Taken, Terminal, TestCase, TestResult,
+    Tolerance, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -178,6 +178,11 @@ fn full_spec() -> JobSpec {
             url: "https://host/path".to_owned(),
             headers: [("x-name".to_owned(), Secret::new("value".to_owned()))].into(),
             secret: Some(Secret::new("secret".to_owned())),
+        }),
+        interactive: true,
+        terminal: Some(Terminal {
+            rows: 24,
+            columns: 80,
         }),
         ..JobSpec::default()
     }

@@ -7,8 +7,8 @@ mod common;
 use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::{
     Callback, Command, Completion, DeliveryAttempt, DeliveryState, Event, IdempotencyKey,
-    JobFilter, JobSpec, JobState, Owner, OwnerLoad, Priority, QueueBound, Rejection, Reply, Secret,
-    Verdict,
+    JobFilter, JobId, JobSpec, JobState, Owner, OwnerLoad, Priority, QueueBound, Rejection, Reply,
+    Secret, Submission, Taken, Verdict, keys,
 };
 
 fn with_key(n: u8, key: &str, fingerprint: u8) -> Command {
@@ -458,6 +458,62 @@ fn an_owner_may_have_a_part_of_the_queue() {
     ));
 }
 
+fn submission(command: Command) -> Submission {
+    let Command::Submit { id, spec, key } = command else {
+        panic!("not a submission")
+    };
+    Submission { id, spec, key }
+}
+
+fn all(commands: impl IntoIterator<Item = Command>) -> Command {
+    Command::SubmitAll {
+        jobs: commands.into_iter().map(submission).collect(),
+    }
+}
+
+#[test]
+fn several_jobs_of_an_owner_are_taken_together_or_not_at_all() {
+    let mut ledger = Ledger::default();
+    ledger.run(owned(1, "a", Some("k")));
+    let before = ledger.store.clone();
+    // With the one that there is, one too many; the others' jobs go with it, and what is refused leaves no trace.
+    let too_many = all([
+        owned(2, "b", Some("k")),
+        owned(3, "a", None),
+        owned(4, "a", None),
+        owned(5, "a", Some("l")),
+    ]);
+    let busy = Reply::Rejected(Rejection::OwnerBusy { jobs: 1, limit: 3 });
+    assert_eq!(ledger.run(too_many).0, busy);
+    let records = |store: &quorun_ledger::MemoryStore| -> Vec<_> {
+        let kept = store.iter().filter(|(key, _)| key[..] != *keys::COUNTERS);
+        kept.map(|(key, value)| (key.to_vec(), value.to_vec()))
+            .collect()
+    };
+    assert_eq!(records(&ledger.store), records(&before));
+    // What is joined takes no room, and a key is looked up among its owner's.
+    let fits = all([
+        owned(2, "b", Some("k")),
+        owned(3, "a", Some("k")),
+        owned(4, "a", Some("l")),
+        owned(5, "a", Some("m")),
+    ]);
+    let (reply, _) = ledger.run(fits);
+    let taken = |job, joined| Taken {
+        job: id(job),
+        joined,
+    };
+    let jobs = vec![
+        taken(2, false),
+        taken(1, true),
+        taken(4, false),
+        taken(5, false),
+    ];
+    assert_eq!(reply, Reply::SubmittedAll { jobs });
+    let load = |owner: &str| ledger.view().owner_load(owner).unwrap().unfinished;
+    assert_eq!((load("a"), load("b")), (3, 1));
+}
+
 #[test]
 fn each_owner_has_keys_of_its_own() {
     let mut ledger = Ledger::default();
@@ -512,6 +568,65 @@ fn the_jobs_of_one_owner_are_found_without_looking_at_the_others() {
     assert_eq!(page.jobs, []);
     let load = ledger.view().owner_load("a").unwrap();
     assert_eq!(load, OwnerLoad::default());
+}
+
+#[test]
+fn the_jobs_of_one_owner_are_listed_by_time_and_in_both_directions() {
+    const HOUR: u64 = 60 * 60 * 1000;
+    let at = |hours: u64, n: u8| {
+        let mut bytes = [0; 16];
+        bytes[..6].copy_from_slice(&(hours * HOUR).to_be_bytes()[2..]);
+        bytes[15] = n;
+        JobId::from_slice(&bytes).unwrap()
+    };
+    let mut ledger = Ledger::default();
+    let mut of_a = Vec::new();
+    for hours in 1..=20 {
+        ledger.time_ms = hours * HOUR;
+        for (n, owner) in ["a", "b"].into_iter().enumerate() {
+            let id = at(hours, u8::try_from(n).unwrap());
+            let mut command = submission(owned(0, owner, None));
+            command.id = id;
+            command.spec.owner.as_mut().unwrap().max_jobs = None;
+            if owner == "a" {
+                of_a.push(id);
+            }
+            ledger.run(Command::SubmitAll {
+                jobs: vec![command],
+            });
+        }
+    }
+    let mut filter = JobFilter {
+        owner: Some("a".to_owned()),
+        from_ms: Some(8 * HOUR),
+        until_ms: Some(12 * HOUR),
+        ..JobFilter::default()
+    };
+    // A scan of so few shows that neither the other's jobs nor those of other times are looked at.
+    let list = |filter: &JobFilter| {
+        let mut behind = None;
+        let mut ids = Vec::new();
+        let mut looks = 0;
+        loop {
+            let page = ledger.view().jobs(filter, behind, 2, 1).unwrap();
+            ids.extend(page.jobs.iter().map(|job| job.id));
+            looks += 1;
+            behind = page.next;
+            if behind.is_none() {
+                return (ids, looks);
+            }
+        }
+    };
+    let wanted = of_a[7..11].to_vec();
+    let mut newest = wanted.clone();
+    newest.reverse();
+    let (ids, looks) = list(&filter);
+    assert_eq!(ids, newest);
+    assert!(looks <= 8, "{looks} looks for four jobs");
+    filter.oldest_first = true;
+    let (ids, looks) = list(&filter);
+    assert_eq!(ids, wanted);
+    assert!(looks <= 8, "{looks} looks for four jobs");
 }
 
 #[test]

@@ -17,14 +17,17 @@ use quorun_ledger::{
 };
 use tracing::info;
 
+use crate::console::Consoles;
 use crate::disk_space::{DiskSpace, Low};
-use crate::follow::{self, Followed};
+use crate::follow::{self, Told};
 use crate::insight::Throughput;
 use crate::ledger::{self, ReadFailed};
 use crate::metrics::Metrics;
 use crate::output::Outputs;
 use crate::pace::Pace;
 use crate::pressure::Held;
+use crate::resume::Heard;
+use crate::talk::{Lost, Talk};
 use crate::watchers::{Watch, Watchers};
 
 pub use many::{Until, key_of_item, wait_estimate};
@@ -198,6 +201,7 @@ struct Inner {
     consensus: Handle,
     watchers: Watchers,
     outputs: Outputs,
+    consoles: Consoles,
     queue: QueueBound,
     disk: DiskSpace,
     metrics: Metrics,
@@ -240,7 +244,7 @@ impl Jobs {
         node: NodeId,
         consensus: Handle,
         watchers: Watchers,
-        outputs: Outputs,
+        (outputs, consoles): (Outputs, Consoles),
         queue: QueueBound,
         disk: DiskSpace,
         (metrics, throughput): (Metrics, Throughput),
@@ -251,6 +255,7 @@ impl Jobs {
                 consensus,
                 watchers,
                 outputs,
+                consoles,
                 queue,
                 disk,
                 metrics,
@@ -474,9 +479,34 @@ impl Jobs {
             .ok_or(Error::Unknown { job })
     }
 
-    /// Follows a job that is known to have been accepted: what it prints while it prints it, and its end.
-    pub fn follow(&self, job: JobId) -> impl Stream<Item = Result<Followed, Error>> + Send + use<> {
-        follow::follow(self.clone(), job)
+    /// Follows a job that is known to have been accepted, behind what was heard of it already: what it prints while it
+    /// prints it, and its end.
+    pub fn follow(
+        &self,
+        job: JobId,
+        heard: Heard,
+    ) -> impl Stream<Item = Result<Told, Error>> + Send + use<> {
+        follow::follow(self.clone(), job, heard)
+    }
+
+    /// Begins to talk to an attempt at an interactive job that the ledger shows on a node.
+    ///
+    /// # Errors
+    /// When there is no way to that node.
+    pub async fn talk(&self, node: NodeId, attempt: (JobId, u32)) -> Result<Talk, Lost> {
+        let inner = &self.inner;
+        let ways = (&inner.consoles, &inner.consensus);
+        Talk::begin(ways, (inner.node, node), attempt).await
+    }
+
+    /// Whether a job waits for somebody to talk to it; `None` when its submission is no longer kept, because it has
+    /// finished.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn is_interactive(&self, job: JobId) -> Result<Option<bool>, Error> {
+        let spec = ledger::read(&self.inner.consensus, move |view| view.spec(job)).await?;
+        Ok(spec.map(|spec| spec.interactive))
     }
 
     pub(crate) fn watch(&self, job: JobId) -> Watch {

@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 use crate::access::config::is_loopback;
 use crate::callbacks::{Callbacks, Sender};
 use crate::config::Config;
+use crate::console::Consoles;
 use crate::disk_space;
 use crate::http::{self, App, Clients, Server};
 use crate::identity;
@@ -99,6 +100,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     let process = uuid::Uuid::now_v7().to_string();
     let liveness = Liveness::new(config.node_timeout);
     let outputs = Outputs::default();
+    let consoles = Consoles::default();
     let watchers = Watchers::default();
     let (eligible, eligible_now) = watch::channel(BTreeSet::new());
     let options = quorun_consensus::Options {
@@ -119,12 +121,14 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     let service = {
         let (id, process, liveness) = (config.id, process.clone(), liveness.clone());
         let (outputs, watchers) = (outputs.clone(), watchers.clone());
+        let consoles = consoles.clone();
         move |consensus: &Handle| {
             Routes::new(PeerServer::new(PeerService {
                 id,
                 process,
                 liveness,
                 outputs,
+                consoles,
                 watchers,
                 consensus: consensus.clone(),
             }))
@@ -154,7 +158,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         (config.id, incarnation),
         consensus.clone(),
         executor.clone(),
-        outputs.clone(),
+        (outputs.clone(), consoles.clone()),
         membership.clone(),
         Arc::clone(&languages),
         metrics.clone(),
@@ -197,7 +201,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         config.id,
         consensus.clone(),
         watchers,
-        outputs,
+        (outputs, consoles),
         config.ceilings.queue,
         disk,
         (metrics.clone(), throughput),

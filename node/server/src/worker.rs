@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use quorun_consensus::{Handle, ProposeError};
-use quorun_executor::{Executor, Task};
+use quorun_executor::{Executor, Task, Watched};
 use quorun_ledger::{
     Checker, Command, Completion, JobId, JobResult, JobState, Language, NodeId, Reply, Verdict,
 };
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
+use crate::console::Consoles;
 use crate::languages;
 use crate::ledger;
 use crate::membership::Membership;
@@ -40,6 +41,7 @@ struct Inner {
     consensus: Handle,
     executor: Executor,
     outputs: Outputs,
+    consoles: Consoles,
     membership: Membership,
     languages: Arc<Vec<Language>>,
     metrics: Metrics,
@@ -64,7 +66,7 @@ impl Worker {
         (node, incarnation): (NodeId, u64),
         consensus: Handle,
         executor: Executor,
-        outputs: Outputs,
+        (outputs, consoles): (Outputs, Consoles),
         membership: Membership,
         languages: Arc<Vec<Language>>,
         metrics: Metrics,
@@ -76,6 +78,7 @@ impl Worker {
                 consensus,
                 executor,
                 outputs,
+                consoles,
                 membership,
                 languages,
                 metrics,
@@ -324,12 +327,21 @@ impl Inner {
             _ => None,
         };
         let (chunks, mut printed) = mpsc::channel(CHUNKS);
+        let (cases, mut ended) = mpsc::unbounded_channel();
         let recorder = Arc::clone(recorder);
         let record = tokio::spawn(async move {
-            while let Some(chunk) = printed.recv().await {
-                recorder.push(chunk);
+            loop {
+                tokio::select! {
+                    Some(chunk) = printed.recv() => recorder.push(chunk),
+                    Some(case) = ended.recv() => recorder.case(case),
+                    else => return,
+                }
             }
         });
+        let (desk, interaction) = spec
+            .interactive
+            .then(|| self.consoles.open((job, attempt), spec.terminal))
+            .unzip();
         let task = Task {
             job,
             attempt,
@@ -337,9 +349,31 @@ impl Inner {
             spec,
             checker,
         };
-        self.metrics.start.since(assigned);
-        let result = self.executor.execute(task, chunks, cancel).await;
-        // Ends by itself once the executor has dropped its sender.
+        if let Some(desk) = &desk {
+            tokio::select! {
+                () = desk.somebody_comes() => {}
+                () = cancel.cancelled() => {}
+            }
+        } else {
+            self.metrics.start.since(assigned);
+        }
+        let watched = Watched {
+            output: chunks,
+            cases,
+            interaction,
+        };
+        let alone = async {
+            match &desk {
+                Some(desk) => desk.watch_over().await,
+                None => std::future::pending().await,
+            }
+        };
+        let result = tokio::select! {
+            result = self.executor.execute_watched(task, watched, cancel) => result,
+            never = alone => match never {},
+        };
+        drop(desk);
+        // Ends by itself once the executor has dropped its senders.
         let _ = record.await;
         match result {
             Ok(result) => Report::Result(Box::new(result)),

@@ -46,6 +46,7 @@ fn run(source: usize) -> Request {
         collect: Collect::default(),
         stdin: Vec::new(),
         close_stdin: true,
+        terminal: None,
         zygote: None,
     }))
 }

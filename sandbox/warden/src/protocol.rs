@@ -15,7 +15,7 @@
 //! ← CompileDone
 //! ← Held                        only if the run asked for it: an archive of the box, as the program will find it
 //! ← Started(run)                not after a failed compile step
-//! → Stdin … CloseStdin, Signal  at any time while it runs, or Kill
+//! → Stdin … CloseStdin, Signal, Resize  at any time while it runs, or Kill
 //! ← Fed …                       how much of what came by Stdin the program has been given
 //! ← Output(run) …
 //! ← File …                      only if the run asked for files that the program was to leave
@@ -80,6 +80,11 @@ pub enum Request {
         /// Number of the signal.
         signal: i32,
     },
+    /// The size of the program's terminal, if it has one.
+    Resize {
+        /// The new one.
+        size: WindowSize,
+    },
     /// End the job: the node does not want it any more. Answered by [`Event::Done`] like any other end.
     Kill,
 }
@@ -113,6 +118,9 @@ pub struct Run {
     pub stdin: Vec<u8>,
     /// The program's stdin ends after [`Self::stdin`]; otherwise it stays open for [`Request::Stdin`].
     pub close_stdin: bool,
+    /// The program's stdin, stdout and stderr are a terminal of this size instead of pipes; what it prints comes as its
+    /// stdout. The end of stdin is then a control-D.
+    pub terminal: Option<WindowSize>,
     /// This run may be given the interpreter that waits, if [`Self::run`] is what it was started for; and this one is
     /// started after it. With `None` there is neither.
     pub zygote: Option<Zygote>,
@@ -125,6 +133,15 @@ pub struct Collect {
     pub names: Vec<String>,
     /// What is sent of all of them together, in their order, bytes.
     pub bytes: u64,
+}
+
+/// The size of a terminal, characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in each.
+    pub columns: u16,
 }
 
 /// An interpreter that is started ahead of the run that it is for, and waits just before it opens its program. It serves
@@ -542,6 +559,7 @@ mod tests {
             collect: Collect::default(),
             stdin: vec![0, 1, 2, 255],
             close_stdin: true,
+            terminal: None,
             zygote: None,
         }))
     }

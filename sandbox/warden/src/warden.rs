@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use quorun_warden::protocol::{
     self, Collect, Decoder, End, Event, LimitHit, MAX_OUTPUT, Program, Ready, Report, Request, Run,
-    Step, StepKind, Stream, Zygote,
+    Step, StepKind, Stream, WindowSize, Zygote,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
@@ -76,6 +76,8 @@ struct Job {
     run: Step,
     /// Somebody talks to the program, and waits for its answers.
     interactive: bool,
+    /// The size of the program's terminal, if it has one.
+    terminal: Option<WindowSize>,
     /// The box is to be held before the run step.
     hold: Option<u64>,
     /// Is written after that.
@@ -353,6 +355,15 @@ impl Warden {
                 }
                 Ok(())
             }
+            (Request::Resize { size }, Some(job)) => {
+                if let Some(terminal) = &mut job.terminal {
+                    *terminal = size;
+                    if let Some(active) = &job.active {
+                        active.resize(size);
+                    }
+                }
+                Ok(())
+            }
             (Request::Kill, Some(job)) => {
                 job.cancelled = true;
                 if let Some(active) = &mut job.active {
@@ -399,6 +410,7 @@ impl Warden {
             collect,
             stdin,
             close_stdin,
+            terminal,
             zygote,
         } = run;
         self.next_zygote = zygote.filter(|_| !self.no_zygotes);
@@ -409,10 +421,11 @@ impl Warden {
             user,
             run,
             interactive: !close_stdin,
+            terminal,
             hold,
             data,
             collect,
-            stdin: Feed::new(stdin, close_stdin),
+            stdin: Feed::new(stdin, close_stdin, terminal.is_some()),
             active: None,
             zygote: waiting,
             cancelled: false,
@@ -466,7 +479,7 @@ impl Warden {
             return Ok(());
         };
         let user = self.take_user();
-        match Waiting::start(&self.place(user, &[]), zygote) {
+        match Waiting::start(&self.place(user, &[], None), zygote) {
             Ok(waiting) => self.zygote = Some(waiting),
             Err(error) => self.give_up_zygotes(&format!("cannot be started: {error:?}")),
         }
@@ -480,9 +493,15 @@ impl Warden {
         self.next_zygote = None;
     }
 
-    fn place<'a>(&'a self, user: Option<User>, waiting: &'a [u8]) -> Place<'a> {
+    fn place<'a>(
+        &'a self,
+        user: Option<User>,
+        waiting: &'a [u8],
+        terminal: Option<WindowSize>,
+    ) -> Place<'a> {
         Place {
             waiting,
+            terminal,
             work: &self.options.work,
             tmp: &self.options.tmp,
             path: &self.options.path,
@@ -681,7 +700,11 @@ impl Warden {
         };
         let started = match ahead {
             Some(program) => Ok(program),
-            None => spawn::spawn(&self.place(job.user, job.stdin.waiting()), step, &[]),
+            None => {
+                let terminal = job.terminal.filter(|_| kind == StepKind::Run);
+                let place = self.place(job.user, job.stdin.waiting(), terminal);
+                spawn::spawn(&place, step, &[])
+            }
         };
         let Some(job) = &mut self.job else {
             return Ok(());
@@ -689,7 +712,7 @@ impl Warden {
         match started {
             Ok(program) => {
                 let stdin = match kind {
-                    StepKind::Compile => Feed::new(Vec::new(), true),
+                    StepKind::Compile => Feed::new(Vec::new(), true, false),
                     StepKind::Run => std::mem::take(&mut job.stdin),
                 };
                 let limits = step.limits;
@@ -978,8 +1001,8 @@ fn free_what_is_in_flight() {
     drop(UnixStream::pair());
 }
 
-/// Keeps programs from making terminals. The machine has so many of them for all containers together; a runtime that has
-/// its own kernel, and its own terminals, may refuse.
+/// Keeps programs from making terminals; the warden makes the one of a run that is to have one. The machine has so many of
+/// them for all containers together; a runtime that has its own kernel, and its own terminals, may refuse.
 fn close_terminals() {
     match rustix::fs::chmod("/dev/pts/ptmx", Mode::from_raw_mode(0o600)) {
         Err(error) if error != Errno::NOENT => {

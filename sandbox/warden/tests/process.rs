@@ -103,6 +103,7 @@ fn job() -> Run {
         collect: Collect::default(),
         stdin: b"hello\n".to_vec(),
         close_stdin: true,
+        terminal: None,
         zygote: None,
     }
 }

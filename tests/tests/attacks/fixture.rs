@@ -269,6 +269,8 @@ impl Job {
             limits,
             labels: Vec::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             outputs: self.outputs.clone(),
             isolation_key: None,

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use quorun_tests::events::Events;
 use quorun_tests::{Client, Cluster, Executor, Plan};
 use serde_json::{Value, json};
 
@@ -99,6 +100,17 @@ async fn tests_are_judged_and_scored_by_their_weights() {
     );
 }
 
+/// The test cases of another run of the same job, with the figures of this one.
+fn plain_but_figures(job: &Value, other: &Value) -> Value {
+    let mut tests = other["tests"].clone();
+    for (n, test) in tests.as_array_mut().into_iter().flatten().enumerate() {
+        for name in ["cpu_ms", "wall_ms", "memory_kb"] {
+            test[name] = job["tests"][n][name].clone();
+        }
+    }
+    tests
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_expected_and_what_is_hidden_come_back_only_when_they_are_asked_for() {
     let cluster = one_node().await;
@@ -128,6 +140,31 @@ async fn what_is_expected_and_what_is_hidden_come_back_only_when_they_are_asked_
     }
     assert_eq!(plain["verdict"], "wrong_answer", "{plain}");
     assert_eq!(plain["message"], "test 1 of 3");
+
+    // Nor do events show it, whether they come live or afterwards.
+    let live = client.submit(&job).await;
+    for id in [&live, &id] {
+        let mut events = Events::open(client, id, None).await;
+        let mut told = Vec::new();
+        while let Some(event) = events.next().await {
+            let text = event.data.to_string();
+            assert!(!text.contains("secret"), "{text}");
+            if event.name == "test" {
+                told.push(event.data);
+            } else if event.name == "finished" {
+                assert_eq!(event.data["tests"], plain_but_figures(&event.data, &plain));
+            }
+        }
+        assert_eq!(told.len(), 3, "{told:?}");
+        for (n, test) in told.iter().enumerate() {
+            let whole = &plain["tests"][n];
+            for name in ["name", "verdict", "score", "hidden", "message"] {
+                assert_eq!(test[name], whole[name], "{name}: {test}");
+            }
+            assert_eq!((&test["index"], &test["attempt"]), (&json!(n), &json!(1)));
+            assert!(test.get("stdout").is_none(), "{test}");
+        }
+    }
 
     let full = with_tests(client, &id).await;
     let first = &full["tests"][0];

@@ -212,6 +212,8 @@ impl Jobs {
             entrypoint: "main.c".to_owned(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),

@@ -33,6 +33,8 @@ fn submit(number: u64, size: usize) -> Command {
             entrypoint: "main.py".to_owned(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),

@@ -104,6 +104,15 @@ pub fn c() -> Language {
     )
 }
 
+/// The size of a terminal that never changes.
+pub fn no_size() -> tokio::sync::watch::Receiver<quorun_ledger::job::Terminal> {
+    let size = quorun_ledger::job::Terminal {
+        rows: 24,
+        columns: 80,
+    };
+    tokio::sync::watch::channel(size).1
+}
+
 /// A task that is changed before it is run.
 pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
     Task {
@@ -118,6 +127,8 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
             entrypoint: "main".to_owned(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),

@@ -73,6 +73,8 @@ pub fn spec(language: &str) -> JobSpec {
         entrypoint: "main".to_owned(),
         stdin: Bytes::new(),
         tests: Vec::new(),
+        interactive: false,
+        terminal: None,
         stop_on_failure: false,
         args: Vec::new(),
         env: BTreeMap::new(),

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use http::{Method, StatusCode};
 
-use super::Target;
+use super::target::Target;
 
 /// How long a node may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -49,8 +49,12 @@ pub fn tests(results: &[TestResult], show: &Show) -> Value {
     shown.collect()
 }
 
-fn test(result: &TestResult, show: &Show) -> Value {
-    let secret = result.hidden && show.cases.is_none();
+/// A test case that has just ended, as everybody sees it who may see the job: without what was printed.
+pub fn ended(result: &TestResult) -> Map<String, Value> {
+    heading(result, result.hidden)
+}
+
+fn heading(result: &TestResult, secret: bool) -> Map<String, Value> {
     let outcome = &result.outcome;
     let words = result.checker.as_ref().filter(|_| !secret);
     let message = match (&outcome.message, words) {
@@ -69,9 +73,15 @@ fn test(result: &TestResult, show: &Show) -> Value {
         "wall_ms": ms(outcome.wall_us),
         "memory_kb": outcome.memory_kb,
     });
-    let Value::Object(mut object) = body else {
-        return body;
-    };
+    match body {
+        Value::Object(object) => object,
+        _ => Map::new(),
+    }
+}
+
+fn test(result: &TestResult, show: &Show) -> Value {
+    let secret = result.hidden && show.cases.is_none();
+    let mut object = heading(result, secret);
     if !secret {
         show.encoding.put(&mut object, "stdout", &result.stdout);
         show.encoding.put(&mut object, "stderr", &result.stderr);

@@ -2,6 +2,7 @@
 //! let in before its body is read, `serve` holds connections to their deadlines, `access` knows who sends a request, `problem` and `submission` are what they share.
 
 mod access;
+mod attach;
 mod batch;
 mod body;
 mod callback;
@@ -10,6 +11,7 @@ mod cursor;
 mod events;
 mod gate;
 mod health;
+mod interactive;
 mod jobs;
 mod judged;
 mod judging;
@@ -119,6 +121,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/queue", get(queue::show))
         .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
         .route("/v1/jobs/{id}/events", get(events::events))
+        .route("/v1/jobs/{id}/attach", get(attach::attach))
         .route("/v1/languages", get(languages::list))
         .route("/v1/cluster", get(cluster::status))
         .route("/v1/cluster/nodes", post(members::admit))

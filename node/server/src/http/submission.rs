@@ -11,6 +11,7 @@ use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, Priority, SourceF
 use serde::Deserialize;
 
 use super::callback::CallbackRequest;
+use super::interactive::{self, TerminalRequest};
 use super::judging::{CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestsRequest};
 use super::problem::Problem;
 use crate::callbacks;
@@ -89,6 +90,12 @@ pub struct JobRequest {
     /// Who is to be told that it has finished.
     #[serde(default)]
     pub callback: Option<CallbackRequest>,
+    /// Somebody may talk to the program while it runs.
+    #[serde(default)]
+    pub interactive: bool,
+    /// The terminal that an interactive program gets.
+    #[serde(default)]
+    pub terminal: Option<TerminalRequest>,
 }
 
 /// One file of a request.
@@ -237,6 +244,8 @@ impl Rules<'_> {
             // Whoever is told may want to look; and until it is told, there must be something to tell.
             retention_ms = retention_ms.max(callbacks::KEPT.as_secs() * 1000);
         }
+        let terminal = interactive::terminal(request.interactive, request.terminal.as_ref())?;
+        interactive::check(request.interactive, &tests)?;
         Ok(JobSpec {
             language: language.name.clone(),
             files,
@@ -253,9 +262,15 @@ impl Rules<'_> {
             isolation_key: request.isolation_key,
             owner: None, // whoever takes the submission in says whose it is
             retention_ms,
-            max_attempts: MAX_ATTEMPTS,
+            max_attempts: if request.interactive {
+                1 // what was said cannot be said again
+            } else {
+                MAX_ATTEMPTS
+            },
             priority: request.priority.unwrap_or_default(),
             callback,
+            interactive: request.interactive,
+            terminal,
         })
     }
 

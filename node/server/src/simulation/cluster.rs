@@ -20,6 +20,7 @@ use super::client::{self, Client, Request};
 use super::faults::{self, AT_COMMIT, Fault, NAMES, Planned, Victim};
 use super::history::Shared;
 use super::worker::Worker;
+use crate::console::Consoles;
 use crate::liveness::Liveness;
 use crate::output::Outputs;
 use crate::peer_service::PeerService;
@@ -110,6 +111,7 @@ async fn process(
                 process: format!("{id}-{incarnation}"),
                 liveness,
                 outputs: Outputs::default(),
+                consoles: Consoles::default(),
                 watchers: Watchers::default(),
                 consensus: consensus.clone(),
             }))

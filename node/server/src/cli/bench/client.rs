@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 
 use super::mix::Prepared;
 use crate::cli::client::Credentials;
+use crate::cli::target;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -113,7 +114,7 @@ pub struct Nodes {
 impl Nodes {
     /// Nodes at these URLs.
     pub fn new(urls: &[String]) -> anyhow::Result<Self> {
-        let credentials = Credentials::read(None, None)?;
+        let credentials = target::of_environment()?;
         let nodes: anyhow::Result<Vec<Node>> = urls
             .iter()
             .map(|url| Node::new(url, &credentials))
