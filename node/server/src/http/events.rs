@@ -148,7 +148,7 @@ fn shown(followed: Followed) -> (&'static str, Value) {
             attempt,
             index,
             outcome,
-        } => ("test", case(attempt, index, outcome)),
+        } => ("test", case(attempt, index, &outcome)),
         Followed::Replaced(replaced) => (
             "replaced",
             json!({ "attempt": replaced.attempt, "by": replaced.by }),
@@ -158,7 +158,7 @@ fn shown(followed: Followed) -> (&'static str, Value) {
 }
 
 /// How a test case ended. What it printed stays in the job: it may be secret.
-fn case(attempt: u32, index: u32, outcome: Outcome) -> Value {
+fn case(attempt: u32, index: u32, outcome: &Outcome) -> Value {
     json!({
         "attempt": attempt,
         "index": index,
