@@ -607,6 +607,8 @@ mod tests {
             entrypoint: "main.c".into(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),

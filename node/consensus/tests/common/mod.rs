@@ -182,6 +182,13 @@ impl Peer for Hello {
     ) -> Result<Response<Self::WatchStream>, tonic::Status> {
         Err(tonic::Status::unimplemented("watch"))
     }
+
+    async fn attach(
+        &self,
+        _: Request<tonic::Streaming<v1::AttachRequest>>,
+    ) -> Result<Response<v1::AttachReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("attach"))
+    }
 }
 
 /// A link to an address that carries no more than it is told to.

@@ -115,7 +115,7 @@ pub async fn cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
             let request = json!({ "node": node });
             let body = ask(&target, Method::POST, "/v1/cluster/leader", Some(request)).await?;
             say(&target, &body, || {
-                println!("node {} leads", text(&body["leader"]))
+                println!("node {} leads", text(&body["leader"]));
             });
         }
         ClusterCommand::Settings {

@@ -93,7 +93,7 @@ impl Target {
     /// What holds: a flag before the environment, the environment before the file.
     fn find(&self, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Found> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let file = match (&self.client_config, usual_file(&set)) {
+        let file = match (&self.client_config, usual_file(set)) {
             (Some(path), _) => read(path)?,
             (None, Some(path)) if path.exists() => read(&path)?,
             _ => File::default(),
@@ -229,7 +229,7 @@ mod tests {
             find(&target, &home_and(TOKEN, "of-environment")).unwrap(),
             found(&both, Some("of-environment"))
         );
-        target.token_file = Some(token.clone().into());
+        target.token_file = Some(PathBuf::from(&token));
         target.url = vec!["http://c".to_owned()];
         assert_eq!(
             find(&target, &home_and(TOKEN, "of-environment")).unwrap(),

@@ -164,7 +164,9 @@ pub fn router(app: App) -> Router {
 
 /// A node that drains keeps no connection open: its clients are better served elsewhere.
 async fn close_when_draining(State(app): State<App>, mut response: Response) -> Response {
-    if app.membership.draining() {
+    // A WebSocket is no connection of HTTP any more, and is told in its own words.
+    let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if app.membership.draining() && !upgraded {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
