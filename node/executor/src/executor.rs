@@ -429,7 +429,8 @@ impl Executor {
         let mut judge = checker
             .as_ref()
             .map(|checker| Judge::new(self, checker, further));
-        let tried = self.attempt_with(task, &mut judge, streams, first).await;
+        // On the heap: whoever holds the future of a job need not have the room for all that is on its way.
+        let tried = Box::pin(self.attempt_with(task, &mut judge, streams, first)).await;
         if let Some(judge) = judge {
             judge.finish();
         }

@@ -71,6 +71,8 @@ pub(crate) struct Judge<'a> {
     task: &'a Task,
     /// Other cases may follow the first one.
     further: bool,
+    /// The first try starts from an artefact, if there is one.
+    from_artefact: bool,
     program: Option<Program<'a>>,
     /// Cleans up after the last run, or has done so.
     lease: Option<Lease>,
@@ -82,6 +84,7 @@ impl<'a> Judge<'a> {
             executor,
             task,
             further,
+            from_artefact: true,
             program: None,
             lease: None,
         }
@@ -98,7 +101,12 @@ impl<'a> Judge<'a> {
         for _ in 0..TRIES {
             match self.attempt(case, printed, cancel).await {
                 Ok(checked) => return Ok(checked),
-                Err(Tried::Again(cause)) => reason = cause,
+                Err(Tried::Again(cause)) => {
+                    reason = cause;
+                    // Should the artefact be what goes wrong, it is made anew.
+                    self.program = None;
+                    self.from_artefact = false;
+                }
                 // Cancelled, or without an image: the words are of the checker's task.
                 Err(Tried::Result(result)) => {
                     let Outcome {
@@ -113,10 +121,10 @@ impl<'a> Judge<'a> {
                 Err(tried) => return Err(tried),
             }
         }
-        Ok(Checked::fault(
-            format!("the checker could not be run in {TRIES} tries: {reason}"),
-            None,
-        ))
+        // As with the program's own sandbox: it may be that the engine has gone, and with it all that was warm.
+        Err(Tried::Again(format!(
+            "the checker could not be run: {reason}"
+        )))
     }
 
     async fn attempt(
@@ -196,7 +204,7 @@ impl<'a> Judge<'a> {
             Some(program) => program,
             none => none.insert(
                 self.executor
-                    .program(self.task, lease.image_id(), true)
+                    .program(self.task, lease.image_id(), self.from_artefact)
                     .await,
             ),
         };
@@ -488,5 +496,27 @@ mod tests {
     fn what_is_not_text_is_no_trouble() {
         let checked = said(&ended(Some(1)), None, &[0xff; 5000], b"");
         assert!(checked.words.unwrap().len() <= WORDS + 3);
+    }
+
+    proptest::proptest! {
+        /// Whatever a checker prints and however it ends, it is judged within bounds.
+        #[test]
+        fn whatever_is_said_is_taken_within_bounds(
+            code in proptest::option::of(-1..300_i32),
+            keyword in proptest::sample::select(vec!["score ", "points ", "score\t", ""]),
+            number in "[-+0-9.einfax]{0,6}",
+            rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..3000),
+            on_stderr: bool,
+        ) {
+            let text = [keyword.as_bytes(), number.as_bytes(), &rest].concat();
+            let (stdout, stderr): (&[u8], &[u8]) = if on_stderr { (b" ", &text) } else { (&text, b"x") };
+            let checked = said(&ended(code), None, stdout, stderr);
+            let fault = checked.verdict == Verdict::InternalError;
+            proptest::prop_assert_eq!(checked.message.is_some(), fault);
+            proptest::prop_assert!(checked.words.is_none_or(|words| words.len() <= WORDS + 3));
+            proptest::prop_assert!(checked.message.is_none_or(|message| message.len() <= 2 * WORDS));
+            let judged = matches!(code, Some(0 | 1 | 2 | 7 | 42 | 43));
+            proptest::prop_assert!(fault || judged);
+        }
     }
 }

@@ -173,7 +173,9 @@ impl<'a> Runs<'a> {
             return Ok(Some(Checked::because(Verdict::WrongAnswer, message)));
         }
         if let Some(judge) = judge {
-            return judge.check(case, &output.stdout, cancel).await.map(Some);
+            // On the heap: jobs without such a checker need not carry the room for it.
+            let check = Box::pin(judge.check(case, &output.stdout, cancel));
+            return check.await.map(Some);
         }
         let expected = case.expected.clone().unwrap_or_default();
         let right = is_right(&self.task.spec.checker, output.stdout.clone(), expected).await;

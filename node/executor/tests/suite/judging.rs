@@ -152,6 +152,26 @@ macro_rules! judging {
         }
 
         #[test]
+        fn a_job_and_its_checker_find_room_beside_what_others_have_left() {
+            $with(|executor| async move {
+                // One slot has room for two sandboxes: each job finds both taken by one that still cleans up, or by
+                // idle ones of another owner, or of another size.
+                for n in 0..6 {
+                    let program = common::task(common::bash(), "echo on");
+                    let cases = [("", None), ("", None)];
+                    let mut task = judged(program, common::bash(), "exit 0", &cases);
+                    task.spec.isolation_key = (n % 3 > 0).then(|| format!("key {n}"));
+                    let Checker::Program(program) = &mut task.spec.checker else { unreachable!() };
+                    program.limits.memory_kb = if n % 2 == 0 { 128 << 10 } else { 256 << 10 };
+                    let result = common::run(&executor, task).await;
+                    assert_eq!(verdicts(&result), [Verdict::Accepted; 2], "{result:?}");
+                    let counts = executor.sandboxes();
+                    assert!(counts["warm"] + counts["busy"] + counts["starting"] <= 2, "{counts:?}");
+                }
+            });
+        }
+
+        #[test]
         fn a_job_can_be_cancelled_while_its_checker_runs() {
             $with(|executor| async move {
                 let program = common::task(common::bash(), "echo on");

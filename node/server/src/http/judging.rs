@@ -473,3 +473,172 @@ fn check_outputs(names: &[String]) -> Result<(), Problem> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use quorun_ledger::QueueBound;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::Ceilings;
+    use crate::http::body;
+    use crate::http::submission::JobRequest;
+
+    const CEILINGS: Ceilings = Ceilings {
+        source_bytes: 100,
+        stdin_bytes: 20,
+        tests_bytes: 30,
+        limits: Limits {
+            cpu_ms: 20_000,
+            wall_ms: 60_000,
+            memory_kb: 2 << 20,
+            processes: 512,
+            output_kb: 4096,
+            open_files: 4096,
+            file_kb: Some(1 << 20),
+            stack_kb: 1 << 20,
+        },
+        queue: QueueBound { jobs: 1, bytes: 1 },
+    };
+
+    /// What may stand anywhere.
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            prop::sample::select(vec![
+                "", "a", "main.py", "../a", "input", "bash", "python", "YQ==", "lines", "floats",
+                "program", "\0"
+            ])
+            .prop_map(Value::from),
+            ".{0,40}".prop_map(Value::from),
+            Just(json!([])),
+            Just(json!({})),
+        ]
+    }
+
+    /// An object with some of these fields, mostly with what might stand there.
+    fn object(fields: &'static [(&'static str, &'static str)]) -> impl Strategy<Value = Value> {
+        let field = prop::sample::select(fields).prop_flat_map(|(name, sound)| {
+            let sound: Value = serde_json::from_str(sound).unwrap();
+            (Just(name), prop_oneof![4 => Just(sound), 1 => value()])
+        });
+        prop::collection::vec(field, 0..6).prop_map(|fields| {
+            let fields = fields.into_iter().map(|(name, v)| (name.to_owned(), v));
+            Value::Object(fields.collect())
+        })
+    }
+
+    fn test_case() -> impl Strategy<Value = Value> {
+        object(&[
+            ("name", "\"n\""),
+            ("stdin", "\"1\\n\""),
+            ("stdin_base64", "\"YQ==\""),
+            ("expected", "\"2\""),
+            ("expected_base64", "\"YQ==\""),
+            ("weight", "2"),
+            ("hidden", "true"),
+            ("limits", "{\"cpu_ms\": 5, \"wall_ms\": 9}"),
+            ("other", "1"),
+        ])
+    }
+
+    fn checker() -> impl Strategy<Value = Value> {
+        let any = object(&[
+            ("type", "\"program\""),
+            ("type", "\"floats\""),
+            ("language", "\"python\""),
+            ("source", "\"1\""),
+            ("files", "[{\"name\": \"a\", \"content\": \"1\"}]"),
+            ("entrypoint", "\"a\""),
+            ("limits", "{\"cpu_ms\": 5}"),
+            ("absolute", "0.5"),
+            ("relative", "1e-9"),
+        ]);
+        let sound = prop::sample::select(vec![
+            json!("tokens"),
+            json!({ "type": "floats", "relative": 0.5 }),
+            json!({ "type": "program", "language": "bash", "source": "exit 0" }),
+        ]);
+        prop_oneof![2 => sound, 3 => any, 1 => value()]
+    }
+
+    fn checked(job: &Value) -> Result<quorun_ledger::JobSpec, Problem> {
+        let languages = crate::languages::load(None, &CEILINGS.limits).unwrap();
+        let rules = Rules {
+            languages: &languages,
+            ceilings: &CEILINGS,
+            retention: Duration::from_secs(60),
+        };
+        let request: JobRequest = body::json(job.to_string().as_bytes())?;
+        rules.check(request)
+    }
+
+    proptest! {
+        /// Whatever is said about judging is taken, and then within all bounds, or refused.
+        #[test]
+        fn what_is_said_about_judging_is_within_bounds_or_refused(
+            tests in prop::option::of(prop_oneof![
+                4 => prop::collection::vec(test_case(), 0..5).prop_map(Value::from),
+                1 => value(),
+            ]),
+            checker in prop::option::of(checker()),
+            outputs in prop::option::of(value()),
+            stop in prop::option::of(any::<bool>()),
+        ) {
+            let mut job = json!({ "language": "python", "source": "1" });
+            let fields = [
+                ("tests", tests),
+                ("checker", checker),
+                ("outputs", outputs),
+                ("stop_on_failure", stop.map(Value::from)),
+            ];
+            for (name, value) in fields {
+                if let Some(value) = value {
+                    job[name] = value;
+                }
+            }
+            if let Ok(spec) = checked(&job) {
+                prop_assert!(spec.tests.len() <= MAX_TESTS && spec.outputs.len() <= MAX_OUTPUTS);
+                let held: usize = spec
+                    .tests
+                    .iter()
+                    .map(|case| case.stdin.len() + case.expected.as_ref().map_or(0, bytes::Bytes::len))
+                    .sum();
+                prop_assert!(held <= CEILINGS.tests_bytes);
+                prop_assert!(spec.tests.is_empty() || spec.tests.iter().any(|case| case.weight > 0));
+                prop_assert!(!spec.tests.is_empty() || spec.checker == Checker::default());
+                prop_assert!(spec.tests.is_empty() || spec.outputs.is_empty());
+                if let Checker::Program(program) = &spec.checker {
+                    prop_assert!(program.files.iter().any(|file| file.name == program.entrypoint));
+                    prop_assert!(program.files.iter().all(|file| !CHECKER_FILES.contains(&&file.name[..])));
+                }
+                let bytes = quorun_ledger::codec::encode(&spec);
+                let read: quorun_ledger::JobSpec = quorun_ledger::codec::decode(&bytes).unwrap();
+                prop_assert_eq!(read, spec);
+            }
+        }
+    }
+
+    #[test]
+    fn most_of_what_is_tried_above_is_sound_by_itself() {
+        let job = json!({
+            "language": "python", "source": "1", "stop_on_failure": true,
+            "tests": [
+                { "name": "n", "stdin": "1\n", "expected": "2", "weight": 2, "hidden": true, "limits": { "cpu_ms": 5, "wall_ms": 9 } },
+                { "stdin_base64": "YQ==", "expected_base64": "YQ==" },
+            ],
+            "checker": { "type": "program", "language": "python", "files": [{ "name": "a", "content": "1" }], "entrypoint": "a", "limits": { "cpu_ms": 5 } },
+        });
+        let spec = checked(&job).unwrap();
+        assert_eq!(spec.tests.len(), 2);
+        assert_eq!(&spec.tests[1].stdin[..], b"a");
+        assert_eq!((spec.tests[0].weight, spec.tests[0].cpu_ms), (2, Some(5)));
+        assert!(matches!(spec.checker, Checker::Program(_)));
+    }
+}
