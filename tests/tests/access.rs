@@ -82,7 +82,7 @@ async fn each_role_may_do_what_it_may_and_nothing_else() {
         (&post, "/lang/bash", [401, 403, 400, 400]),
         (&post, "/v1/jobs", [401, 403, 400, 400]),
         (&get, "/v1/cluster/settings", [401, 403, 403, 200]),
-        (&post, "/v1/cluster/leader", [401, 403, 403, 400]),
+        (&post, "/v1/cluster/leader", [401, 403, 403, 409]),
         (&delete, "/v1/cluster/nodes/7", [401, 403, 403, 404]),
         (&post, "/v1/cluster/nodes", [401, 403, 403, 400]),
         (&get, "/nothing/here", [401, 404, 404, 404]),
@@ -241,7 +241,10 @@ async fn the_jobs_of_an_owner_are_bounded_exactly_through_all_nodes_at_once() {
             continue;
         }
         let problem = answer.problem(429, "owner-busy");
-        assert_eq!((&problem["field"], &problem["limit"]), (&json!("jobs"), &json!(MOST)));
+        assert_eq!(
+            (&problem["field"], &problem["limit"]),
+            (&json!("jobs"), &json!(MOST))
+        );
         let after: u64 = answer.header("retry-after").parse().expect("seconds");
         assert!((1..=30).contains(&after), "{after}");
     }
@@ -285,10 +288,17 @@ async fn a_token_makes_so_many_requests_and_is_told_how_it_stands() {
     // What needs no token is not counted, nor is another's token.
     cluster.any().get("/readyz").await.expect(200);
     let other = cluster.any().bearing(&free).get("/v1/languages").await;
-    assert_eq!((other.status.as_u16(), other.header("ratelimit")), (200, ""));
+    assert_eq!(
+        (other.status.as_u16(), other.header("ratelimit")),
+        (200, "")
+    );
     eventually("there is one again", async || {
         let answer = client.get("/v1/languages").await;
-        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
+        if answer.status == 200 {
+            Ok(())
+        } else {
+            Err(answer.text())
+        }
     })
     .await;
 }
@@ -302,7 +312,11 @@ async fn tokens_come_and_go_while_a_node_runs_and_are_never_shown() {
     let statuses = async |token: &str, expected: u16| {
         eventually("the token is known, or no longer", async || {
             let answer = client.bearing(token).get("/v1/languages").await;
-            if answer.status.as_u16() == expected { Ok(()) } else { Err(answer.text()) }
+            if answer.status.as_u16() == expected {
+                Ok(())
+            } else {
+                Err(answer.text())
+            }
         })
         .await;
     };
@@ -317,7 +331,11 @@ async fn tokens_come_and_go_while_a_node_runs_and_are_never_shown() {
     cluster.node(1).signal(Signal::HUP);
     eventually("the node has looked at it", async || {
         let log = cluster.node(1).log();
-        if log.contains("the tokens stay as they were") { Ok(()) } else { Err(log) }
+        if log.contains("the tokens stay as they were") {
+            Ok(())
+        } else {
+            Err(log)
+        }
     })
     .await;
     statuses(&first, 200).await;
@@ -364,7 +382,9 @@ async fn a_web_page_may_use_a_node_if_it_is_listed() {
     let other = "https://evil.example";
     let answer = from(Method::OPTIONS, other).await;
     assert_eq!(answer.header("access-control-allow-origin"), "");
-    let _ = from(Method::GET, other).await.problem(403, "foreign-origin");
+    let _ = from(Method::GET, other)
+        .await
+        .problem(403, "foreign-origin");
     // Its own page is not from elsewhere.
     let own = format!("http://{}", client.address());
     assert_eq!(from(Method::GET, &own).await.status, 200);
@@ -565,7 +585,11 @@ async fn clients_speak_tls_where_there_is_a_certificate_and_see_the_newest_one()
     node.signal(Signal::HUP);
     eventually("the new certificate is shown", async || {
         let (_, now) = shake(&address, &ca.path("ca.pem")).await?;
-        if now == first { Err("the old one".to_owned()) } else { Ok(()) }
+        if now == first {
+            Err("the old one".to_owned())
+        } else {
+            Ok(())
+        }
     })
     .await;
     // Without TLS there is nothing to be had.
