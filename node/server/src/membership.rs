@@ -455,14 +455,14 @@ impl Membership {
                         waiting.remove(&id);
                     }
                     // It may get the secret, or the right one, while this node runs: said once, and asked again.
-                    Some(Err(status)) if status.code() == Code::Unauthenticated => {
-                        if without_proof.insert(id) {
-                            error!(
-                                peer = id,
-                                reason = status.message(),
-                                "a peer does not take the calls of this node"
-                            );
-                        }
+                    Some(Err(status))
+                        if status.code() == Code::Unauthenticated && without_proof.insert(id) =>
+                    {
+                        error!(
+                            peer = id,
+                            reason = status.message(),
+                            "a peer does not take the calls of this node"
+                        );
                     }
                     Some(Err(status)) if status.code() == Code::FailedPrecondition => {
                         strangers += 1;

@@ -251,9 +251,9 @@ async fn a_connection_on_which_nothing_happens_is_closed_after_a_while() {
                 return;
             }
             let read = stream.read(&mut scratch);
-            match tokio::time::timeout(Duration::from_millis(100), read).await {
-                Ok(Ok(0) | Err(_)) => return,
-                Ok(Ok(_)) | Err(_) => {}
+            let read = tokio::time::timeout(Duration::from_millis(100), read);
+            if matches!(read.await, Ok(Ok(0) | Err(_))) {
+                return;
             }
         }
     };
