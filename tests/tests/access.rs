@@ -87,7 +87,7 @@ async fn each_role_may_do_what_it_may_and_nothing_else() {
         (&post, "/lang/bash", [401, 403, 400, 400]),
         (&post, "/v1/jobs", [401, 403, 400, 400]),
         (&get, "/v1/cluster/settings", [401, 403, 403, 200]),
-        (&post, "/v1/cluster/leader", [401, 403, 403, 400]),
+        (&post, "/v1/cluster/leader", [401, 403, 403, 409]),
         (&delete, "/v1/cluster/nodes/7", [401, 403, 403, 404]),
         (&post, "/v1/cluster/nodes", [401, 403, 403, 400]),
         (&get, "/nothing/here", [401, 404, 404, 404]),

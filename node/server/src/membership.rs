@@ -438,6 +438,7 @@ impl Membership {
         let mut status = self.inner.consensus.status();
         let _ = tokio::time::timeout(SELF_DEADLINE, status.wait_for(|now| now.initialized)).await;
         let (mut friends, mut strangers) = (1, 0);
+        let mut without_proof = BTreeSet::new();
         while !waiting.is_empty() {
             for id in waiting.clone() {
                 let gone = {
@@ -452,6 +453,16 @@ impl Membership {
                     Some(Ok(_)) => {
                         friends += 1;
                         waiting.remove(&id);
+                    }
+                    // It may get the secret, or the right one, while this node runs: said once, and asked again.
+                    Some(Err(status))
+                        if status.code() == Code::Unauthenticated && without_proof.insert(id) =>
+                    {
+                        error!(
+                            peer = id,
+                            reason = status.message(),
+                            "a peer does not take the calls of this node"
+                        );
                     }
                     Some(Err(status)) if status.code() == Code::FailedPrecondition => {
                         strangers += 1;

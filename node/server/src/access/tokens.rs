@@ -110,7 +110,7 @@ impl Table {
     /// # Errors
     /// When something in it is not right; the text of a secret is never in the error.
     pub fn parse(text: &str, former: &Self) -> anyhow::Result<Self> {
-        let file: File = toml::from_str(text).map_err(without_source)?;
+        let file: File = toml::from_str(text).map_err(|error| without_source(&error))?;
         ensure!(
             !file.token.is_empty(),
             "there is no [[token]] in it; `quorun token new` makes one"
@@ -157,7 +157,7 @@ impl Table {
 }
 
 /// What is wrong with a text, without the line that it is in: that may be a token that was put in the wrong place.
-fn without_source(error: toml::de::Error) -> anyhow::Error {
+fn without_source(error: &toml::de::Error) -> anyhow::Error {
     let place = error.span().map_or(String::new(), |span| {
         format!(" (at byte {} of the file)", span.start)
     });

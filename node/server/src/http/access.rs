@@ -219,15 +219,16 @@ fn known_page(origins: &Origins, request: &Request) -> Result<(), Refusal> {
 
 /// Why a request is not let through.
 struct Refusal {
-    problem: Problem,
+    /// Boxed, because it is far larger than what is returned in its place.
+    problem: Box<Problem>,
     challenge: Option<&'static str>,
     rate: Rate,
 }
 
 impl Refusal {
-    const fn new(problem: Problem) -> Self {
+    fn new(problem: Problem) -> Self {
         Self {
-            problem,
+            problem: Box::new(problem),
             challenge: None,
             rate: None,
         }
@@ -266,7 +267,7 @@ impl Refusal {
 
     async fn answer(self, request: Request) -> Response {
         let (parts, body) = request.into_parts();
-        let problem = gate::turn_away(self.problem, &parts.headers, body).await;
+        let problem = gate::turn_away(*self.problem, &parts.headers, body).await;
         let mut response = problem.into_response();
         if let Some(challenge) = self.challenge {
             let challenge = HeaderValue::from_static(challenge);

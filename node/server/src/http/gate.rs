@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use http::{HeaderMap, header};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 
 use super::App;
@@ -91,6 +92,9 @@ fn length(headers: &HeaderMap) -> Option<u64> {
 
 /// Refuses a request whose body has not been read.
 pub async fn turn_away(problem: Problem, headers: &HeaderMap, mut body: Body) -> Problem {
+    if body.is_end_stream() {
+        return problem;
+    }
     let asks_first = headers.contains_key(header::EXPECT);
     if asks_first || length(headers).is_none_or(|length| length > SMALL) {
         return problem.close();
