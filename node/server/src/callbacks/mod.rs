@@ -40,6 +40,8 @@ const KIB_AT_ONCE: usize = 64 << 10;
 const LOOK: usize = 20_000;
 /// Pause between two looks, unless something becomes due before.
 const EVERY: Duration = Duration::from_secs(1);
+/// Pause behind a look for each delivery that it found.
+const REST: Duration = Duration::from_micros(50);
 /// How long the report of an attempt may take.
 const REPORT: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts.
@@ -69,6 +71,14 @@ struct Hand {
     sending: usize,
 }
 
+/// A delivery that is no longer under way.
+struct Sent {
+    job: JobId,
+    host: String,
+    /// In what time it is to be sent again, if it is.
+    again: Option<Duration>,
+}
+
 #[derive(Default)]
 struct Host {
     waiting: VecDeque<JobId>,
@@ -81,21 +91,30 @@ impl Callbacks {
         let this = Arc::new(self);
         let mut status = this.consensus.status();
         let mut hand = Hand::default();
-        let mut sending: JoinSet<(JobId, String)> = JoinSet::new();
+        let mut sending: JoinSet<Sent> = JoinSet::new();
         let weight = Arc::new(Semaphore::new(KIB_AT_ONCE));
         let mut next = Instant::now();
+        let mut rest = next;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
-                () = this.news.notified() => {}
+                () = this.news.notified() => {
+                    if Instant::now() < rest {
+                        next = next.min(rest);
+                        continue;
+                    }
+                }
                 changed = status.changed() => {
                     if changed.is_err() {
                         return;
                     }
                 }
                 Some(sent) = sending.join_next() => {
-                    if let Ok((job, host)) = sent {
+                    if let Ok(Sent { job, host, again }) = sent {
                         hand.sent(job, &host);
+                        if let Some(again) = again {
+                            next = next.min(Instant::now() + again);
+                        }
                     }
                     // What waits for this host's place goes first; the ledger need not be asked for it.
                     this.send(&mut hand, &mut sending, &weight);
@@ -109,6 +128,9 @@ impl Callbacks {
             }
             match this.look().await {
                 Ok((due, then)) => {
+                    // The more there is to look at, the less often.
+                    rest = Instant::now()
+                        + REST.saturating_mul(u32::try_from(due.len()).unwrap_or(u32::MAX));
                     for (job, host) in due {
                         hand.take(job, host);
                     }
@@ -140,7 +162,7 @@ impl Callbacks {
     fn send(
         self: &Arc<Self>,
         hand: &mut Hand,
-        sending: &mut JoinSet<(JobId, String)>,
+        sending: &mut JoinSet<Sent>,
         weight: &Arc<Semaphore>,
     ) {
         for (job, host) in hand.next() {
@@ -148,26 +170,32 @@ impl Callbacks {
             sending.spawn(async move {
                 // Whatever happens, the place is free again.
                 let delivered = std::panic::AssertUnwindSafe(this.deliver(job, &weight));
-                match delivered.catch_unwind().await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => warn!(%job, %error, "a delivery could not be read"),
-                    Err(_) => warn!(%job, "a delivery ended with a bug of this node"),
-                }
-                (job, host)
+                let again = match delivered.catch_unwind().await {
+                    Ok(Ok(again)) => again,
+                    Ok(Err(error)) => {
+                        warn!(%job, %error, "a delivery could not be read");
+                        None
+                    }
+                    Err(_) => {
+                        warn!(%job, "a delivery ended with a bug of this node");
+                        None
+                    }
+                };
+                Sent { job, host, again }
             });
         }
     }
 
-    /// Sends one delivery and reports how it went.
-    async fn deliver(&self, id: JobId, weight: &Semaphore) -> Result<(), ReadFailed> {
+    /// Sends one delivery and reports how it went; says in what time it is to be sent again, if it is.
+    async fn deliver(&self, id: JobId, weight: &Semaphore) -> Result<Option<Duration>, ReadFailed> {
         let Some(job) = ledger::read(&self.consensus, move |view| view.job(id)).await? else {
-            return Ok(());
+            return Ok(None);
         };
         // Its output is in memory from here on, once as it is and once as text.
         let kib = u32::try_from(job.weight / 512 + 1).unwrap_or(u32::MAX);
         let kib = kib.min(u32::try_from(KIB_AT_ONCE).unwrap_or(u32::MAX));
         let Ok(_room) = weight.acquire_many(kib).await else {
-            return Ok(());
+            return Ok(None);
         };
         let read = ledger::read(&self.consensus, move |view| {
             let delivery = view.delivery(id)?;
@@ -176,10 +204,10 @@ impl Callbacks {
         });
         let (delivery, callback, output) = read.await?;
         let (Some(delivery), Some(callback)) = (delivery, callback) else {
-            return Ok(());
+            return Ok(None);
         };
         if delivery.state != DeliveryState::Pending || job.state != JobState::Finished {
-            return Ok(());
+            return Ok(None);
         }
         let attempt = u32::try_from(delivery.attempts.len() + 1).unwrap_or(u32::MAX);
         let body = body(job, output, delivery);
@@ -218,7 +246,7 @@ impl Callbacks {
             // Another leader has reported the same attempt, or whoever leads next sends it again.
             other => info!(job = %id, attempt, ?other, "the attempt of a callback was not counted"),
         }
-        Ok(())
+        Ok(retry_ms.filter(|_| !delivered).map(Duration::from_millis))
     }
 }
 

@@ -29,17 +29,9 @@ const MAX_BODY: usize = 64 * 1024;
 struct WaitRequest {
     ids: Vec<String>,
     #[serde(default)]
-    until: UntilRequest,
+    until: Option<String>,
     #[serde(default)]
     timeout_s: Option<f64>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum UntilRequest {
-    #[default]
-    All,
-    Any,
 }
 
 /// The body of `POST /v1/jobs/cancel`.
@@ -69,9 +61,13 @@ pub async fn wait(
         ));
     }
     let patience = Duration::from_secs_f64(seconds.min(MAX_WAIT_S as f64));
-    let until = match request.until {
-        UntilRequest::All => Until::All,
-        UntilRequest::Any => Until::Any,
+    let until = match request.until.as_deref() {
+        None | Some("all") => Until::All,
+        Some("any") => Until::Any,
+        Some(other) => {
+            let detail = format!("until is \"{other}\"; it should be all (the default) or any");
+            return Err(Problem::invalid("until", detail));
+        }
     };
     let deadline = Instant::now() + patience;
     let waited = app

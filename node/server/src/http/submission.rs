@@ -86,7 +86,7 @@ pub struct JobRequest {
     pub retention_s: Option<u64>,
     /// Which level of the queue the job waits in.
     #[serde(default)]
-    pub priority: Option<Priority>,
+    pub priority: Option<String>,
     /// Who is to be told that it has finished.
     #[serde(default)]
     pub callback: Option<CallbackRequest>,
@@ -267,7 +267,7 @@ impl Rules<'_> {
             } else {
                 MAX_ATTEMPTS
             },
-            priority: request.priority.unwrap_or_default(),
+            priority: priority(request.priority.as_deref())?,
             callback,
             interactive: request.interactive,
             terminal,
@@ -485,6 +485,17 @@ fn isolation_key(key: &str) -> Result<(), Problem> {
             "isolation_key should be 1 to {MAX_ISOLATION_KEY} printable ASCII characters; leave it out for a job that may share its sandbox with other jobs without a key"
         ),
     ))
+}
+
+/// Which level of the queue a word means.
+fn priority(word: Option<&str>) -> Result<Priority, Problem> {
+    let Some(word) = word else {
+        return Ok(Priority::Normal);
+    };
+    Priority::named(word).ok_or_else(|| {
+        let detail = format!("priority is \"{word}\"; it should be high, normal or low");
+        Problem::invalid("priority", detail)
+    })
 }
 
 /// Something that becomes an argument or a variable of a process.
