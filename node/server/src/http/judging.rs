@@ -574,6 +574,7 @@ mod tests {
             languages: &languages,
             ceilings: &CEILINGS,
             retention: Duration::from_secs(60),
+            private_callbacks: false,
         };
         let request: JobRequest = body::json(job.to_string().as_bytes())?;
         rules.check(request)
