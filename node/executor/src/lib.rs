@@ -13,6 +13,7 @@ mod engine;
 mod executor;
 #[cfg(test)]
 mod fake;
+mod images;
 mod input;
 mod live;
 mod noop;
@@ -26,6 +27,7 @@ mod verdict;
 mod warden;
 
 pub use executor::{Error, Executor, Health, Unavailable, start};
+pub use images::{Image, Presence};
 pub use input::Interaction;
 pub use options::{Kind, Labels, Options};
 pub use task::{Chunk, Stream, Task, largest_file_kb};

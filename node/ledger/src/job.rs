@@ -1,5 +1,6 @@
 //! What a job is: what was submitted, how it stands, how it ended.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::language::{self, Pinned};
 use crate::node::NodeId;
 
 /// The id of a job, for ever. A UUID of version 7, so that ids sort by the time of their submission; drawn by the node
@@ -164,6 +166,10 @@ pub struct TestCase {
 pub struct JobSpec {
     /// Name of the language (never an alias).
     pub language: String,
+    /// The language as it was when the job was accepted, if it was one of the ledger; otherwise the file of the node that
+    /// executes the job says how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Box<Pinned>>,
     /// The files, at least one.
     pub files: Vec<SourceFile>,
     /// Which of the files the language's commands are given.
@@ -213,7 +219,8 @@ impl JobSpec {
             .iter()
             .map(|test| test.stdin.len() + test.expected.as_ref().map_or(0, Bytes::len))
             .sum();
-        (files + args + env + self.stdin.len() + tests) as u64
+        let definition = self.definition.as_ref().map_or(0, |d| d.weight());
+        (files + args + env + self.stdin.len() + tests) as u64 + definition
     }
 }
 
@@ -443,6 +450,9 @@ pub struct Job {
     pub id: JobId,
     /// Name of its language.
     pub language: String,
+    /// Version of the definition that it carries, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<u64>,
     /// How it stands.
     pub state: JobState,
     /// Number of the current or last attempt; 0 before the first.
@@ -479,6 +489,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// What a node must be able to run, to run this job.
+    #[must_use]
+    pub fn needs(&self) -> Cow<'_, str> {
+        language::needed(&self.language, self.definition)
+    }
+
     /// When a finished job may be expired, Unix milliseconds.
     #[must_use]
     pub fn expires_ms(&self) -> Option<u64> {
@@ -532,6 +548,7 @@ mod tests {
     fn a_job_without_anything_new_is_written_as_it_was() {
         let spec = JobSpec {
             language: "c".into(),
+            definition: None,
             files: Vec::new(),
             entrypoint: "main.c".into(),
             stdin: Bytes::new(),

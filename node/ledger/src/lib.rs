@@ -41,7 +41,8 @@ pub use job::{
     Compile, Job, JobId, JobResult, JobSpec, JobState, Limits, Outcome, Output, SourceFile,
     StepLimits, TestCase, TestResult, Verdict,
 };
-pub use language::Language;
+pub use language::{Definition, Entry, Language, Pinned};
+pub use rules::MAX_LANGUAGES;
 pub use node::{Admission, Node, NodeId};
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};

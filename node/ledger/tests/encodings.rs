@@ -13,13 +13,13 @@ use std::error::Error;
 use std::fmt::{Debug, Write as _};
 
 use bytes::Bytes;
-use common::{Ledger, complete, id, node_up, result, spec, submit};
+use common::{Ledger, complete, id, language, node_up, result, spec, submit};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult,
-    JobSpec, Limits, Node, Outcome, Output, QueueBound, Rejection, Reply, Settings, SourceFile,
-    TestCase, TestResult, Verdict, keys,
+    Admission, Batch, Command, Compile, Completion, Counters, Definition, Entry, IdempotencyKey, Job,
+    JobResult, JobSpec, Language, Limits, Node, Outcome, Output, Pinned, QueueBound, Rejection, Reply,
+    Settings, SourceFile, StepLimits, TestCase, TestResult, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -123,6 +123,7 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
         "counters" => shown::<Counters>(bytes),
         "admission" => shown::<Admission>(bytes),
         "settings" => shown::<Settings>(bytes),
+        "language" => shown::<Entry>(bytes),
         other => Err(format!("there is no kind {other}").into()),
     }
 }
@@ -131,6 +132,7 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
 fn full_spec() -> JobSpec {
     JobSpec {
         language: "python".to_owned(),
+        definition: None,
         files: vec![
             SourceFile {
                 name: "main.py".to_owned(),
@@ -205,6 +207,34 @@ fn full_result() -> JobResult {
                 stdout_truncated: true,
                 stderr_truncated: true,
             }],
+        },
+    }
+}
+
+/// Every field set.
+fn full_definition() -> Definition {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    Definition {
+        version: 7,
+        image: "zig:0.15".to_owned(),
+        language: Language {
+            name: "zig".to_owned(),
+            aliases: words(&["z"]),
+            title: "Zig".to_owned(),
+            image: "zig@sha256:00".to_owned(),
+            source: "main.zig".to_owned(),
+            compile: Some(words(&["zig", "build-exe", "{source}"])),
+            run: words(&["./main"]),
+            env: [("A".to_owned(), "1".to_owned())].into(),
+            zygote: [("B".to_owned(), "2".to_owned())].into(),
+            extensions: words(&["zig"]),
+            limits: full_spec().limits,
+            compile_limits: StepLimits {
+                cpu_ms: 1,
+                wall_ms: 2,
+            },
+            example: "hello".to_owned(),
+            version_command: Some(words(&["zig", "version"])),
         },
     }
 }
@@ -311,6 +341,35 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         }),
         "settings" => encode(&full_settings()),
         "counters" => encode(&view.counters()?),
+        "pinned-spec" => encode(&JobSpec {
+            definition: Some(Box::new(Pinned::new(&full_definition()))),
+            ..spec("zig")
+        }),
+        "pinned-job" => {
+            let mut ledger = Ledger::default();
+            let spec = JobSpec {
+                definition: Some(Box::new(Pinned::new(&full_definition()))),
+                ..spec("zig")
+            };
+            ledger.run(Command::Submit {
+                id: id(1),
+                spec,
+                key: None,
+            });
+            encode(&ledger.view().job(id(1))?)
+        }
+        "language" => encode(&Entry {
+            version: 8,
+            changed_ms: 1 << 40,
+            disabled: true,
+            definition: Some(full_definition()),
+        }),
+        "plain-language" => encode(&Entry {
+            version: 8,
+            changed_ms: 9,
+            disabled: false,
+            definition: None,
+        }),
         other => return Err(format!("there is no sample {other}").into()),
     })
 }
@@ -353,6 +412,27 @@ fn sample_command(name: &str) -> Option<Command> {
         "plain-configure" => Command::Configure {
             settings: Settings::default(),
         },
+        "set-language" => Command::SetLanguage {
+            image: "zig:0.15".to_owned(),
+            language: Box::new(full_definition().language),
+            disabled: true,
+            expected: Some(3),
+        },
+        "plain-set-language" => Command::SetLanguage {
+            image: "x".to_owned(),
+            language: Box::new(language("x")),
+            disabled: false,
+            expected: None,
+        },
+        "disable-language" => Command::DisableLanguage {
+            name: "x".to_owned(),
+            disabled: true,
+            expected: Some(0),
+        },
+        "remove-language" => Command::RemoveLanguage {
+            name: "x".to_owned(),
+            expected: None,
+        },
         "expire" => Command::Expire {
             limit: 1,
             keep_bytes: u64::MAX,
@@ -375,6 +455,17 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "node-reply" => Reply::Node { requeued: 1 },
         "admitted" => Reply::Admitted { node: 1 },
         "configured" => Reply::Configured,
+        "language-set" => Reply::LanguageSet { version: 1 },
+        "language-removed" => Reply::LanguageRemoved,
+        "unknown-language" => return rejected(Rejection::UnknownLanguage),
+        "language-changed" => return rejected(Rejection::LanguageChanged { version: 1 }),
+        "name-taken" => {
+            return rejected(Rejection::NameTaken {
+                word: "a".to_owned(),
+                language: "b".to_owned(),
+            });
+        }
+        "too-many-languages" => return rejected(Rejection::TooManyLanguages { limit: 2 }),
         "expired" => Reply::Expired { jobs: 1 },
         "unknown-job" => return rejected(Rejection::UnknownJob),
         "unknown-node" => return rejected(Rejection::UnknownNode),
@@ -403,6 +494,8 @@ fn all_keys() -> String {
         ("expiry", keys::expiry(1 << 40, id(3))),
         ("idempotency", keys::idempotency("k")),
         ("job", keys::job(id(3))),
+        ("language", keys::language("zig")),
+        ("language-changes", keys::LANGUAGE_CHANGES.to_vec()),
         ("node", keys::node(258)),
         ("output", keys::output(id(3))),
         ("queued", keys::queued("c", 1 << 63)),

@@ -14,6 +14,7 @@ use quorun_ledger::{
 };
 use tracing::info;
 
+use crate::catalogue::{Catalogue, Refused};
 use crate::disk_space::{DiskSpace, Low};
 use crate::follow::{self, Followed};
 use crate::ledger::{self, ReadFailed};
@@ -55,6 +56,12 @@ pub enum Error {
     /// This node's disk has little room.
     #[error(transparent)]
     DiskFull(#[from] Low),
+    /// An admin has disabled the language.
+    #[error("the language {0} is disabled")]
+    LanguageDisabled(String),
+    /// No node can run the language.
+    #[error("no node that lives can run the language {0} as it is defined now")]
+    LanguageNotReady(String),
     /// No such job.
     #[error("there is no job {0}; it may have expired")]
     NotFound(JobId),
@@ -123,6 +130,7 @@ struct Inner {
     queue: QueueBound,
     disk: DiskSpace,
     metrics: Metrics,
+    catalogue: Catalogue,
     /// Submissions on their way from here to the ledger, and what they weigh, nearly: the ledger does not count them yet.
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -161,6 +169,7 @@ impl Jobs {
         queue: QueueBound,
         disk: DiskSpace,
         metrics: Metrics,
+        catalogue: Catalogue,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -171,6 +180,7 @@ impl Jobs {
                 queue,
                 disk,
                 metrics,
+                catalogue,
                 under_way: Arc::default(),
             }),
         }
@@ -401,6 +411,7 @@ impl Inner {
     }
 
     async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<Accepted, Error> {
+        self.offered(&spec, key.as_ref()).await?;
         let id = JobId::new(uuid::Uuid::now_v7());
         let language = spec.language.clone();
         let watch = self.watchers.watch(id);
@@ -419,6 +430,25 @@ impl Inner {
             }
             _ => Err(Error::Unknown { job: id }),
         }
+    }
+
+    /// That the job's language is one that is run. A retry of what was accepted before is let through.
+    async fn offered(&self, spec: &JobSpec, key: Option<&IdempotencyKey>) -> Result<(), Error> {
+        let Some(refused) = self.catalogue.current().refuses(spec) else {
+            return Ok(());
+        };
+        if let Some(key) = key.map(|key| key.key.clone())
+            && ledger::read(&self.consensus, move |view| view.key(&key))
+                .await?
+                .is_some()
+        {
+            return Ok(());
+        }
+        let language = spec.language.clone();
+        Err(match refused {
+            Refused::Disabled => Error::LanguageDisabled(language),
+            Refused::NotReady => Error::LanguageNotReady(language),
+        })
     }
 
     async fn propose(&self, command: Command, job: JobId) -> Result<Reply, Error> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -16,10 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{debug, error, info, warn};
 
+use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::disk_space;
 use crate::http::{self, App, Clients};
 use crate::identity;
+use crate::images::Images;
 use crate::jobs::Jobs;
 use crate::join;
 use crate::liveness::Liveness;
@@ -97,9 +99,11 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         queue: Some(config.ceilings.queue),
         dial: config.dial.clone(),
     };
+    let told_images = Arc::new(OnceLock::new());
     let service = {
         let (id, process, liveness) = (config.id, process.clone(), liveness.clone());
         let (outputs, watchers) = (outputs.clone(), watchers.clone());
+        let images = Arc::clone(&told_images);
         move |consensus: &Handle| {
             Routes::new(PeerServer::new(PeerService {
                 id,
@@ -108,6 +112,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
                 outputs,
                 watchers,
                 consensus: consensus.clone(),
+                images,
             }))
         }
     };
@@ -116,6 +121,17 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
             .await
             .context("start the consensus")?;
 
+    let catalogue = Catalogue::new(config.languages.clone());
+    catalogue.changed(&consensus).await?;
+    let images = Images::new(
+        config.id,
+        consensus.clone(),
+        executor.clone(),
+        catalogue.clone(),
+        config.pulls,
+    );
+    let _ = told_images.set(images.clone());
+    tasks.spawn(images.clone().run());
     let membership = Membership::new(
         config.clone(),
         incarnation,
@@ -123,20 +139,20 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         executor.clone(),
         liveness.clone(),
         disk.clone(),
+        images.runnable(),
     );
     membership.meet_self(&process).await?;
     let settings = ClusterSettings::new(Effective::own(&config));
     settings.changed(&consensus).await?;
 
     let metrics = Metrics::default();
-    let languages = Arc::new(config.languages.clone());
     let worker = Worker::new(
         (config.id, incarnation),
         consensus.clone(),
         executor.clone(),
         outputs.clone(),
         membership.clone(),
-        Arc::clone(&languages),
+        (catalogue.clone(), images.clone()),
         metrics.clone(),
     );
     let scheduler = Scheduler {
@@ -160,6 +176,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         watchers.clone(),
         membership.clone(),
         (settings.clone(), consensus.clone(), metrics.clone()),
+        catalogue.clone(),
     ));
     let reporting = membership.clone();
     tasks.spawn(async move { reporting.report().await });
@@ -172,13 +189,16 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         config.ceilings.queue,
         disk,
         metrics.clone(),
+        catalogue.clone(),
     );
     let mut bounds = config.bounds;
     bounds.connections = crate::process::room_for(bounds.connections);
     let forms = config.join.is_empty();
     let closing = CancellationToken::new();
     let app = App {
-        languages,
+        catalogue,
+        images,
+        peers_languages: Arc::default(),
         jobs,
         consensus: consensus.clone(),
         membership: membership.clone(),
@@ -310,6 +330,7 @@ async fn dispatch(
     watchers: Watchers,
     membership: Membership,
     (settings, consensus, metrics): (ClusterSettings, Handle, Metrics),
+    catalogue: Catalogue,
 ) {
     while let Some(notice) = notices.recv().await {
         let result = match notice {
@@ -320,8 +341,16 @@ async fn dispatch(
                         metrics.retried();
                     }
                     let done = match event {
+                        Event::LanguagesChanged => catalogue.changed(&consensus).await,
+                        Event::NodeChanged { node } => {
+                            let known = membership.node_changed(node).await;
+                            known.and(catalogue.changed(&consensus).await)
+                        }
                         Event::SettingsChanged => settings.changed(&consensus).await,
-                        event => event_of(event, at, &worker, &watchers, &membership).await,
+                        event => {
+                            event_of(event, at, &worker, &watchers);
+                            Ok(())
+                        }
                     };
                     result = result.and(done);
                 }
@@ -336,6 +365,7 @@ async fn dispatch(
                 known
                     .and(reconciled)
                     .and(settings.changed(&consensus).await)
+                    .and(catalogue.changed(&consensus).await)
             }
         };
         if let Err(error) = result {
@@ -344,13 +374,7 @@ async fn dispatch(
     }
 }
 
-async fn event_of(
-    event: Event,
-    at: Instant,
-    worker: &Worker,
-    watchers: &Watchers,
-    membership: &Membership,
-) -> Result<(), crate::ledger::ReadFailed> {
+fn event_of(event: Event, at: Instant, worker: &Worker, watchers: &Watchers) {
     match event {
         Event::Queued { job } => {
             debug!(%job, "job queued");
@@ -375,10 +399,9 @@ async fn event_of(
             debug!(%job, "job finished");
             watchers.finished(job, at);
         }
-        Event::NodeChanged { node } => membership.node_changed(node).await?,
-        Event::SettingsChanged => {} // not a matter of these
+        // Not a matter of these.
+        Event::NodeChanged { .. } | Event::LanguagesChanged | Event::SettingsChanged => {}
     }
-    Ok(())
 }
 
 /// Leaves the cluster's work to the others: takes nothing new, finishes what it has, gives the leadership away.

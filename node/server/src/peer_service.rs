@@ -1,6 +1,7 @@
 //! What this node answers its peers outside the log.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::Stream;
@@ -10,12 +11,13 @@ use quorun_ledger::{JobId, JobState};
 use quorun_proto::FROM_KEY;
 use quorun_proto::v1::peer_server::Peer;
 use quorun_proto::v1::{
-    Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, MoveLeaderReply,
+    Blank, HeartbeatReply, LanguagesReply, HeartbeatRequest, HelloReply, HelloRequest, MoveLeaderReply,
     MoveLeaderRequest, OutputChunk, Stream as WireStream, WatchReply, WatchRequest,
     watch_reply::Event,
 };
 use tonic::{Request, Response, Status};
 
+use crate::images::Images;
 use crate::ledger;
 use crate::liveness::Liveness;
 use crate::output::{Listener, Outputs};
@@ -39,6 +41,8 @@ pub struct PeerService {
     pub watchers: Watchers,
     /// The cluster.
     pub consensus: Handle,
+    /// What can be run here; not there yet while the node starts.
+    pub images: Arc<OnceLock<Images>>,
 }
 
 impl PeerService {
@@ -130,6 +134,18 @@ impl Peer for PeerService {
             })?;
         let leader = self.consensus.status().borrow().leader.unwrap_or(0);
         Ok(Response::new(MoveLeaderReply { leader }))
+    }
+
+    async fn languages(
+        &self,
+        _request: Request<Blank>,
+    ) -> Result<Response<LanguagesReply>, Status> {
+        let images = self
+            .images
+            .get()
+            .ok_or_else(|| Status::unavailable("the node is starting"))?;
+        let languages = images.report();
+        Ok(Response::new(LanguagesReply { languages }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchReply, Status>> + Send>>;

@@ -10,14 +10,15 @@ use futures::FutureExt;
 use quorun_consensus::{Handle, ProposeError};
 use quorun_executor::{Executor, Task};
 use quorun_ledger::{
-    Command, Completion, JobId, JobResult, JobState, Language, NodeId, Reply, Verdict,
+    Command, Completion, JobId, JobResult, JobState, NodeId, Reply, Verdict, language::needed,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::languages;
+use crate::catalogue::Catalogue;
+use crate::images::Images;
 use crate::ledger;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
@@ -41,7 +42,8 @@ struct Inner {
     executor: Executor,
     outputs: Outputs,
     membership: Membership,
-    languages: Arc<Vec<Language>>,
+    catalogue: Catalogue,
+    images: Images,
     metrics: Metrics,
     /// What runs, with the attempt and the way to end it.
     running: Mutex<HashMap<JobId, (u32, CancellationToken)>>,
@@ -66,7 +68,7 @@ impl Worker {
         executor: Executor,
         outputs: Outputs,
         membership: Membership,
-        languages: Arc<Vec<Language>>,
+        (catalogue, images): (Catalogue, Images),
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -77,7 +79,8 @@ impl Worker {
                 executor,
                 outputs,
                 membership,
-                languages,
+                catalogue,
+                images,
                 metrics,
                 running: Mutex::default(),
                 tasks: TaskTracker::new(),
@@ -304,12 +307,24 @@ impl Inner {
             Ok(None) => return Report::Release("its submission is not in the ledger".to_owned()),
             Err(error) => return Report::Release(error.to_string()),
         };
-        let Some(language) = languages::find(&self.languages, &spec.language).cloned() else {
+        let Some(language) = self.catalogue.of_job(&spec) else {
             return Report::Result(Box::new(JobResult::internal_error(format!(
                 "node {} does not know the language {}",
                 self.node, spec.language
             ))));
         };
+        if let Some(definition) = &spec.definition {
+            // The language may be another one by now, or be gone, and its image with it.
+            let needs = needed(&spec.language, Some(definition.version));
+            if !self.images.has(&needs)
+                && let Some(reason) = self.images.is_missing(&language).await
+            {
+                return Report::Release(format!(
+                    "what the language {} was when the job was accepted cannot run on node {}: {reason}",
+                    spec.language, self.node
+                ));
+            }
+        }
         let (chunks, mut printed) = mpsc::channel(CHUNKS);
         let recorder = Arc::clone(recorder);
         let record = tokio::spawn(async move {

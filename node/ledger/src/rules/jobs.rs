@@ -26,7 +26,7 @@ fn enqueue<S: Store>(tx: &mut Transaction<S>, mut job: Job, order: u64) -> Resul
     job.order = Some(order);
     tx.counters.queued += 1;
     tx.counters.queued_bytes += job.weight;
-    tx.put(keys::queued(&job.language, order), &job.id)?;
+    tx.put(keys::queued(&job.needs(), order), &job.id)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Queued { job: job.id });
     Ok(())
@@ -39,7 +39,7 @@ fn dequeue<S: Store>(tx: &mut Transaction<S>, job: &mut Job) -> Result<(), Store
     })?;
     tx.counters.queued -= 1;
     tx.counters.queued_bytes -= job.weight;
-    tx.remove(keys::queued(&job.language, order))
+    tx.remove(keys::queued(&job.needs(), order))
 }
 
 /// Gives a queued job to a node as its next attempt. The caller has checked that the node has room.

@@ -5,6 +5,7 @@ mod cancel;
 mod complete;
 mod expire;
 mod jobs;
+mod languages;
 mod nodes;
 pub(crate) mod placement;
 mod submit;
@@ -14,6 +15,8 @@ use crate::event::Event;
 use crate::keys;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
+
+pub use languages::MAX_ENTRIES as MAX_LANGUAGES;
 
 /// Applies one command.
 pub(crate) fn apply<S: Store>(
@@ -64,6 +67,18 @@ pub(crate) fn apply<S: Store>(
             tx.events.push(Event::SettingsChanged);
             Ok(Reply::Configured)
         }
+        Command::SetLanguage {
+            image,
+            language,
+            disabled,
+            expected,
+        } => languages::set(tx, image, *language, disabled, expected),
+        Command::DisableLanguage {
+            name,
+            disabled,
+            expected,
+        } => languages::disable(tx, &name, disabled, expected),
+        Command::RemoveLanguage { name, expected } => languages::remove(tx, &name, expected),
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
     }
 }

@@ -53,6 +53,7 @@ pub(super) fn submit<S: Store>(
     let job = Job {
         id,
         language: spec.language.clone(),
+        definition: spec.definition.as_ref().map(|d| d.version),
         state: JobState::Queued,
         attempt: 0,
         max_attempts: spec.max_attempts,

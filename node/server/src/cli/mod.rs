@@ -6,6 +6,7 @@ pub mod client;
 mod cluster;
 mod dev;
 mod health;
+mod languages_set;
 mod local;
 mod run;
 mod serve;
@@ -39,6 +40,9 @@ enum Command {
     /// Look at a cluster, and change it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Change the languages of a running cluster
+    #[command(subcommand)]
+    Languages(languages_set::LanguagesCommand),
     Bench(Box<bench::BenchArgs>),
     /// Exit with 0 if a node can take requests and work, with 1 otherwise
     Health(health::HealthArgs),
@@ -79,6 +83,7 @@ pub fn main() -> ExitCode {
             Command::Dev(args) => dev::dev(args).await,
             Command::Run(args) => run::run(args).await,
             Command::Cluster(command) => cluster::cluster(command).await,
+            Command::Languages(command) => languages_set::languages(command).await,
             Command::Bench(args) => bench::bench(*args).await,
             Command::Health(args) => health::health(args).await,
         }

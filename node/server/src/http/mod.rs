@@ -9,6 +9,7 @@ mod health;
 mod jobs;
 mod lang;
 mod languages;
+mod languages_set;
 mod listener;
 mod members;
 mod metrics;
@@ -28,11 +29,12 @@ use axum::routing::{delete, get, post};
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use quorun_consensus::Handle;
 use quorun_executor::Executor;
-use quorun_ledger::Language;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::catalogue::Catalogue;
 use crate::config::Config;
+use crate::images::Images;
 use crate::jobs::Jobs;
 use crate::liveness::Liveness;
 use crate::membership::Membership;
@@ -54,7 +56,11 @@ pub struct App {
     /// The node's configuration.
     pub config: Arc<Config>,
     /// The languages.
-    pub languages: Arc<Vec<Language>>,
+    pub catalogue: Catalogue,
+    /// What this node can run of them.
+    pub images: Images,
+    /// What the others have said of them a moment ago.
+    pub peers_languages: Arc<languages::Heard>,
     /// The jobs.
     pub jobs: Jobs,
     /// The cluster.
@@ -78,7 +84,7 @@ pub struct App {
 impl App {
     fn rules(&self) -> Rules<'_> {
         Rules {
-            languages: &self.languages,
+            languages: self.catalogue.current(),
             ceilings: &self.config.ceilings,
             retention: self.settings.current().retention,
         }
@@ -99,6 +105,13 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
         .route("/v1/jobs/{id}/events", get(events::events))
         .route("/v1/languages", get(languages::list))
+        .route(
+            "/v1/languages/{name}",
+            get(languages::get)
+                .put(languages::put)
+                .patch(languages::patch)
+                .delete(languages::remove),
+        )
         .route("/v1/cluster", get(cluster::status))
         .route("/v1/cluster/nodes", post(members::admit))
         .route("/v1/cluster/nodes/{id}", delete(members::remove))

@@ -1,6 +1,7 @@
 //! From a request to a job: filling in the defaults, and checking everything that a client can get wrong.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -12,7 +13,7 @@ use serde::Deserialize;
 
 use super::problem::Problem;
 use crate::config::{Ceilings, LEAST};
-use crate::languages;
+use crate::catalogue::{self, Known, Snapshot};
 use crate::scheduler::KEPT_AT_LEAST;
 
 /// How often a job is tried before it ends with `internal_error`.
@@ -108,7 +109,7 @@ pub const fn largest_body(content: usize) -> usize {
 /// What submissions are checked against.
 pub struct Rules<'a> {
     /// The languages.
-    pub languages: &'a [Language],
+    pub languages: Arc<Snapshot>,
     /// What may be asked for at most.
     pub ceilings: &'a Ceilings,
     /// How long a finished job is kept when the submission does not say.
@@ -118,8 +119,14 @@ pub struct Rules<'a> {
 impl Rules<'_> {
     /// The language that a client names.
     pub fn language(&self, name: &str) -> Result<&Language, Problem> {
-        languages::find(self.languages, name).ok_or_else(|| {
-            let known: Vec<&str> = self.languages.iter().map(|l| l.name.as_str()).collect();
+        self.known(name).map(|known| &known.language)
+    }
+
+    /// The same, with where it is from.
+    pub fn known(&self, name: &str) -> Result<&Known, Problem> {
+        self.languages.find(name).ok_or_else(|| {
+            let known = self.languages.all().filter(|known| !known.disabled);
+            let known: Vec<&str> = known.map(|k| k.language.name.as_str()).collect();
             Problem::new(
                 StatusCode::NOT_FOUND,
                 "unknown-language",
@@ -140,7 +147,8 @@ impl Rules<'_> {
 
     /// Turns a request into a job.
     pub fn check(&self, request: JobRequest) -> Result<JobSpec, Problem> {
-        let language = self.language(&request.language)?;
+        let known = self.known(&request.language)?;
+        let language = &known.language;
         let files = self.files(request.source, request.files, language)?;
         let entrypoint = request.entrypoint.unwrap_or_else(|| files[0].name.clone());
         if !files.iter().any(|file| file.name == entrypoint) {
@@ -194,6 +202,7 @@ impl Rules<'_> {
         }
         Ok(JobSpec {
             language: language.name.clone(),
+            definition: catalogue::pinned(known),
             files,
             entrypoint,
             stdin,
@@ -478,7 +487,10 @@ pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<Idempot
                 ),
             )
         })?;
-    let digest = blake3::hash(&quorun_ledger::codec::encode(spec));
+    // What the language was is not part of what was asked for. A copy is cheap: contents are shared.
+    let mut asked = spec.clone();
+    asked.definition = None;
+    let digest = blake3::hash(&quorun_ledger::codec::encode(&asked));
     let mut fingerprint = [0; 16];
     fingerprint.copy_from_slice(&digest.as_bytes()[..16]);
     Ok(Some(IdempotencyKey {

@@ -16,7 +16,7 @@ pub const fn ms(us: u64) -> u64 {
 }
 
 /// RFC 3339, in UTC, with milliseconds.
-fn time(ms: Option<u64>) -> Value {
+pub fn time(ms: Option<u64>) -> Value {
     match ms {
         Some(ms) => {
             humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))

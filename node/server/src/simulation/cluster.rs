@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{ClusterId, Handle, Member, Options, simulation};
@@ -112,6 +113,7 @@ async fn process(
                 outputs: Outputs::default(),
                 watchers: Watchers::default(),
                 consensus: consensus.clone(),
+                images: Arc::default(),
             }))
         }
     };
