@@ -7,8 +7,8 @@ pub use bollard::models::ContainerSummary;
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, ListContainersOptionsBuilder,
-    ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions, RemoveVolumeOptions,
-    StartContainerOptions, TagImageOptionsBuilder,
+    ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions,
+    RemoveVolumeOptions, StartContainerOptions, TagImageOptionsBuilder,
 };
 
 /// The label that names the cluster of a container.
@@ -120,7 +120,10 @@ impl Engine {
             .elapsed()
             .map_or(0, |time| time.as_nanos());
         let name = format!("quorun-test-{}-{now:x}", std::process::id());
-        let options = TagImageOptionsBuilder::default().repo(&name).tag("1").build();
+        let options = TagImageOptionsBuilder::default()
+            .repo(&name)
+            .tag("1")
+            .build();
         let tagged = self.docker.tag_image(image, Some(options)).await;
         tagged.expect("tag the standard image");
         format!("{name}:1")

@@ -42,8 +42,8 @@ pub use job::{
     StepLimits, TestCase, TestResult, Verdict,
 };
 pub use language::{Definition, Entry, Language, Pinned};
-pub use rules::MAX_LANGUAGES;
 pub use node::{Admission, Node, NodeId};
+pub use rules::MAX_LANGUAGES;
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};

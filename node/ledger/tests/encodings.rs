@@ -17,9 +17,9 @@ use common::{Ledger, complete, id, language, node_up, result, spec, submit};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Batch, Command, Compile, Completion, Counters, Definition, Entry, IdempotencyKey, Job,
-    JobResult, JobSpec, Language, Limits, Node, Outcome, Output, Pinned, QueueBound, Rejection, Reply,
-    Settings, SourceFile, StepLimits, TestCase, TestResult, Verdict, keys,
+    Admission, Batch, Command, Compile, Completion, Counters, Definition, Entry, IdempotencyKey,
+    Job, JobResult, JobSpec, Language, Limits, Node, Outcome, Output, Pinned, QueueBound,
+    Rejection, Reply, Settings, SourceFile, StepLimits, TestCase, TestResult, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 

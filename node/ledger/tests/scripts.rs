@@ -43,7 +43,8 @@ use common::witness::{Witness, submitted};
 use common::{Ledger, id, language, node_up, result, spec};
 use goldenscript::{ArgumentConsumer, Context};
 use quorun_ledger::{
-    Applied, Command, Definition, IdempotencyKey, JobFilter, JobId, NodeId, Pinned, QueueBound, Settings, Verdict, keys,
+    Applied, Command, Definition, IdempotencyKey, JobFilter, JobId, NodeId, Pinned, QueueBound,
+    Settings, Verdict, keys,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -240,7 +241,11 @@ impl Stage {
             }) = entry.definition
             {
                 write!(text, ", definition {version}: image {image}")?;
-                write!(text, ", aliases {:?}, run {:?}", language.aliases, language.run)?;
+                write!(
+                    text,
+                    ", aliases {:?}, run {:?}",
+                    language.aliases, language.run
+                )?;
             }
             writeln!(text)?;
         }

@@ -139,7 +139,10 @@ impl Snapshot {
         if found.is_some_and(|known| known.disabled) {
             return Some(Refused::Disabled);
         }
-        let version = spec.definition.as_ref().map(|definition| definition.version);
+        let version = spec
+            .definition
+            .as_ref()
+            .map(|definition| definition.version);
         let needs = needed(&spec.language, version);
         (!self.can_run(&needs, version.is_none())).then_some(Refused::NotReady)
     }
@@ -268,7 +271,10 @@ mod tests {
         own.run = vec!["pypy".to_owned()];
         let entries = BTreeMap::from([
             ("python".to_owned(), entry(3, false, Some(own))),
-            ("zig".to_owned(), entry(4, false, Some(language("zig", &["C"])))),
+            (
+                "zig".to_owned(),
+                entry(4, false, Some(language("zig", &["C"]))),
+            ),
             ("c".to_owned(), entry(5, true, None)),
             ("elsewhere".to_owned(), entry(6, true, None)),
         ]);
@@ -276,7 +282,10 @@ mod tests {
         let names: Vec<_> = now.all().map(|known| known.needs()).collect();
         assert_eq!(names, ["python@3", "c", "zig@4"]);
         assert_eq!(now.find("python").unwrap().language.run, ["pypy"]);
-        assert!(now.find("py").is_none(), "the file's aliases are hidden too");
+        assert!(
+            now.find("py").is_none(),
+            "the file's aliases are hidden too"
+        );
         assert_eq!(now.find("SNAKE").unwrap().version, 3);
         assert_eq!(now.find("c").unwrap().language.name, "c", "names first");
         assert!(now.find("c").unwrap().disabled);
@@ -289,7 +298,10 @@ mod tests {
         let file = [language("python", &[]), language("c", &[])];
         let entries = || {
             BTreeMap::from([
-                ("zig".to_owned(), entry(4, false, Some(language("zig", &[])))),
+                (
+                    "zig".to_owned(),
+                    entry(4, false, Some(language("zig", &[]))),
+                ),
                 ("nim".to_owned(), entry(5, true, Some(language("nim", &[])))),
             ])
         };

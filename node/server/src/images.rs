@@ -383,7 +383,10 @@ impl Inner {
         drop(states);
         if before != after {
             match missing {
-                Some(reason) => warn!(language = target.needs, reason, "a language cannot run here"),
+                Some(reason) => warn!(
+                    language = target.needs,
+                    reason, "a language cannot run here"
+                ),
                 None => debug!(language = target.needs, "a language can run here"),
             }
         }
@@ -423,8 +426,7 @@ impl Inner {
             };
             if here {
                 runnable.insert(target.needs.clone());
-            } else if state.is_none_or(|state| state.pulling.is_some() || state.missing.is_none())
-            {
+            } else if state.is_none_or(|state| state.pulling.is_some() || state.missing.is_none()) {
                 coming.insert(&target.needs);
             }
         }

@@ -271,8 +271,8 @@ pub fn define(
     compile_limits: PartialStepLimits,
 ) -> Result<Language, Mistake> {
     let name = entry.name;
-    for (field, word) in std::iter::once(("name", &name))
-        .chain(entry.aliases.iter().map(|alias| ("aliases", alias)))
+    for (field, word) in
+        std::iter::once(("name", &name)).chain(entry.aliases.iter().map(|alias| ("aliases", alias)))
     {
         if !is_name(word) {
             return Err(Mistake::new(
@@ -290,7 +290,11 @@ pub fn define(
         ("env", entry.env.len(), MAX_VARIABLES),
         ("zygote", entry.zygote.len(), MAX_VARIABLES),
         ("example", entry.example.len(), MAX_EXAMPLE),
-        ("title", entry.title.as_ref().map_or(0, String::len), MAX_TITLE),
+        (
+            "title",
+            entry.title.as_ref().map_or(0, String::len),
+            MAX_TITLE,
+        ),
     ] {
         if count > most {
             return Err(Mistake::many(field, count, most));
@@ -333,7 +337,7 @@ pub fn define(
         ));
     }
     for extension in &entry.extensions {
-        if !is_name(extension) {
+        if !is_name(extension) || extension.starts_with('.') {
             return Err(Mistake::new(
                 "extensions",
                 format!(
@@ -366,7 +370,11 @@ pub fn define(
             "zygote is for languages without a compile step",
         ));
     }
-    if let Some(variable) = entry.zygote.keys().find(|name| entry.env.contains_key(*name)) {
+    if let Some(variable) = entry
+        .zygote
+        .keys()
+        .find(|name| entry.env.contains_key(*name))
+    {
         return Err(Mistake::new(
             "zygote",
             format!("{variable} is in zygote and in env; what it has in env would be lost"),
@@ -496,7 +504,11 @@ fn is_image(name: &str) -> bool {
         && tag_is_one
         && repository.split('/').enumerate().all(|(n, part)| {
             // Only the registry, if it is named, has a port.
-            let more: &[u8] = if n == 0 && repository.contains('/') { b":" } else { b"" };
+            let more: &[u8] = if n == 0 && repository.contains('/') {
+                b":"
+            } else {
+                b""
+            };
             is_word(part, more)
         })
 }
@@ -568,7 +580,12 @@ pub(crate) mod tests {
 
     #[test]
     fn what_cannot_be_a_language_is_said_by_field() {
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let words = |words: &[&str]| {
+            words
+                .iter()
+                .map(|word| (*word).to_owned())
+                .collect::<Vec<_>>()
+        };
         let good = || Definition {
             name: "a".to_owned(),
             image: Some("a".to_owned()),
@@ -576,7 +593,8 @@ pub(crate) mod tests {
             run: words(&["a"]),
             ..Definition::default()
         };
-        let define = |definition| define(definition, &Limits::default(), PartialStepLimits::default());
+        let define =
+            |definition| define(definition, &Limits::default(), PartialStepLimits::default());
         assert!(define(good()).is_ok());
         type Spoil = fn(&mut Definition);
         let spoiled: [(&str, Spoil); 22] = [
@@ -594,13 +612,19 @@ pub(crate) mod tests {
             ("run", |d| d.run = vec!["a".to_owned(); 65]),
             ("compile", |d| d.compile = Some(Vec::new())),
             ("compile", |d| d.compile = Some(vec!["a\0".to_owned()])),
-            ("version_command", |d| d.version_command = Some(vec!["a".repeat(4097)])),
+            ("version_command", |d| {
+                d.version_command = Some(vec!["a".repeat(4097)])
+            }),
             ("source", |d| d.source = "a/b".to_owned()),
             ("source", |d| d.source = "..".to_owned()),
             ("source", |d| d.source = "-a".to_owned()),
             ("extensions", |d| d.extensions = vec![".py".to_owned()]),
-            ("env.A=B", |d| drop(d.env.insert("A=B".to_owned(), String::new()))),
-            ("zygote.", |d| drop(d.zygote.insert(String::new(), String::new()))),
+            ("env.A=B", |d| {
+                drop(d.env.insert("A=B".to_owned(), String::new()))
+            }),
+            ("zygote.", |d| {
+                drop(d.zygote.insert(String::new(), String::new()))
+            }),
             ("example", |d| d.example = "a".repeat(20_000)),
         ];
         for (field, spoil) in spoiled {
@@ -615,12 +639,12 @@ pub(crate) mod tests {
     fn an_admin_s_language_has_limits_within_the_nodes_own() {
         let mut language = plain("a");
         assert!(within(&language, &HIGH).is_ok());
-        let most = Limits {
-            cpu_ms: 1,
-            ..HIGH
-        };
+        let most = Limits { cpu_ms: 1, ..HIGH };
         let mistake = within(&language, &most).unwrap_err();
-        assert_eq!((mistake.field.as_str(), mistake.bound), ("limits.cpu_ms", Some((2000, 1))));
+        assert_eq!(
+            (mistake.field.as_str(), mistake.bound),
+            ("limits.cpu_ms", Some((2000, 1)))
+        );
         language.compile_limits.wall_ms = 600_001;
         let mistake = within(&language, &HIGH).unwrap_err();
         assert_eq!(mistake.field, "compile_limits.wall_ms");

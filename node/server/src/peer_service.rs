@@ -11,9 +11,9 @@ use quorun_ledger::{JobId, JobState};
 use quorun_proto::FROM_KEY;
 use quorun_proto::v1::peer_server::Peer;
 use quorun_proto::v1::{
-    Blank, HeartbeatReply, LanguagesReply, HeartbeatRequest, HelloReply, HelloRequest, MoveLeaderReply,
-    MoveLeaderRequest, OutputChunk, Stream as WireStream, WatchReply, WatchRequest,
-    watch_reply::Event,
+    Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, LanguagesReply,
+    MoveLeaderReply, MoveLeaderRequest, OutputChunk, Stream as WireStream, WatchReply,
+    WatchRequest, watch_reply::Event,
 };
 use tonic::{Request, Response, Status};
 

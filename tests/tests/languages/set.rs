@@ -66,7 +66,12 @@ async fn one_is_defined_used_defined_anew_disabled_and_removed() {
     assert_eq!(shown["offered"], true, "{shown}");
     assert_eq!(shown["origin"], "cluster", "{shown}");
     assert_eq!(shown["limits"]["wall_ms"], 60_000, "{shown}");
-    let states: Vec<_> = shown["nodes"].as_array().unwrap().iter().map(|n| &n["state"]).collect();
+    let states: Vec<_> = shown["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| &n["state"])
+        .collect();
     assert_eq!(states, ["present"; 3], "{shown}");
     let version = shown["version"].as_u64().unwrap();
 
@@ -80,43 +85,79 @@ async fn one_is_defined_used_defined_anew_disabled_and_removed() {
     }
 
     // The same again is no change; another one is.
-    let same = put(cluster.client(2), "shell2", &shell("first")).await.expect(200);
+    let same = put(cluster.client(2), "shell2", &shell("first"))
+        .await
+        .expect(200);
     assert_eq!(same["version"], version);
-    let other = put(cluster.client(2), "shell2", &shell("second")).await.expect(200);
+    let other = put(cluster.client(2), "shell2", &shell("second"))
+        .await
+        .expect(200);
     let second = other["version"].as_u64().unwrap();
     assert!(second > version && other["ready"] == true, "{other}");
     for client in cluster.clients() {
         sees(client, "shell2", second).await;
-        assert_eq!(client.lang("shout", "echo $GREETING").await.text(), "second\n");
+        assert_eq!(
+            client.lang("shout", "echo $GREETING").await.text(),
+            "second\n"
+        );
     }
 
     // Who has looked at the first one does not overwrite the second.
-    let stale = cluster.client(3).request(Method::PUT, "/v1/languages/shell2");
+    let stale = cluster
+        .client(3)
+        .request(Method::PUT, "/v1/languages/shell2");
     let stale = stale.header("If-Match", &tag).json(&shell("third"));
-    let problem = cluster.client(3).send(stale).await.problem(412, "language-changed");
+    let problem = cluster
+        .client(3)
+        .send(stale)
+        .await
+        .problem(412, "language-changed");
     assert_eq!(problem["version"], second, "{problem}");
-    let new = cluster.client(3).request(Method::PUT, "/v1/languages/shell2");
+    let new = cluster
+        .client(3)
+        .request(Method::PUT, "/v1/languages/shell2");
     let new = new.header("If-None-Match", "*").json(&shell("third"));
-    cluster.client(3).send(new).await.problem(412, "language-changed");
+    cluster
+        .client(3)
+        .send(new)
+        .await
+        .problem(412, "language-changed");
 
     // Disabled: no submission, but the retry of one that was accepted.
     let keyed = |client: &Client| {
         let request = client.request(Method::POST, "/v1/jobs?wait=60");
-        request.header("Idempotency-Key", "kept").json(&job("shell2", "echo kept"))
+        request
+            .header("Idempotency-Key", "kept")
+            .json(&job("shell2", "echo kept"))
     };
-    let kept = cluster.client(1).send(keyed(cluster.client(1))).await.expect(200);
+    let kept = cluster
+        .client(1)
+        .send(keyed(cluster.client(1)))
+        .await
+        .expect(200);
     let off = disable(cluster.client(2), "shout", true).await.expect(200);
-    assert_eq!((&off["disabled"], &off["offered"]), (&json!(true), &json!(false)));
+    assert_eq!(
+        (&off["disabled"], &off["offered"]),
+        (&json!(true), &json!(false))
+    );
     let off = off["version"].as_u64().unwrap();
     for client in cluster.clients() {
         sees(client, "shell2", off).await;
         let refused = client.post_json("/v1/jobs", &job("shell2", "echo 1")).await;
-        assert_eq!(refused.problem(422, "language-disabled")["language"], "shell2");
-        client.lang("shout", "echo 1").await.problem(422, "language-disabled");
+        assert_eq!(
+            refused.problem(422, "language-disabled")["language"],
+            "shell2"
+        );
+        client
+            .lang("shout", "echo 1")
+            .await
+            .problem(422, "language-disabled");
         let again = client.send(keyed(client)).await.expect(200);
         assert_eq!(again["id"], kept["id"], "{again}");
     }
-    let on = disable(cluster.client(3), "shell2", false).await.expect(200);
+    let on = disable(cluster.client(3), "shell2", false)
+        .await
+        .expect(200);
     assert_eq!(on["disabled"], false);
 
     // All nodes know it after all of them were stopped, and who was killed too.
@@ -126,7 +167,11 @@ async fn one_is_defined_used_defined_anew_disabled_and_removed() {
     }
     eventually("the language is offered again", async || {
         let answer = cluster.any().lang("shell2", "echo $GREETING").await;
-        if answer.status == 200 { Ok(assert_eq!(answer.text(), "second\n")) } else { Err(answer.text()) }
+        if answer.status == 200 {
+            Ok(assert_eq!(answer.text(), "second\n"))
+        } else {
+            Err(answer.text())
+        }
     })
     .await;
 
@@ -134,7 +179,10 @@ async fn one_is_defined_used_defined_anew_disabled_and_removed() {
     assert_eq!(gone.status, 204, "{}", gone.text());
     for client in cluster.clients() {
         sees(client, "shell2", 0).await;
-        client.lang("shout", "echo 1").await.problem(404, "unknown-language");
+        client
+            .lang("shout", "echo 1")
+            .await
+            .problem(404, "unknown-language");
     }
     let again = cluster.client(2).delete("/v1/languages/shell2").await;
     again.problem(404, "unknown-language");
@@ -157,9 +205,19 @@ async fn what_waits_is_run_as_it_was_accepted() {
     assert_eq!(client.delete("/v1/languages/shell2").await.status, 204);
     // One of the nodes' files too: what was accepted before is run as the file says.
     let file = client.submit(&job("bash", "echo $GREETING as bash")).await;
-    put(client, "bash", &json!({ "image": "any:1", "source": "x", "run": ["false"] })).await.expect(200);
+    put(
+        client,
+        "bash",
+        &json!({ "image": "any:1", "source": "x", "run": ["false"] }),
+    )
+    .await
+    .expect(200);
     witness.open_gate();
-    for (id, said) in [(&first, "first\n"), (&second, "second\n"), (&file, " as bash\n")] {
+    for (id, said) in [
+        (&first, "first\n"),
+        (&second, "second\n"),
+        (&file, " as bash\n"),
+    ] {
         let done = client.finished(id).await;
         assert_eq!(done["stdout"], said, "{done}");
         assert_eq!(done["verdict"], "accepted", "{done}");
@@ -188,7 +246,10 @@ async fn what_waits_and_cannot_run_any_more_ends_and_says_why() {
     let done = client.finished(&waiting).await;
     assert_eq!(done["verdict"], "internal_error", "{done}");
     let message = done["message"].as_str().unwrap_or_default();
-    assert!(message.contains("fleeting") && message.contains("tool"), "{done}");
+    assert!(
+        message.contains("fleeting") && message.contains("tool"),
+        "{done}"
+    );
     client.finished(&holding).await;
 }
 
@@ -197,25 +258,43 @@ async fn one_of_the_files_is_replaced_disabled_and_comes_back() {
     let cluster = Cluster::of_processes().await;
     let client = cluster.any();
     let of_file = client.get("/v1/languages/sh").await.expect(200);
-    assert_eq!((&of_file["name"], &of_file["origin"]), (&json!("bash"), &json!("file")));
+    assert_eq!(
+        (&of_file["name"], &of_file["origin"]),
+        (&json!("bash"), &json!("file"))
+    );
     assert_eq!(of_file["version"], 0);
-    client.delete("/v1/languages/bash").await.problem(409, "language-of-file");
+    client
+        .delete("/v1/languages/bash")
+        .await
+        .problem(409, "language-of-file");
 
     let off = disable(client, "bash", true).await.expect(200);
-    assert_eq!((&off["disabled"], &off["origin"]), (&json!(true), &json!("file")));
+    assert_eq!(
+        (&off["disabled"], &off["origin"]),
+        (&json!(true), &json!("file"))
+    );
     for client in cluster.clients() {
         sees(client, "bash", off["version"].as_u64().unwrap()).await;
-        client.lang("bash", "echo 1").await.problem(422, "language-disabled");
+        client
+            .lang("bash", "echo 1")
+            .await
+            .problem(422, "language-disabled");
     }
     let back = client.delete("/v1/languages/bash").await.expect(200);
-    assert_eq!((&back["disabled"], &back["version"]), (&json!(false), &json!(0)));
+    assert_eq!(
+        (&back["disabled"], &back["version"]),
+        (&json!(false), &json!(0))
+    );
     assert_eq!(client.lang("bash", "echo 1").await.text(), "1\n");
 
     // Its own, with other aliases: those of the file are gone as long as it is there.
     let own = put(client, "bash", &shell("own")).await.expect(200);
     assert_eq!(own["origin"], "cluster");
     assert_eq!(client.lang("bash", "echo $GREETING").await.text(), "own\n");
-    client.lang("sh", "echo 1").await.problem(404, "unknown-language");
+    client
+        .lang("sh", "echo 1")
+        .await
+        .problem(404, "unknown-language");
     let back = client.delete("/v1/languages/bash").await.expect(200);
     assert_eq!(back["origin"], "file");
     assert_eq!(client.lang("sh", "echo $GREETING.").await.text(), ".\n");
@@ -228,7 +307,10 @@ async fn one_that_no_node_can_run_is_not_offered_and_says_why() {
     let mut language = shell("never");
     language["run"] = json!(["there-is-no-such-command", "{source}"]);
     let set = put(client, "nowhere", &language).await.expect(201);
-    assert_eq!((&set["ready"], &set["offered"]), (&json!(false), &json!(false)));
+    assert_eq!(
+        (&set["ready"], &set["offered"]),
+        (&json!(false), &json!(false))
+    );
     for node in set["nodes"].as_array().expect("nodes") {
         assert_eq!(node["state"], "failed", "{set}");
         let reason = node["reason"].as_str().unwrap_or_default();
@@ -297,11 +379,16 @@ async fn what_is_wrong_with_a_definition_is_said_by_field() {
     }
     let unknown = put(client, "wrong", &with("colour", json!("red"))).await;
     let unknown = unknown.problem(422, "invalid-request");
-    assert!(unknown["detail"].to_string().contains("colour"), "{unknown}");
+    assert!(
+        unknown["detail"].to_string().contains("colour"),
+        "{unknown}"
+    );
     for missing in ["image", "source", "run"] {
         let mut body = shell("x");
         body.as_object_mut().expect("an object").remove(missing);
-        let problem = put(client, "wrong", &body).await.problem(422, "invalid-request");
+        let problem = put(client, "wrong", &body)
+            .await
+            .problem(422, "invalid-request");
         assert!(problem["detail"].to_string().contains(missing), "{problem}");
     }
     for name in ["UPPER", "a%20b", "a%401", "..", &"n".repeat(41), "%00"] {
@@ -316,7 +403,10 @@ async fn what_is_wrong_with_a_definition_is_said_by_field() {
     let large = with("example", json!("e".repeat(400_000)));
     put(client, "wrong", &large).await.problem(413, "too-large");
     let request = client.request(Method::PUT, "/v1/languages/wrong");
-    client.send(request.body("{")).await.problem(400, "not-json");
+    client
+        .send(request.body("{"))
+        .await
+        .problem(400, "not-json");
     for path in ["/v1/languages/wrong?wait=x", "/v1/languages/wrong?wate=1"] {
         let answer = change(client, Method::PUT, path, &shell("x")).await;
         answer.problem(422, "invalid-request");
@@ -326,20 +416,33 @@ async fn what_is_wrong_with_a_definition_is_said_by_field() {
         let request = request.header("If-Match", tag).json(&shell("x"));
         client.send(request).await.problem(422, "invalid-request");
     }
-    for body in [json!({}), json!({ "disabled": 1 }), json!({ "disabled": true, "image": "x" })] {
+    for body in [
+        json!({}),
+        json!({ "disabled": 1 }),
+        json!({ "disabled": true, "image": "x" }),
+    ] {
         let answer = change(client, Method::PATCH, "/v1/languages/bash", &body).await;
         answer.problem(422, "invalid-request");
     }
-    disable(client, "wrong", true).await.problem(404, "unknown-language");
+    disable(client, "wrong", true)
+        .await
+        .problem(404, "unknown-language");
 
     // No name of another one, of the file or of the cluster.
     let taken = put(client, "wrong", &with("aliases", json!(["py"]))).await;
     assert_eq!(taken.problem(409, "name-taken")["language"], "python");
-    put(client, "py", &with("aliases", json!([]))).await.problem(409, "name-taken");
-    put(client, "right", &with("aliases", json!(["mine"]))).await.expect(201);
+    put(client, "py", &with("aliases", json!([])))
+        .await
+        .problem(409, "name-taken");
+    put(client, "right", &with("aliases", json!(["mine"])))
+        .await
+        .expect(201);
     let taken = put(client, "wrong", &with("aliases", json!(["mine"]))).await;
     assert_eq!(taken.problem(409, "name-taken")["language"], "right");
-    client.get("/v1/languages/wrong").await.problem(404, "unknown-language");
+    client
+        .get("/v1/languages/wrong")
+        .await
+        .problem(404, "unknown-language");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -362,7 +465,10 @@ async fn the_command_line_sets_disables_and_removes() {
     let file = file.to_str().expect("a path");
     let (code, said) = quorun(&["set", "shell2", file]).await;
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("is offered") && said.contains("node 3: present"), "{said}");
+    assert!(
+        said.contains("is offered") && said.contains("node 3: present"),
+        "{said}"
+    );
     assert_eq!(cluster.any().lang("shell2", "echo 1").await.text(), "1\n");
     let (code, said) = quorun(&["disable", "shell2"]).await;
     assert!(code == Some(0) && said.contains("is disabled"), "{said}");
@@ -376,7 +482,10 @@ async fn the_command_line_sets_disables_and_removes() {
     let (code, said) = quorun(&["remove", "shell2"]).await;
     assert!(code == Some(1) && said.contains("not a language"), "{said}");
     let (code, said) = quorun(&["set", "shell2", "/no/such/file.toml"]).await;
-    assert!(code == Some(2) && said.contains("/no/such/file.toml"), "{said}");
+    assert!(
+        code == Some(2) && said.contains("/no/such/file.toml"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -394,7 +503,12 @@ async fn an_image_of_the_engine_becomes_a_language_on_every_node() {
     language["version_command"] = json!(["bash", "--version"]);
     let set = put(client, "shell2", &language).await.expect(201);
     assert_eq!(set["ready"], true, "{set}");
-    let content: BTreeSet<_> = set["nodes"].as_array().unwrap().iter().map(|n| n["image_id"].to_string()).collect();
+    let content: BTreeSet<_> = set["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n["image_id"].to_string())
+        .collect();
     assert_eq!(content.len(), 1, "{set}");
     let shown = client.get("/v1/languages/shell2").await.expect(200);
     let version = shown["installed_version"].as_str().unwrap_or_default();
@@ -409,7 +523,11 @@ async fn an_image_of_the_engine_becomes_a_language_on_every_node() {
     while nodes.len() < 3 {
         let mut ids = Vec::new();
         for _ in 0..6 {
-            ids.push(client.submit(&job("shell2", "sleep 0.2; echo $GREETING")).await);
+            ids.push(
+                client
+                    .submit(&job("shell2", "sleep 0.2; echo $GREETING"))
+                    .await,
+            );
         }
         for id in ids {
             let done = client.finished(&id).await;
@@ -429,11 +547,18 @@ async fn an_image_of_the_engine_becomes_a_language_on_every_node() {
     nowhere["image"] = json!("localhost:1/quorun/there-is-no-such-image:1");
     nowhere["aliases"] = json!([]);
     let set = put(client, "nowhere", &nowhere).await.expect(201);
-    assert_eq!((&set["ready"], &set["offered"]), (&json!(false), &json!(false)), "{set}");
+    assert_eq!(
+        (&set["ready"], &set["offered"]),
+        (&json!(false), &json!(false)),
+        "{set}"
+    );
     for node in set["nodes"].as_array().expect("nodes") {
         assert_eq!(node["state"], "failed", "{set}");
         let reason = node["reason"].as_str().unwrap_or_default();
-        assert!(reason.contains("pulling it failed") && reason.contains("localhost:1"), "{set}");
+        assert!(
+            reason.contains("pulling it failed") && reason.contains("localhost:1"),
+            "{set}"
+        );
     }
     let refused = client.post_json("/v1/jobs", &job("nowhere", "1")).await;
     refused.problem(503, "language-not-ready");
@@ -446,19 +571,27 @@ async fn an_image_of_the_engine_becomes_a_language_on_every_node() {
     eventually("the node that came back has the image", async || {
         let shown = back.get("/v1/languages/shell2").await.expect(200);
         let state = &shown["nodes"][1];
-        if state["node"] == 2 && state["state"] == "present" { Ok(()) } else { Err(shown.to_string()) }
+        if state["node"] == 2 && state["state"] == "present" {
+            Ok(())
+        } else {
+            Err(shown.to_string())
+        }
     })
     .await;
 
     disable(client, "shell2", true).await.expect(200);
-    client.lang("shell2", "echo 1").await.problem(422, "language-disabled");
+    client
+        .lang("shell2", "echo 1")
+        .await
+        .problem(422, "language-disabled");
     assert_eq!(client.delete("/v1/languages/shell2").await.status, 204);
-    eventually("the sandboxes of a language that is gone are given up", async || {
-        match of_image().await {
+    eventually(
+        "the sandboxes of a language that is gone are given up",
+        async || match of_image().await {
             0 => Ok(()),
             count => Err(count),
-        }
-    })
+        },
+    )
     .await;
     cluster.stop().await;
     engine.untag(&image).await;

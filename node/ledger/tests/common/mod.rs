@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quorun_ledger::{
-    Applied, Batch, Command, Event, JobId, JobResult, JobSpec, Language, Limits, MemoryStore, NodeId,
-    Outcome, Output, QueueBound, Reply, SourceFile, StepLimits, Transaction, Verdict, View,
+    Applied, Batch, Command, Event, JobId, JobResult, JobSpec, Language, Limits, MemoryStore,
+    NodeId, Outcome, Output, QueueBound, Reply, SourceFile, StepLimits, Transaction, Verdict, View,
 };
 
 pub struct Ledger {

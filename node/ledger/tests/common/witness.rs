@@ -78,7 +78,7 @@ impl Witness {
             match job.state {
                 JobState::Queued => {
                     queued += 1;
-                    let place = keys::queued(&job.language, job.order.unwrap());
+                    let place = keys::queued(&job.needs(), job.order.unwrap());
                     assert!(store.iter().any(|(key, _)| key[..] == place[..]));
                     assert!(!held.contains_key(id), "queued, but {:?}", held[id]);
                 }

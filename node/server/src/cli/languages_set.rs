@@ -146,7 +146,9 @@ fn read(file: &Path) -> anyhow::Result<Value> {
         size.len()
     );
     let text = std::fs::read_to_string(file).with_context(|| format!("read {shown}"))?;
-    let is_json = file.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    let is_json = file
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("json"));
     let value: Value = if is_json {
         serde_json::from_str(&text).with_context(|| format!("{shown} is not JSON"))?
     } else {
@@ -176,7 +178,10 @@ async fn ask(
         return Ok(Value::Null);
     }
     let value: Value = serde_json::from_slice(&bytes).with_context(|| {
-        format!("{} answered {status} and no JSON; is it a node of Quorun?", target.url)
+        format!(
+            "{} answered {status} and no JSON; is it a node of Quorun?",
+            target.url
+        )
     })?;
     if !status.is_success() {
         bail!("{}", problem(&value));

@@ -115,12 +115,7 @@ pub fn answer(known: &Known, body: Value) -> Response {
 }
 
 /// A language as clients see it.
-pub fn shown(
-    app: &App,
-    now: &Snapshot,
-    known: &Known,
-    said: &BTreeMap<NodeId, Said>,
-) -> Value {
+pub fn shown(app: &App, now: &Snapshot, known: &Known, said: &BTreeMap<NodeId, Said>) -> Value {
     let Known {
         language,
         image,

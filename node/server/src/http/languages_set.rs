@@ -181,8 +181,12 @@ impl Expected {
 
 /// How long the answer waits for the nodes.
 fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>, Problem> {
-    let Query(params) =
-        query.map_err(|error| Problem::invalid("query", format!("the query may have wait=SECONDS: {}", error.body_text())))?;
+    let Query(params) = query.map_err(|error| {
+        Problem::invalid(
+            "query",
+            format!("the query may have wait=SECONDS: {}", error.body_text()),
+        )
+    })?;
     let Some(text) = params.wait else {
         return Ok(None);
     };
@@ -315,10 +319,7 @@ pub async fn remove(
             };
             (name, expected)
         }
-        (None, Ok(known)) => (
-            known.language.name.clone(),
-            expected.version(Some(known))?,
-        ),
+        (None, Ok(known)) => (known.language.name.clone(), expected.version(Some(known))?),
         (None, Err(unknown)) => return Err(unknown),
     };
     let command = Command::RemoveLanguage {
@@ -484,7 +485,9 @@ async fn outcome(
         let ready = nodes.iter().all(|node| is(node, "present"))
             && now.runners(&needs).count() == now.nodes().count();
         let settled = ready
-            || nodes.iter().all(|node| is(node, "present") || is(node, "failed"))
+            || nodes
+                .iter()
+                .all(|node| is(node, "present") || is(node, "failed"))
                 && nodes.iter().any(|node| is(node, "failed"));
         if settled || Instant::now() >= deadline {
             let mut body = languages::shown(app, &now, known, &said);

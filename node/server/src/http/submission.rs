@@ -12,8 +12,8 @@ use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, SourceFile};
 use serde::Deserialize;
 
 use super::problem::Problem;
-use crate::config::{Ceilings, LEAST};
 use crate::catalogue::{self, Known, Snapshot};
+use crate::config::{Ceilings, LEAST};
 use crate::scheduler::KEPT_AT_LEAST;
 
 /// How often a job is tried before it ends with `internal_error`.
