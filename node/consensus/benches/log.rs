@@ -72,6 +72,7 @@ impl Node {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let spec = JobSpec {
             language: "python".to_owned(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main.py".to_owned(),
                 content: source.clone(),

@@ -427,9 +427,11 @@ fn task(image: &str, program: Program<'_>) -> Task {
                 wall_ms: 0,
             },
             example: String::new(),
+            version_command: None,
         },
         spec: JobSpec {
             language: program.interpreter.into(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main".into(),
                 content: Bytes::from_static(program.source.as_bytes()),

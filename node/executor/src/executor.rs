@@ -77,7 +77,7 @@ pub struct Unavailable {
 /// The handle through which jobs are run. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Executor {
-    pool: Pool,
+    pub(crate) pool: Pool,
     artefacts: Artefacts,
     /// Where interpreters are started ahead: how many jobs, or test cases of them, have begun in one.
     zygotes: Option<Arc<AtomicU64>>,
@@ -178,7 +178,7 @@ fn plan(engine: &Engine, options: &Options) -> Plan {
         kinds.push(engine.key("", 0));
     }
     Plan {
-        capacity: options.slots + options.slots.max(kinds.len()),
+        capacity: Plan::capacity(options.slots, kinds.len()),
         slots: options.slots,
         max_jobs: options.max_jobs_per_sandbox.max(1),
         makers: options.makers.max(1),

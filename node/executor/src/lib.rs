@@ -13,6 +13,7 @@ mod engine;
 mod executor;
 #[cfg(test)]
 mod fake;
+mod images;
 mod input;
 mod judge;
 mod live;
@@ -28,6 +29,7 @@ mod verdict;
 mod warden;
 
 pub use executor::{Error, Executor, Health, Unavailable, Watched, start};
+pub use images::{Image, Presence};
 pub use input::Interaction;
 pub use options::{Kind, Labels, Options};
 pub use task::{CHECKER_FILES, CaseEnded, Chunk, Stream, Task, largest_file_kb};

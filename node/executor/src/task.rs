@@ -260,9 +260,11 @@ pub(crate) mod tests {
                     wall_ms: 15_000,
                 },
                 example: String::new(),
+                version_command: None,
             },
             spec: JobSpec {
                 language: "c".into(),
+                definition: None,
                 files: Vec::new(),
                 entrypoint: "main.c".into(),
                 stdin: Bytes::new(),

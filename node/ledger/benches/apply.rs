@@ -88,6 +88,7 @@ fn id(number: u64) -> JobId {
 fn submit(number: u64) -> Command {
     let spec = JobSpec {
         language: "python".to_owned(),
+        definition: None,
         files: vec![SourceFile {
             name: "main.py".to_owned(),
             content: Bytes::from_static(b"print('hello')\n"),

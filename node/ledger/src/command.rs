@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::callback::DeliveryAttempt;
 use crate::codec;
 use crate::job::{JobId, JobResult, JobSpec};
+use crate::language::Language;
 use crate::node::NodeId;
 use crate::settings::Settings;
 
@@ -216,6 +217,37 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_ms: Option<u64>,
     },
+    /// Defines a language, or defines it anew. What is in here goes before what the nodes' files say.
+    SetLanguage {
+        /// Its image as it was named.
+        image: String,
+        /// The language; its image is the one to be used.
+        language: Box<Language>,
+        /// Whether submissions are refused.
+        #[serde(default)]
+        disabled: bool,
+        /// The version that its entry must have, 0 for none; any, if not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<u64>,
+    },
+    /// Disables or enables a language, of the ledger or of the nodes' files.
+    DisableLanguage {
+        /// Its name.
+        name: String,
+        /// Whether submissions are refused.
+        disabled: bool,
+        /// As in `SetLanguage`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<u64>,
+    },
+    /// Removes what the ledger says of a language: what the nodes' files say holds again.
+    RemoveLanguage {
+        /// Its name.
+        name: String,
+        /// As in `SetLanguage`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<u64>,
+    },
     /// Removes finished jobs whose retention is over, the oldest first.
     Expire {
         /// At most this many.
@@ -243,6 +275,9 @@ impl Command {
             Self::Remove { .. } => "remove",
             Self::Configure { .. } => "configure",
             Self::CallbackTried { .. } => "callback_tried",
+            Self::SetLanguage { .. } => "set_language",
+            Self::DisableLanguage { .. } => "disable_language",
+            Self::RemoveLanguage { .. } => "remove_language",
             Self::Expire { .. } => "expire",
         }
     }
@@ -314,6 +349,13 @@ pub enum Reply {
     },
     /// The settings hold.
     Configured,
+    /// The language is as was asked.
+    LanguageSet {
+        /// Version of its entry; 0 when it has none.
+        version: u64,
+    },
+    /// The ledger says nothing of the language any more.
+    LanguageRemoved,
     /// So many jobs were removed.
     Expired {
         /// Removed jobs.
@@ -401,6 +443,29 @@ pub enum Rejection {
     /// The node has no free slot, is draining or lost, or cannot run the language.
     #[error("the node cannot take the job")]
     NoRoom,
+    /// The ledger says nothing of the language.
+    #[error("no such language")]
+    UnknownLanguage,
+    /// The entry of the language is not the one that was to be changed.
+    #[error("the language has version {version}")]
+    LanguageChanged {
+        /// The version that it has; 0 for none.
+        version: u64,
+    },
+    /// A name or an alias belongs to another language.
+    #[error("\"{word}\" is a name of the language {language}")]
+    NameTaken {
+        /// The name.
+        word: String,
+        /// Whose it is.
+        language: String,
+    },
+    /// As many languages have entries as may.
+    #[error("{limit} languages are set, which is the most")]
+    TooManyLanguages {
+        /// How many may.
+        limit: u64,
+    },
     /// A newer process of the node has announced itself.
     #[error("incarnation {current} of the node has announced itself since")]
     StaleIncarnation {

@@ -46,6 +46,8 @@ pub enum Event {
         /// The node.
         node: NodeId,
     },
+    /// The languages that are set in the ledger are others.
+    LanguagesChanged,
     /// The settings of the cluster are others.
     SettingsChanged,
 }

@@ -1,5 +1,6 @@
 //! What a job is: what was submitted, how it stands, how it ended.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +14,7 @@ use crate::judging::is_lines;
 pub use crate::judging::{
     Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,
 };
+use crate::language::{self, Pinned};
 use crate::node::NodeId;
 use crate::owner::Owner;
 use crate::priority::Priority;
@@ -169,6 +171,10 @@ pub struct Terminal {
 pub struct JobSpec {
     /// Name of the language (never an alias).
     pub language: String,
+    /// The language as it was when the job was accepted, if it was one of the ledger; otherwise the file of the node that
+    /// executes the job says how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Box<Pinned>>,
     /// The files, at least one.
     pub files: Vec<SourceFile>,
     /// Which of the files the language's commands are given.
@@ -234,6 +240,7 @@ impl JobSpec {
             && is_lines(&self.checker)
             && self.outputs.is_empty()
             && !self.interactive
+            && self.definition.is_none()
     }
 
     /// Whose sandboxes it may share, if not everybody's: an isolation key is its owner's own, whatever keys others use.
@@ -274,7 +281,9 @@ impl JobSpec {
         let outputs: usize = self.outputs.iter().map(String::len).sum();
         let checker = self.checker.weight();
         let callback = self.callback.as_ref().map_or(0, Callback::weight);
-        (files + args + env + self.stdin.len() + tests + checker + outputs) as u64 + callback
+        let definition = self.definition.as_ref().map_or(0, |d| d.weight());
+        let own = files + args + env + self.stdin.len() + tests + checker + outputs;
+        own as u64 + callback + definition
     }
 }
 
@@ -505,6 +514,9 @@ pub struct Job {
     pub id: JobId,
     /// Name of its language.
     pub language: String,
+    /// Version of the definition that it carries, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<u64>,
     /// How it stands.
     pub state: JobState,
     /// Number of the current or last attempt; 0 before the first.
@@ -550,6 +562,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// What a node must be able to run, to run this job.
+    #[must_use]
+    pub fn needs(&self) -> Cow<'_, str> {
+        language::needed(&self.language, self.definition)
+    }
+
     /// When a finished job may be expired, Unix milliseconds.
     #[must_use]
     pub fn expires_ms(&self) -> Option<u64> {
@@ -603,6 +621,7 @@ mod tests {
     fn a_job_without_anything_new_is_written_as_it_was() {
         let spec = JobSpec {
             language: "c".into(),
+            definition: None,
             files: Vec::new(),
             entrypoint: "main.c".into(),
             stdin: Bytes::new(),

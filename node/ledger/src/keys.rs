@@ -6,6 +6,8 @@
 //! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
 //! | `d` | node | empty: nodes that were removed for ever |
 //! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
+//! | `g` | | how often the entries of languages have been changed |
+//! | `g` | language | [`Entry`](crate::language::Entry) of a language that is set in the ledger |
 //! | `h` | job | [`Delivery`](crate::callback::Delivery) of the job's end to whoever wants to be told |
 //! | `i` | idempotency key; before it 0, owner, 0 where the job has one | the job that has it, and the request's fingerprint |
 //! | `j` | job | [`Job`](crate::job::Job) |
@@ -13,7 +15,7 @@
 //! | `n` | node | [`Node`](crate::node::Node) |
 //! | `o` | job | [`Output`](crate::job::Output) |
 //! | `p` | | [`Settings`](crate::settings::Settings) of the cluster |
-//! | `q` | language, 0, order | the queued job; the order says its level, [`Priority`](crate::priority::Priority) |
+//! | `q` | what a node needs, 0, order | the queued job; what is needed is a language, see [`needed`](crate::language::needed), and the order says the level, [`Priority`](crate::priority::Priority) |
 //! | `s` | job | [`JobSpec`](crate::job::JobSpec) |
 //! | `u` | owner, 0, job | empty: the jobs of each owner |
 //! | `v` | owner | [`OwnerLoad`](crate::owner::OwnerLoad) of an owner with unfinished jobs |
@@ -29,6 +31,8 @@ use crate::node::NodeId;
 pub const COUNTERS: &[u8] = b"c";
 /// The key of the cluster's settings.
 pub const SETTINGS: &[u8] = b"p";
+/// The key of the number of changes of languages.
+pub const LANGUAGE_CHANGES: &[u8] = b"g";
 /// The first byte that no key of the ledger starts with; what is from here on belongs to the keeper of the records.
 pub const END: u8 = b'z';
 
@@ -82,6 +86,25 @@ pub fn spec(id: JobId) -> Vec<u8> {
 #[must_use]
 pub fn output(id: JobId) -> Vec<u8> {
     key(b'o', &[id.as_bytes()])
+}
+
+/// The entry of a language.
+#[must_use]
+pub fn language(name: &str) -> Vec<u8> {
+    key(b'g', &[name.as_bytes()])
+}
+
+/// All entries of languages, by name.
+#[must_use]
+pub fn languages() -> Range {
+    // Behind the number of changes; names are not empty.
+    (vec![b'g', 0], vec![b'g' + 1])
+}
+
+/// The name in a key of a language.
+#[must_use]
+pub fn name_of_language(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key.get(1..)?).ok()
 }
 
 /// A node's record.

@@ -51,10 +51,11 @@ pub use job::{
 pub use judging::{
     Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,
 };
-pub use language::Language;
+pub use language::{Definition, Entry, Language, Pinned};
 pub use node::{Admission, Node, NodeId};
 pub use owner::{Owner, OwnerLoad};
 pub use priority::{Priority, Waiting};
+pub use rules::MAX_LANGUAGES;
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};

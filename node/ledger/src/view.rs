@@ -10,6 +10,7 @@ use crate::codec;
 use crate::hash::StateHash;
 use crate::job::{Job, JobId, JobSpec, JobState, Output, Verdict};
 use crate::keys;
+use crate::language::Entry;
 use crate::node::{Admission, Node, NodeId};
 use crate::owner::OwnerLoad;
 use crate::priority::{Level, Priority, Turns, Waiting};
@@ -475,6 +476,51 @@ impl<S: Store> View<S> {
     /// When the store cannot be read.
     pub fn settings(&self) -> Result<Settings, StoreError> {
         Ok(self.read(keys::SETTINGS)?.unwrap_or_default())
+    }
+
+    /// The languages that the ledger says something of, by name.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn languages(&self) -> Result<Vec<(String, Entry)>, StoreError> {
+        self.pairs(keys::languages())
+            .map(|pair| {
+                let (key, value) = pair?;
+                let name = keys::name_of_language(&key).ok_or_else(|| malformed(&key))?;
+                Ok((name.to_owned(), decode(&key, &value)?))
+            })
+            .collect()
+    }
+
+    /// What the ledger says of a language.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn language(&self, name: &str) -> Result<Option<Entry>, StoreError> {
+        self.read(&keys::language(name))
+    }
+
+    /// How often languages have been changed; a change has this number as its version.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn language_changes(&self) -> Result<u64, StoreError> {
+        Ok(self.read(keys::LANGUAGE_CHANGES)?.unwrap_or(0))
+    }
+
+    /// What the jobs of the queue need, see [`needed`](crate::language::needed): each once, with the job that is first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn needed(&self) -> Result<Vec<(String, JobId)>, StoreError> {
+        let mut needed = Vec::new();
+        let (mut from, to) = keys::queue();
+        while let Some((key, value)) = self.store.first(&from, &to)? {
+            let (name, _) = keys::parts_of_queued(&key).ok_or_else(|| malformed(&key))?;
+            from = keys::after_language(name);
+            needed.push((name.to_owned(), decode(&key, &value)?));
+        }
+        Ok(needed)
     }
 
     /// The attempts that hold a slot of a node, oldest job first.

@@ -13,15 +13,15 @@ use std::error::Error;
 use std::fmt::{Debug, Write as _};
 
 use bytes::Bytes;
-use common::{Ledger, complete, id, node_up, result, spec, submit, submit_with};
+use common::{Ledger, complete, id, language, node_up, result, spec, submit, submit_with};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
     Admission, Batch, Callback, Checker, CheckerProgram, Command, Compile, Completion, Counters,
-    Delivery, DeliveryAttempt, DeliveryState, IdempotencyKey, Job, JobResult, JobSpec, Judged,
-    Limits, Node, Outcome, Output, OutputFile, Owner, OwnerLoad, Priority, QueueBound, Rejection,
-    Reply, Score, Secret, Settings, SourceFile, Submission, Taken, Terminal, TestCase, TestResult,
-    Tolerance, Verdict, keys,
+    Definition, Delivery, DeliveryAttempt, DeliveryState, Entry, IdempotencyKey, Job, JobResult,
+    JobSpec, Judged, Language, Limits, Node, Outcome, Output, OutputFile, Owner, OwnerLoad, Pinned,
+    Priority, QueueBound, Rejection, Reply, Score, Secret, Settings, SourceFile, StepLimits,
+    Submission, Taken, Terminal, TestCase, TestResult, Tolerance, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -127,6 +127,7 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
         "admission" => shown::<Admission>(bytes),
         "settings" => shown::<Settings>(bytes),
         "delivery" => shown::<Delivery>(bytes),
+        "language" => shown::<Entry>(bytes),
         other => Err(format!("there is no kind {other}").into()),
     }
 }
@@ -135,6 +136,7 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
 fn full_spec() -> JobSpec {
     JobSpec {
         language: "python".to_owned(),
+        definition: None,
         files: vec![
             SourceFile {
                 name: "main.py".to_owned(),
@@ -312,6 +314,34 @@ fn judged_complete() -> Command {
     }
 }
 
+/// Every field set.
+fn full_definition() -> Definition {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    Definition {
+        version: 7,
+        image: "zig:0.15".to_owned(),
+        language: Language {
+            name: "zig".to_owned(),
+            aliases: words(&["z"]),
+            title: "Zig".to_owned(),
+            image: "zig@sha256:00".to_owned(),
+            source: "main.zig".to_owned(),
+            compile: Some(words(&["zig", "build-exe", "{source}"])),
+            run: words(&["./main"]),
+            env: [("A".to_owned(), "1".to_owned())].into(),
+            zygote: [("B".to_owned(), "2".to_owned())].into(),
+            extensions: words(&["zig"]),
+            limits: full_spec().limits,
+            compile_limits: StepLimits {
+                cpu_ms: 1,
+                wall_ms: 2,
+            },
+            example: "hello".to_owned(),
+            version_command: Some(words(&["zig", "version"])),
+        },
+    }
+}
+
 fn full_attempt() -> DeliveryAttempt {
     DeliveryAttempt {
         at_ms: 1,
@@ -462,6 +492,35 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         }),
         "counters" => encode(&view.counters()?),
         "levels" => encode(&levels()?),
+        "pinned-spec" => encode(&JobSpec {
+            definition: Some(Box::new(Pinned::new(&full_definition()))),
+            ..spec("zig")
+        }),
+        "pinned-job" => {
+            let mut ledger = Ledger::default();
+            let spec = JobSpec {
+                definition: Some(Box::new(Pinned::new(&full_definition()))),
+                ..spec("zig")
+            };
+            ledger.run(Command::Submit {
+                id: id(1),
+                spec,
+                key: None,
+            });
+            encode(&ledger.view().job(id(1))?)
+        }
+        "language" => encode(&Entry {
+            version: 8,
+            changed_ms: 1 << 40,
+            disabled: true,
+            definition: Some(full_definition()),
+        }),
+        "plain-language" => encode(&Entry {
+            version: 8,
+            changed_ms: 9,
+            disabled: false,
+            definition: None,
+        }),
         other => return Err(format!("there is no sample {other}").into()),
     })
 }
@@ -539,6 +598,27 @@ fn sample_command(name: &str) -> Option<Command> {
         "plain-configure" => Command::Configure {
             settings: Settings::default(),
         },
+        "set-language" => Command::SetLanguage {
+            image: "zig:0.15".to_owned(),
+            language: Box::new(full_definition().language),
+            disabled: true,
+            expected: Some(3),
+        },
+        "plain-set-language" => Command::SetLanguage {
+            image: "x".to_owned(),
+            language: Box::new(language("x")),
+            disabled: false,
+            expected: None,
+        },
+        "disable-language" => Command::DisableLanguage {
+            name: "x".to_owned(),
+            disabled: true,
+            expected: Some(0),
+        },
+        "remove-language" => Command::RemoveLanguage {
+            name: "x".to_owned(),
+            expected: None,
+        },
         "expire" => Command::Expire {
             limit: 1,
             keep_bytes: u64::MAX,
@@ -567,6 +647,17 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "node-reply" => Reply::Node { requeued: 1 },
         "admitted" => Reply::Admitted { node: 1 },
         "configured" => Reply::Configured,
+        "language-set" => Reply::LanguageSet { version: 1 },
+        "language-removed" => Reply::LanguageRemoved,
+        "unknown-language" => return rejected(Rejection::UnknownLanguage),
+        "language-changed" => return rejected(Rejection::LanguageChanged { version: 1 }),
+        "name-taken" => {
+            return rejected(Rejection::NameTaken {
+                word: "a".to_owned(),
+                language: "b".to_owned(),
+            });
+        }
+        "too-many-languages" => return rejected(Rejection::TooManyLanguages { limit: 2 }),
         "expired" => Reply::Expired { jobs: 1 },
         "unknown-job" => return rejected(Rejection::UnknownJob),
         "unknown-node" => return rejected(Rejection::UnknownNode),
@@ -606,6 +697,8 @@ fn all_keys() -> String {
         ("idempotency", keys::idempotency(None, "k")),
         ("idempotency-of-owner", keys::idempotency(Some("o"), "k")),
         ("job", keys::job(id(3))),
+        ("language", keys::language("zig")),
+        ("language-changes", keys::LANGUAGE_CHANGES.to_vec()),
         ("node", keys::node(258)),
         ("output", keys::output(id(3))),
         ("owned", keys::owned("o", id(3))),

@@ -304,3 +304,92 @@ proptest! {
         }
     }
 }
+
+/// A change of a language: which, with which alias or none, disabled, and which version is expected.
+#[derive(Clone, Debug)]
+enum Change {
+    Set(u8, Option<u8>, bool, Option<u64>),
+    Disable(u8, bool, Option<u64>),
+    Remove(u8, Option<u64>),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let name = 0_u8..5;
+    let expected = prop::option::of(0_u64..30);
+    let alias = prop::option::of(0_u8..7);
+    prop_oneof![
+        3 => (name.clone(), alias, any::<bool>(), expected.clone())
+            .prop_map(|(name, alias, disabled, expected)| Change::Set(name, alias, disabled, expected)),
+        1 => (name.clone(), any::<bool>(), expected.clone())
+            .prop_map(|(name, disabled, expected)| Change::Disable(name, disabled, expected)),
+        1 => (name, expected).prop_map(|(name, expected)| Change::Remove(name, expected)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn languages_share_no_name_and_never_have_a_version_twice(
+        changes in prop::collection::vec(change(), 1..60),
+    ) {
+        let called = |n: u8| format!("l{n}");
+        let mut ledger = common::Ledger::default();
+        let mut highest = 0;
+        for change in changes {
+            let before = ledger.view().languages().unwrap();
+            let (name, expected) = match &change {
+                Change::Set(n, _, _, expected)
+                | Change::Disable(n, _, expected)
+                | Change::Remove(n, expected) => (called(*n), *expected),
+            };
+            let command = match change {
+                Change::Set(_, alias, disabled, expected) => {
+                    let mut language = common::language(&name);
+                    language.aliases = alias.map(called).into_iter().collect();
+                    Command::SetLanguage {
+                        image: "x".to_owned(),
+                        language: Box::new(language),
+                        disabled,
+                        expected,
+                    }
+                }
+                Change::Disable(_, disabled, expected) => Command::DisableLanguage {
+                    name: name.clone(),
+                    disabled,
+                    expected,
+                },
+                Change::Remove(_, expected) => Command::RemoveLanguage {
+                    name: name.clone(),
+                    expected,
+                },
+            };
+            ledger.run(command);
+            let after = ledger.view().languages().unwrap();
+            let version = |all: &[(String, quorun_ledger::Entry)]| {
+                all.iter().find(|(known, _)| *known == name).map_or(0, |(_, entry)| entry.version)
+            };
+            if before != after {
+                let (was, is) = (version(&before), version(&after));
+                prop_assert!(expected.is_none_or(|expected| expected == was));
+                prop_assert!(is == 0 || is > highest);
+                highest = highest.max(is);
+                let others = |all: &[(String, quorun_ledger::Entry)]| {
+                    all.iter().filter(|(known, _)| *known != name).cloned().collect::<Vec<_>>()
+                };
+                prop_assert_eq!(others(&before), others(&after));
+            }
+            let mut names = std::collections::BTreeSet::new();
+            for (known, entry) in &after {
+                prop_assert!(entry.disabled || entry.definition.is_some());
+                let Some(definition) = &entry.definition else { continue };
+                prop_assert!(definition.version <= entry.version && definition.version > 0);
+                prop_assert_eq!(&definition.language.name, known);
+                let words = std::iter::once(known).chain(&definition.language.aliases);
+                // One may repeat its own name as an alias.
+                let own: std::collections::BTreeSet<_> = words.collect();
+                for word in own {
+                    prop_assert!(names.insert(word.clone()), "{} is taken twice", word);
+                }
+            }
+        }
+    }
+}

@@ -42,6 +42,16 @@ impl ExecutorKind {
     }
 }
 
+/// Whether the engine is told to pull images that it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PullPolicy {
+    /// Whoever looks after the node puts the images there.
+    Never,
+    /// What is missing is pulled.
+    Missing,
+}
+
 impl From<ExecutorKind> for Kind {
     fn from(kind: ExecutorKind) -> Self {
         match kind {
@@ -90,6 +100,10 @@ pub struct Settings {
     /// Languages, in the form of sandbox/image/languages.toml [default: the built-in ones]
     #[arg(long, env = "QUORUN_LANGUAGES", value_name = "FILE")]
     pub languages: Option<PathBuf>,
+    /// Whether images of languages that the engine does not have are pulled; those of the built-in languages never are
+    /// [default: missing]
+    #[arg(long, env = "QUORUN_PULL", value_enum)]
+    pub pull: Option<PullPolicy>,
     /// Name of the cluster; part of what nodes check before they talk to each other [default: quorun]
     #[arg(long, env = "QUORUN_CLUSTER", value_name = "NAME")]
     pub cluster: Option<String>,
@@ -272,6 +286,7 @@ impl Settings {
             executor,
             slots,
             languages,
+            pull,
             cluster,
             node_timeout_ms,
             replace_voter_s,
@@ -535,6 +550,8 @@ pub struct Config {
     pub slots: u32,
     /// The languages, by name.
     pub languages: Vec<Language>,
+    /// Whether images of the ledger's languages are pulled, and those of the file's.
+    pub pulls: (bool, bool),
     /// Silence after which a node is lost.
     pub node_timeout: Duration,
     /// Silence after which a voter is replaced.
@@ -657,6 +674,10 @@ impl Config {
             data: settings.data.unwrap_or_else(|| PathBuf::from("data")),
             executor,
             slots,
+            pulls: {
+                let pulls = settings.pull != Some(PullPolicy::Never);
+                (pulls, pulls && settings.languages.is_some())
+            },
             languages: languages::load(settings.languages.as_deref(), &most)?,
             node_timeout: Duration::from_millis(node_timeout),
             replace_voter: Duration::from_secs(replace_voter),

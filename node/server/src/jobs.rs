@@ -17,6 +17,7 @@ use quorun_ledger::{
 };
 use tracing::info;
 
+use crate::catalogue::{Catalogue, Refused};
 use crate::console::Consoles;
 use crate::disk_space::{DiskSpace, Low};
 use crate::follow::{self, Told};
@@ -72,6 +73,12 @@ pub enum Error {
     /// This node's disk has little room.
     #[error(transparent)]
     DiskFull(#[from] Low),
+    /// An admin has disabled the language.
+    #[error("the language {0} is disabled")]
+    LanguageDisabled(String),
+    /// No node can run the language.
+    #[error("no node that lives can run the language {0} as it is defined now")]
+    LanguageNotReady(String),
     /// No such job.
     #[error("there is no job {0}; it may have expired")]
     NotFound(JobId),
@@ -208,6 +215,7 @@ struct Inner {
     /// How fast the queue lets jobs in.
     pace: Pace,
     throughput: Throughput,
+    catalogue: Catalogue,
     /// Submissions on their way from here to the ledger, and what they weigh, nearly: the ledger does not count them yet.
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -247,7 +255,7 @@ impl Jobs {
         (outputs, consoles): (Outputs, Consoles),
         queue: QueueBound,
         disk: DiskSpace,
-        (metrics, throughput): (Metrics, Throughput),
+        (metrics, throughput, catalogue): (Metrics, Throughput, Catalogue),
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -261,6 +269,7 @@ impl Jobs {
                 metrics,
                 pace: Pace::default(),
                 throughput,
+                catalogue,
                 under_way: Arc::default(),
             }),
         }
@@ -571,6 +580,7 @@ impl Inner {
     }
 
     async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<Accepted, Error> {
+        self.offered(&spec, key.as_ref()).await?;
         let id = JobId::new(uuid::Uuid::now_v7());
         let language = spec.language.clone();
         let owner = spec.owner.clone();
@@ -606,6 +616,28 @@ impl Inner {
     fn come_again(&self) -> u64 {
         let finished = self.metrics.finishes();
         self.pace.come_again(finished, Instant::now())
+    }
+
+    /// That the job's language is one that is run. A retry of what was accepted before is let through.
+    async fn offered(&self, spec: &JobSpec, key: Option<&IdempotencyKey>) -> Result<(), Error> {
+        let Some(refused) = self.catalogue.current().refuses(spec) else {
+            return Ok(());
+        };
+        let owner = spec.owner_name().map(ToOwned::to_owned);
+        if let Some(key) = key.map(|key| key.key.clone())
+            && ledger::read(&self.consensus, move |view| {
+                view.key(owner.as_deref(), &key)
+            })
+            .await?
+            .is_some()
+        {
+            return Ok(());
+        }
+        let language = spec.language.clone();
+        Err(match refused {
+            Refused::Disabled => Error::LanguageDisabled(language),
+            Refused::NotReady => Error::LanguageNotReady(language),
+        })
     }
 
     async fn propose(&self, command: Command, job: JobId) -> Result<Reply, Error> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -18,11 +18,13 @@ use tracing::{debug, info, warn};
 
 use crate::access::config::is_loopback;
 use crate::callbacks::{Callbacks, Sender};
+use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::console::Consoles;
 use crate::disk_space;
 use crate::http::{self, App, Clients, Server};
 use crate::identity;
+use crate::images::Images;
 use crate::insight::{Counted, Throughput};
 use crate::jobs::Jobs;
 use crate::join;
@@ -118,10 +120,12 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         access: config.access.peers.clone(),
         dial: config.dial.clone(),
     };
+    let told_images = Arc::new(OnceLock::new());
     let service = {
         let (id, process, liveness) = (config.id, process.clone(), liveness.clone());
         let (outputs, watchers) = (outputs.clone(), watchers.clone());
         let consoles = consoles.clone();
+        let images = Arc::clone(&told_images);
         move |consensus: &Handle| {
             Routes::new(PeerServer::new(PeerService {
                 id,
@@ -131,6 +135,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
                 consoles,
                 watchers,
                 consensus: consensus.clone(),
+                images,
             }))
         }
     };
@@ -139,6 +144,17 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
             .await
             .context("start the consensus")?;
 
+    let catalogue = Catalogue::new(config.languages.clone());
+    catalogue.changed(&consensus).await?;
+    let images = Images::new(
+        config.id,
+        consensus.clone(),
+        executor.clone(),
+        catalogue.clone(),
+        config.pulls,
+    );
+    let _ = told_images.set(images.clone());
+    tasks.spawn(images.clone().run());
     let membership = Membership::new(
         config.clone(),
         incarnation,
@@ -146,6 +162,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         executor.clone(),
         liveness.clone(),
         disk.clone(),
+        images.runnable(),
     );
     membership.meet_self(&process).await?;
     let settings = ClusterSettings::new(Effective::own(&config));
@@ -153,14 +170,13 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
 
     let metrics = Metrics::default();
     let throughput = Throughput::default();
-    let languages = Arc::new(config.languages.clone());
     let worker = Worker::new(
         (config.id, incarnation),
         consensus.clone(),
         executor.clone(),
         (outputs.clone(), consoles.clone()),
         membership.clone(),
-        Arc::clone(&languages),
+        (catalogue.clone(), images.clone()),
         metrics.clone(),
     );
     let scheduler = Scheduler {
@@ -193,6 +209,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         membership.clone(),
         (settings.clone(), consensus.clone()),
         (metrics.clone(), throughput.clone(), due),
+        catalogue.clone(),
     ));
     let reporting = membership.clone();
     tasks.spawn(async move { reporting.report().await });
@@ -204,14 +221,16 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         (outputs, consoles),
         config.ceilings.queue,
         disk,
-        (metrics.clone(), throughput),
+        (metrics.clone(), throughput, catalogue.clone()),
     );
     let mut bounds = config.bounds;
     bounds.connections = crate::process::room_for(bounds.connections);
     let forms = config.join.is_empty();
     let closing = CancellationToken::new();
     let app = App {
-        languages,
+        catalogue,
+        images,
+        peers_languages: Arc::default(),
         jobs,
         consensus: consensus.clone(),
         membership: membership.clone(),
@@ -352,6 +371,7 @@ async fn dispatch(
     membership: Membership,
     (settings, consensus): (ClusterSettings, Handle),
     (metrics, throughput, due): (Metrics, Throughput, Arc<Notify>),
+    catalogue: Catalogue,
 ) {
     while let Some(notice) = notices.recv().await {
         let result = match notice {
@@ -373,12 +393,20 @@ async fn dispatch(
                         }
                     }
                     let done = match event {
+                        Event::LanguagesChanged => catalogue.changed(&consensus).await,
+                        Event::NodeChanged { node } => {
+                            let known = membership.node_changed(node).await;
+                            known.and(catalogue.changed(&consensus).await)
+                        }
                         Event::SettingsChanged => settings.changed(&consensus).await,
                         Event::CallbackDue { .. } => {
                             due.notify_one();
                             Ok(())
                         }
-                        event => event_of(event, at, &worker, &watchers, &membership).await,
+                        event => {
+                            event_of(event, at, &worker, &watchers);
+                            Ok(())
+                        }
                     };
                     result = result.and(done);
                 }
@@ -393,6 +421,7 @@ async fn dispatch(
                 known
                     .and(reconciled)
                     .and(settings.changed(&consensus).await)
+                    .and(catalogue.changed(&consensus).await)
             }
         };
         if let Err(error) = result {
@@ -401,13 +430,7 @@ async fn dispatch(
     }
 }
 
-async fn event_of(
-    event: Event,
-    at: Instant,
-    worker: &Worker,
-    watchers: &Watchers,
-    membership: &Membership,
-) -> Result<(), crate::ledger::ReadFailed> {
+fn event_of(event: Event, at: Instant, worker: &Worker, watchers: &Watchers) {
     match event {
         Event::Queued { job } => {
             debug!(%job, "job queued");
@@ -432,10 +455,12 @@ async fn event_of(
             debug!(%job, "job finished");
             watchers.finished(job, at);
         }
-        Event::NodeChanged { node } => membership.node_changed(node).await?,
-        Event::SettingsChanged | Event::CallbackDue { .. } => {} // not a matter of these
+        // Not a matter of these.
+        Event::NodeChanged { .. }
+        | Event::LanguagesChanged
+        | Event::SettingsChanged
+        | Event::CallbackDue { .. } => {}
     }
-    Ok(())
 }
 
 /// Leaves the cluster's work to the others: takes nothing new, finishes what it has, gives the leadership away.

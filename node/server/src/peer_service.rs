@@ -1,6 +1,7 @@
 //! What this node answers its peers outside the log.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::Stream;
@@ -11,12 +12,13 @@ use quorun_proto::FROM_KEY;
 use quorun_proto::v1::peer_server::Peer;
 use quorun_proto::v1::{
     AttachReply, AttachRequest, Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest,
-    MoveLeaderReply, MoveLeaderRequest, OutputChunk, Stream as WireStream, TestEnded, WatchReply,
-    WatchRequest, attach_request, watch_reply::Event,
+    LanguagesReply, MoveLeaderReply, MoveLeaderRequest, OutputChunk, Stream as WireStream,
+    TestEnded, WatchReply, WatchRequest, attach_request, watch_reply::Event,
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::console::Consoles;
+use crate::images::Images;
 use crate::ledger;
 use crate::liveness::Liveness;
 use crate::output::{Outputs, Piece};
@@ -44,6 +46,8 @@ pub struct PeerService {
     pub watchers: Watchers,
     /// The cluster.
     pub consensus: Handle,
+    /// What can be run here; not there yet while the node starts.
+    pub images: Arc<OnceLock<Images>>,
 }
 
 impl PeerService {
@@ -139,6 +143,18 @@ impl Peer for PeerService {
             })?;
         let leader = self.consensus.status().borrow().leader.unwrap_or(0);
         Ok(Response::new(MoveLeaderReply { leader }))
+    }
+
+    async fn languages(
+        &self,
+        _request: Request<Blank>,
+    ) -> Result<Response<LanguagesReply>, Status> {
+        let images = self
+            .images
+            .get()
+            .ok_or_else(|| Status::unavailable("the node is starting"))?;
+        let languages = images.report();
+        Ok(Response::new(LanguagesReply { languages }))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchReply, Status>> + Send>>;

@@ -10,15 +10,17 @@ use futures::FutureExt;
 use quorun_consensus::{Handle, ProposeError};
 use quorun_executor::{Executor, Task, Watched};
 use quorun_ledger::{
-    Checker, Command, Completion, JobId, JobResult, JobState, Language, NodeId, Reply, Verdict,
+    Checker, Command, Completion, JobId, JobResult, JobState, NodeId, Reply, Verdict,
+    language::needed,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
+use crate::catalogue::Catalogue;
 use crate::console::Consoles;
-use crate::languages;
+use crate::images::Images;
 use crate::ledger;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
@@ -43,7 +45,8 @@ struct Inner {
     outputs: Outputs,
     consoles: Consoles,
     membership: Membership,
-    languages: Arc<Vec<Language>>,
+    catalogue: Catalogue,
+    images: Images,
     metrics: Metrics,
     /// What runs, with the attempt and the way to end it.
     running: Mutex<HashMap<JobId, (u32, CancellationToken)>>,
@@ -68,7 +71,7 @@ impl Worker {
         executor: Executor,
         (outputs, consoles): (Outputs, Consoles),
         membership: Membership,
-        languages: Arc<Vec<Language>>,
+        (catalogue, images): (Catalogue, Images),
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -80,7 +83,8 @@ impl Worker {
                 outputs,
                 consoles,
                 membership,
-                languages,
+                catalogue,
+                images,
                 metrics,
                 running: Mutex::default(),
                 tasks: TaskTracker::new(),
@@ -308,7 +312,7 @@ impl Inner {
             Ok(None) => return Report::Release("its submission is not in the ledger".to_owned()),
             Err(error) => return Report::Release(error.to_string()),
         };
-        let Some(language) = languages::find(&self.languages, &spec.language).cloned() else {
+        let Some(language) = self.catalogue.of_job(&spec) else {
             return Report::Result(Box::new(JobResult::internal_error(format!(
                 "node {} does not know the language {}",
                 self.node, spec.language
@@ -316,16 +320,29 @@ impl Inner {
         };
         let checker = match &spec.checker {
             Checker::Program(program) => {
-                let Some(language) = languages::find(&self.languages, &program.language) else {
+                let known = self.catalogue.current();
+                let Some(known) = known.find(&program.language) else {
                     return Report::Result(Box::new(JobResult::internal_error(format!(
                         "node {} does not know the checker's language {}",
                         self.node, program.language
                     ))));
                 };
-                Some(language.clone())
+                Some(known.language.clone())
             }
             _ => None,
         };
+        if let Some(definition) = &spec.definition {
+            // The language may be another one by now, or be gone, and its image with it.
+            let needs = needed(&spec.language, Some(definition.version));
+            if !self.images.has(&needs)
+                && let Some(reason) = self.images.is_missing(&language).await
+            {
+                return Report::Release(format!(
+                    "what the language {} was when the job was accepted cannot run on node {}: {reason}",
+                    spec.language, self.node
+                ));
+            }
+        }
         let (chunks, mut printed) = mpsc::channel(CHUNKS);
         let (cases, mut ended) = mpsc::unbounded_channel();
         let recorder = Arc::clone(recorder);

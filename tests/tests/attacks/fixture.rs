@@ -258,9 +258,11 @@ impl Job {
             limits,
             compile_limits: self.compile_times,
             example: String::new(),
+            version_command: None,
         };
         let spec = JobSpec {
             language: language.name.clone(),
+            definition: None,
             files: self.files.clone(),
             entrypoint: self.toolchain.source.to_owned(),
             stdin: self.stdin.clone(),

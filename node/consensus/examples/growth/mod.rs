@@ -205,6 +205,7 @@ impl Jobs {
         let job = JobId::from_slice(&id.to_be_bytes())?;
         let spec = JobSpec {
             language: "c".to_owned(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main.c".to_owned(),
                 content: self.source.clone(),

@@ -26,6 +26,7 @@ fn submit(number: u64, size: usize) -> Command {
         id: job(number),
         spec: JobSpec {
             language: "python".to_owned(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main.py".to_owned(),
                 content: Bytes::from(vec![byte; size]),

@@ -149,6 +149,13 @@ struct Hello(Handle, NodeId);
 
 #[tonic::async_trait]
 impl Peer for Hello {
+    async fn languages(
+        &self,
+        _: Request<v1::Blank>,
+    ) -> Result<Response<v1::LanguagesReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("languages"))
+    }
+
     type WatchStream = tokio_stream::Empty<Result<v1::WatchReply, tonic::Status>>;
 
     async fn hello(

@@ -51,6 +51,7 @@ pub fn language(name: &str, compile: Option<&[&str]>, run: &[&str]) -> Language 
             wall_ms: 60_000,
         },
         example: String::new(),
+        version_command: None,
     }
 }
 
@@ -120,6 +121,7 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
         attempt: 1,
         spec: JobSpec {
             language: language.name.clone(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main".to_owned(),
                 content: source.into(),

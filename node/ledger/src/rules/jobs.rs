@@ -27,7 +27,7 @@ fn enqueue<S: Store>(tx: &mut Transaction<S>, mut job: Job, order: u64) -> Resul
     tx.counters
         .enters_queue(&job.language, job.priority, job.weight);
     owners::queued(tx, &job)?;
-    tx.put(keys::queued(&job.language, order), &job.id)?;
+    tx.put(keys::queued(&job.needs(), order), &job.id)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Queued { job: job.id });
     Ok(())
@@ -41,7 +41,7 @@ fn dequeue<S: Store>(tx: &mut Transaction<S>, job: &mut Job) -> Result<(), Store
     tx.counters
         .leaves_queue(&job.language, job.priority, job.weight);
     owners::dequeued(tx, job)?;
-    tx.remove(keys::queued(&job.language, order))
+    tx.remove(keys::queued(&job.needs(), order))
 }
 
 /// Gives a queued job to a node as its next attempt. The caller has checked that the node has room.

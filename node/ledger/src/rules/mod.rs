@@ -6,6 +6,7 @@ mod cancel;
 mod complete;
 mod expire;
 mod jobs;
+mod languages;
 mod nodes;
 mod owners;
 pub(crate) mod placement;
@@ -16,6 +17,8 @@ use crate::event::Event;
 use crate::keys;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
+
+pub use languages::MAX_ENTRIES as MAX_LANGUAGES;
 
 /// Applies one command.
 pub(crate) fn apply<S: Store>(
@@ -73,6 +76,18 @@ pub(crate) fn apply<S: Store>(
             outcome,
             retry_ms,
         } => callback::tried(tx, job, attempt, outcome, retry_ms),
+        Command::SetLanguage {
+            image,
+            language,
+            disabled,
+            expected,
+        } => languages::set(tx, image, *language, disabled, expected),
+        Command::DisableLanguage {
+            name,
+            disabled,
+            expected,
+        } => languages::disable(tx, &name, disabled, expected),
+        Command::RemoveLanguage { name, expected } => languages::remove(tx, &name, expected),
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
     }
 }

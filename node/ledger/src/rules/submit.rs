@@ -171,6 +171,7 @@ fn accept<S: Store>(
     let job = Job {
         id,
         language: spec.language.clone(),
+        definition: spec.definition.as_ref().map(|d| d.version),
         state: JobState::Queued,
         attempt: 0,
         max_attempts: spec.max_attempts,

@@ -129,7 +129,7 @@ impl Witness {
                         waiting.jobs += 1;
                         waiting.bytes += job.weight;
                     }
-                    let place = keys::queued(&job.language, order);
+                    let place = keys::queued(&job.needs(), order);
                     assert!(store.iter().any(|(key, _)| key[..] == place[..]));
                     assert!(!held.contains_key(id), "queued, but {:?}", held[id]);
                 }

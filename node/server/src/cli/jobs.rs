@@ -9,6 +9,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, problem};
+use super::languages_set::{self, LanguagesCommand};
 use super::run;
 use super::stream::{Event, Events};
 use super::table::{table, text};
@@ -218,15 +219,21 @@ pub async fn cancel(args: CancelArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Show what can be run.
+/// Show what can be run, or change it.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct LanguagesArgs {
     #[command(flatten)]
     target: Target,
+    #[command(subcommand)]
+    change: Option<LanguagesCommand>,
 }
 
 /// Shows the languages.
 pub async fn languages(args: LanguagesArgs) -> anyhow::Result<ExitCode> {
+    if let Some(change) = args.change {
+        return languages_set::languages(change).await;
+    }
     let client: Client = args.target.client()?;
     let body = client.ask(Method::GET, "/v1/languages", None).await?;
     if args.target.json {

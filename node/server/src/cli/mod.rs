@@ -8,6 +8,7 @@ mod completions;
 mod dev;
 mod health;
 mod jobs;
+mod languages_set;
 mod local;
 mod run;
 mod serve;

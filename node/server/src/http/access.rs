@@ -50,6 +50,7 @@ fn need(method: &Method, route: Option<&str>, open_metrics: bool) -> Need {
         // What these name is looked at job by job, by whoever handles them.
         Some("/v1/jobs/wait") => Role::Read,
         Some("/v1/jobs/batch" | "/v1/jobs/cancel") => Role::Submit,
+        Some("/v1/languages/{name}") if looks => Role::Read,
         // A look with which a program can be fed.
         Some("/v1/jobs/{id}/attach") => Role::Submit,
         // All of these are about one job, which was looked at before.
@@ -313,14 +314,23 @@ pub fn pages(origins: &Origins) -> Option<CorsLayer> {
     let named = HeaderName::from_static;
     let layer = CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_methods([
+            Method::GET,
+            Method::POST,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+        ])
         .allow_headers([
             header::AUTHORIZATION,
             header::CONTENT_TYPE,
+            header::IF_MATCH,
+            header::IF_NONE_MATCH,
             named("idempotency-key"),
             named("last-event-id"),
         ])
         .expose_headers([
+            header::ETAG,
             header::LOCATION,
             header::RETRY_AFTER,
             header::WWW_AUTHENTICATE,
@@ -357,6 +367,11 @@ mod tests {
             (Method::GET, "/healthz", Need::Nothing),
             (Method::GET, "/metrics", read),
             (Method::GET, "/v1/cluster", read),
+            (Method::GET, "/v1/languages", read),
+            (Method::GET, "/v1/languages/{name}", read),
+            (Method::PUT, "/v1/languages/{name}", admin),
+            (Method::PATCH, "/v1/languages/{name}", admin),
+            (Method::DELETE, "/v1/languages/{name}", admin),
             (Method::POST, "/v1/cluster", admin),
             (Method::POST, "/v1/cluster/nodes", admin),
             (Method::GET, "/v1/cluster/settings", admin),

@@ -571,7 +571,7 @@ mod tests {
     fn checked(job: &Value) -> Result<quorun_ledger::JobSpec, Problem> {
         let languages = crate::languages::load(None, &CEILINGS.limits).unwrap();
         let rules = Rules {
-            languages: &languages,
+            languages: crate::catalogue::Catalogue::new(languages).current(),
             ceilings: &CEILINGS,
             retention: Duration::from_secs(60),
             private_callbacks: false,

@@ -17,6 +17,7 @@ mod judged;
 mod judging;
 mod lang;
 mod languages;
+mod languages_set;
 mod list;
 mod listener;
 mod many;
@@ -41,11 +42,12 @@ use axum::routing::{delete, get, post};
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use quorun_consensus::Handle;
 use quorun_executor::Executor;
-use quorun_ledger::Language;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::catalogue::Catalogue;
 use crate::config::Config;
+use crate::images::Images;
 use crate::jobs::Jobs;
 use crate::liveness::Liveness;
 use crate::membership::Membership;
@@ -69,7 +71,11 @@ pub struct App {
     /// The node's configuration.
     pub config: Arc<Config>,
     /// The languages.
-    pub languages: Arc<Vec<Language>>,
+    pub catalogue: Catalogue,
+    /// What this node can run of them.
+    pub images: Images,
+    /// What the others have said of them a moment ago.
+    pub peers_languages: Arc<languages::Heard>,
     /// The jobs.
     pub jobs: Jobs,
     /// The cluster.
@@ -93,7 +99,7 @@ pub struct App {
 impl App {
     fn rules(&self) -> Rules<'_> {
         Rules {
-            languages: &self.languages,
+            languages: self.catalogue.current(),
             ceilings: &self.config.ceilings,
             retention: self.settings.current().retention,
             private_callbacks: self.config.callback_allow_private,
@@ -123,6 +129,13 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}/events", get(events::events))
         .route("/v1/jobs/{id}/attach", get(attach::attach))
         .route("/v1/languages", get(languages::list))
+        .route(
+            "/v1/languages/{name}",
+            get(languages::get)
+                .put(languages::put)
+                .patch(languages::patch)
+                .delete(languages::remove),
+        )
         .route("/v1/cluster", get(cluster::status))
         .route("/v1/cluster/nodes", post(members::admit))
         .route("/v1/cluster/nodes/{id}", delete(members::remove))

@@ -264,6 +264,23 @@ impl From<jobs::Error> for Problem {
             )
             .with("left_mib", low.left_mib)
             .retry(),
+            jobs::Error::LanguageDisabled(language) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "language-disabled",
+                "The language is disabled",
+                format!("{detail}: it takes no jobs until an admin enables it"),
+            )
+            .with("field", "language")
+            .with("language", language),
+            jobs::Error::LanguageNotReady(language) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "language-not-ready",
+                "No node can run the language yet",
+                format!("{detail}; /v1/languages/{language} says how it stands on each node"),
+            )
+            .with("field", "language")
+            .with("language", language)
+            .retry(),
             jobs::Error::NotFound(job) => Self::new(
                 StatusCode::NOT_FOUND,
                 "unknown-job",

@@ -1,6 +1,7 @@
 //! From a request to a job: filling in the defaults, and checking everything that a client can get wrong.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -15,8 +16,8 @@ use super::interactive::{self, TerminalRequest};
 use super::judging::{CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestsRequest};
 use super::problem::Problem;
 use crate::callbacks;
+use crate::catalogue::{self, Known, Snapshot};
 use crate::config::{Ceilings, LEAST};
-use crate::languages;
 use crate::scheduler::KEPT_AT_LEAST;
 
 /// How often a job is tried before it ends with `internal_error`.
@@ -136,7 +137,7 @@ pub const fn largest_body(content: usize) -> usize {
 /// What submissions are checked against.
 pub struct Rules<'a> {
     /// The languages.
-    pub languages: &'a [Language],
+    pub languages: Arc<Snapshot>,
     /// What may be asked for at most.
     pub ceilings: &'a Ceilings,
     /// How long a finished job is kept when the submission does not say.
@@ -148,8 +149,14 @@ pub struct Rules<'a> {
 impl Rules<'_> {
     /// The language that a client names.
     pub fn language(&self, name: &str) -> Result<&Language, Problem> {
-        languages::find(self.languages, name).ok_or_else(|| {
-            let known: Vec<&str> = self.languages.iter().map(|l| l.name.as_str()).collect();
+        self.known(name).map(|known| &known.language)
+    }
+
+    /// The same, with where it is from.
+    pub fn known(&self, name: &str) -> Result<&Known, Problem> {
+        self.languages.find(name).ok_or_else(|| {
+            let known = self.languages.all().filter(|known| !known.disabled);
+            let known: Vec<&str> = known.map(|k| k.language.name.as_str()).collect();
             Problem::new(
                 StatusCode::NOT_FOUND,
                 "unknown-language",
@@ -170,7 +177,8 @@ impl Rules<'_> {
 
     /// Turns a request into a job.
     pub fn check(&self, request: JobRequest) -> Result<JobSpec, Problem> {
-        let language = self.language(&request.language)?;
+        let known = self.known(&request.language)?;
+        let language = &known.language;
         let (files, entrypoint) =
             self.program(request.source, request.files, request.entrypoint, language)?;
         if request.tests.is_some() && (request.stdin.is_some() || request.stdin_base64.is_some()) {
@@ -248,6 +256,7 @@ impl Rules<'_> {
         interactive::check(request.interactive, &tests)?;
         Ok(JobSpec {
             language: language.name.clone(),
+            definition: catalogue::pinned(known),
             files,
             entrypoint,
             stdin,
@@ -581,7 +590,10 @@ pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<Idempot
                 ),
             )
         })?;
-    let digest = blake3::hash(&quorun_ledger::codec::encode(spec));
+    // What the language was is not part of what was asked for. A copy is cheap: contents are shared.
+    let mut asked = spec.clone();
+    asked.definition = None;
+    let digest = blake3::hash(&quorun_ledger::codec::encode(&asked));
     let mut fingerprint = [0; 16];
     fingerprint.copy_from_slice(&digest.as_bytes()[..16]);
     Ok(Some(IdempotencyKey {

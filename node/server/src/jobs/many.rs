@@ -122,6 +122,9 @@ impl Jobs {
                     key,
                 })
                 .collect();
+            for Submission { spec, key, .. } in &submissions {
+                inner.offered(spec, key.as_ref()).await?;
+            }
             let watches: Vec<_> = submissions
                 .iter()
                 .map(|submission| (submission.id, inner.watchers.watch(submission.id)))

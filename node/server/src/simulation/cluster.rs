@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{ClusterId, Handle, Member, Options, simulation};
@@ -114,6 +115,7 @@ async fn process(
                 consoles: Consoles::default(),
                 watchers: Watchers::default(),
                 consensus: consensus.clone(),
+                images: Arc::default(),
             }))
         }
     };
