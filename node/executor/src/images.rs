@@ -149,6 +149,7 @@ fn version_task(language: &Language) -> Option<Task> {
             max_attempts: 1,
             ..JobSpec::default()
         },
+        checker: None,
     })
 }
 

@@ -762,11 +762,14 @@ macro_rules! suite {
         #[test]
         fn each_test_case_is_told_when_it_has_ended() {
             $with(|executor| async move {
-                let mut task = common::task(common::python(), "import sys\nsys.exit(int(input()))");
+                let mut task = common::task(common::python(), "import sys\nprint(1)\nsys.exit(int(input()))");
                 task.spec.tests = ["0", "3", "0"]
                     .map(|stdin| quorun_ledger::job::TestCase {
                         stdin: Bytes::from(stdin),
-                        expected: None,
+                        expected: (stdin == "0").then(|| Bytes::from("nothing")),
+                        name: Some(format!("exits with {stdin}")),
+                        hidden: true,
+                        ..Default::default()
                     })
                     .to_vec();
                 let (output, _chunks) = mpsc::channel(1);
@@ -783,11 +786,19 @@ macro_rules! suite {
                 let mut heard = Vec::new();
                 while let Some(case) = told.recv().await {
                     assert_eq!(case.index as usize, heard.len());
-                    heard.push(case.outcome);
+                    heard.push(case.result);
                 }
-                let tests = result.output.tests.iter().map(|test| test.outcome.clone());
-                assert_eq!(heard, tests.collect::<Vec<_>>());
-                assert_eq!(heard[1].exit_code, Some(3));
+                let mut tests = result.output.tests;
+                assert!(tests.iter().any(|test| !test.stdout.is_empty()));
+                for test in &mut tests {
+                    // What was printed is not told.
+                    test.stdout.clear();
+                    test.stderr.clear();
+                }
+                assert_eq!(heard, tests);
+                assert_eq!(heard[1].outcome.exit_code, Some(3));
+                let verdict = quorun_ledger::job::Verdict::WrongAnswer;
+                assert_eq!(heard[0].outcome.verdict, verdict);
                 assert_eq!(heard.len(), 3);
             });
         }
