@@ -233,10 +233,7 @@ impl Jobs {
                 Ok::<_, Error>(())
             };
             tokio::select! {
-                ended = tokio::time::timeout_at(deadline.into(), ends) => match ended {
-                    Ok(ended) => ended?,
-                    Err(_) => {}
-                },
+                ended = tokio::time::timeout_at(deadline.into(), ends) => ended.unwrap_or(Ok(()))?,
                 () = ending => {}
             }
             // What has finished while others were waited for shows, too.
