@@ -831,6 +831,6 @@ async fn a_command_line_that_is_wrong_says_what_would_be_right() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("letters, digits"), "{said}");
     let (code, said) = run(&["health", "--url", "localhost"]).await;
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("http://127.0.0.1:8080"), "{said}");
 }
