@@ -203,6 +203,13 @@ impl Images {
             let Ok(_turn) = inner.pulling.acquire().await else {
                 return;
             };
+            let now = inner.catalogue.current();
+            let mut targets = inner.targets(&now).into_iter();
+            if !targets.any(|target| target.language.image == image) {
+                // Its language was removed while others were pulled.
+                inner.states().remove(&image);
+                return;
+            }
             info!(image, "pulling an image");
             let progress = |step: String| {
                 if let Some(state) = inner.states().get_mut(&image) {

@@ -216,7 +216,7 @@ async fn what_waits_is_run_as_it_was_accepted() {
     for (id, said) in [
         (&first, "first\n"),
         (&second, "second\n"),
-        (&file, " as bash\n"),
+        (&file, "as bash\n"),
     ] {
         let done = client.finished(id).await;
         assert_eq!(done["stdout"], said, "{done}");
