@@ -9,6 +9,9 @@ pub const FROM_KEY: &str = "quorun-from";
 /// Metadata key: the node id that the caller believes it is talking to.
 pub const TARGET_KEY: &str = "quorun-target";
 
+/// Metadata key: the proof that the caller has the cluster's secret, hexadecimal; absent where there is none.
+pub const PROOF_KEY: &str = "quorun-proof";
+
 /// Generated from `package quorun.v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {

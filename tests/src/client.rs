@@ -81,6 +81,7 @@ pub struct Client {
     url: String,
     http: reqwest::Client,
     patience: Duration,
+    token: Option<String>,
 }
 
 impl Client {
@@ -98,6 +99,7 @@ impl Client {
             url: url.trim_end_matches('/').to_owned(),
             http,
             patience: LONG,
+            token: None,
         }
     }
 
@@ -106,6 +108,15 @@ impl Client {
     pub fn patience(&self, patience: Duration) -> Self {
         Self {
             patience,
+            ..self.clone()
+        }
+    }
+
+    /// The same client, which says who it is by this token.
+    #[must_use]
+    pub fn bearing(&self, token: &str) -> Self {
+        Self {
+            token: Some(token.to_owned()),
             ..self.clone()
         }
     }
@@ -124,9 +135,14 @@ impl Client {
 
     /// A request to be completed by the caller.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http
+        let request = self
+            .http
             .request(method, format!("{}{path}", self.url))
-            .timeout(self.patience)
+            .timeout(self.patience);
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
     }
 
     /// Sends a request and reads its answer.

@@ -7,8 +7,8 @@ pub use bollard::models::ContainerSummary;
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
 use bollard::query_parameters::{
     CreateContainerOptions, InspectContainerOptions, ListContainersOptionsBuilder,
-    ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
-    StartContainerOptions,
+    ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions,
+    RemoveVolumeOptions, StartContainerOptions, TagImageOptionsBuilder,
 };
 
 /// The label that names the cluster of a container.
@@ -109,6 +109,33 @@ impl Engine {
             .await
             .expect("start a container");
         id
+    }
+
+    /// Another name, that nobody has had, for the image of the standard languages.
+    pub async fn tagged(&self) -> String {
+        let file = include_str!("../../sandbox/image/languages.toml");
+        let file: toml::Value = toml::from_str(file).expect("the file of languages");
+        let image = file["image"].as_str().expect("an image");
+        let now = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |time| time.as_nanos());
+        let name = format!("quorun-test-{}-{now:x}", std::process::id());
+        let options = TagImageOptionsBuilder::default()
+            .repo(&name)
+            .tag("1")
+            .build();
+        let tagged = self.docker.tag_image(image, Some(options)).await;
+        tagged.expect("tag the standard image");
+        format!("{name}:1")
+    }
+
+    /// Takes a name of an image away.
+    pub async fn untag(&self, image: &str) {
+        let removed = self
+            .docker
+            .remove_image(image, None::<RemoveImageOptions>, None)
+            .await;
+        removed.expect("take the name away");
     }
 
     /// Removes a container.

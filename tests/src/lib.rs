@@ -14,6 +14,7 @@ pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod engine;
+pub mod events;
 pub mod figures;
 pub mod fleet;
 pub mod mix;

@@ -102,6 +102,13 @@ impl Exchange {
         }
     }
 
+    /// Waits until the other side has closed the connection, whatever it sends before.
+    pub async fn ends(&mut self) {
+        let mut rest = Vec::new();
+        // A connection that is reset has ended as well.
+        let _ = self.stream.read_to_end(&mut rest).await;
+    }
+
     async fn line(&mut self) -> String {
         let mut line = String::new();
         self.stream

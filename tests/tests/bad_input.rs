@@ -1,5 +1,8 @@
 //! What is wrong with a request, a command line or a machine is said, and harms nobody.
 
+#[path = "bad_input/hostile.rs"]
+mod hostile;
+
 use std::path::Path;
 use std::process::Stdio;
 
@@ -77,7 +80,10 @@ async fn an_empty_program_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_large_is_413() {
     let plan = Plan::new(Executor::Process).nodes(1);
-    let plan = plan.arg("--max-source-kb=1").arg("--max-stdin-kb=1");
+    let plan = plan
+        .arg("--max-source-kb=1")
+        .arg("--max-stdin-kb=1")
+        .arg("--max-tests-kb=1");
     let cluster = Cluster::start(plan).await;
     let client = cluster.any();
 
@@ -663,7 +669,7 @@ async fn without_its_engine_a_node_starts_says_so_and_takes_no_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_whose_image_is_missing_names_it_and_the_node_stays() {
+async fn a_language_whose_image_is_missing_takes_no_jobs_and_the_node_stays() {
     let Some(_engine) = Engine::find("a_job_whose_image_is_missing").await else {
         return;
     };
@@ -677,14 +683,28 @@ async fn a_job_whose_image_is_missing_names_it_and_the_node_stays() {
     std::fs::write(&file, missing).expect("write");
     let plan = Plan::new(Executor::Docker)
         .nodes(1)
+        .arg("--pull=never")
         .arg(format!("--languages={}", file.display()));
     let mut cluster = Cluster::start(plan).await;
     let client = cluster.any();
-    let done = client
-        .run(&json!({ "language": "nowhere", "source": "x" }))
-        .await;
-    assert_eq!(done["verdict"], "internal_error", "{done}");
-    assert!(done["message"].to_string().contains(image), "{done}");
+    // Until the node has looked for the image, a job is accepted and ends with its name as the reason.
+    eventually("the language is not offered", async || {
+        let job = json!({ "language": "nowhere", "source": "x" });
+        let answer = client.post_json("/v1/jobs?wait=60", &job).await;
+        if answer.status == 503 {
+            answer.problem(503, "language-not-ready");
+            return Ok(());
+        }
+        let done = answer.expect(200);
+        assert_eq!(done["verdict"], "internal_error", "{done}");
+        assert!(done["message"].to_string().contains(image), "{done}");
+        Err(done)
+    })
+    .await;
+    let shown = client.get("/v1/languages/nowhere").await.expect(200);
+    assert_eq!(shown["offered"], false, "{shown}");
+    let reason = shown["nodes"][0]["reason"].to_string();
+    assert!(reason.contains("quorun/there-is-no-such-image"), "{shown}");
     assert_eq!(client.get("/readyz").await.status, 200);
     let good = client
         .run(&json!({ "language": "bash", "source": "echo good", "limits": { "wall_ms": 60_000 } }))
@@ -800,7 +820,17 @@ async fn a_command_line_that_is_wrong_says_what_would_be_right() {
     let (code, said) = run(&["serve"]).await;
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("--id is missing"), "{said}");
+    let lone = ["serve", "--id", "1", "--peers", "1=127.0.0.1:1"];
+    let (code, said) = run(&[&lone[..], &["--http", "0.0.0.0:0"]].concat()).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--open"), "{said}");
+    let (code, said) = run(&[&lone[..], &["--cors-origin", "*"]].concat()).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("needs --tokens"), "{said}");
+    let (code, said) = run(&["token", "new", "--name", "a b", "--role", "read"]).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("letters, digits"), "{said}");
     let (code, said) = run(&["health", "--url", "localhost"]).await;
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("http://127.0.0.1:8080"), "{said}");
 }

@@ -1,5 +1,12 @@
 //! What clients do with jobs: `/lang`, `/v1/jobs`, and the command line.
 
+#[path = "jobs/attach.rs"]
+mod attach;
+#[path = "jobs/cli.rs"]
+mod cli;
+#[path = "jobs/live.rs"]
+mod live;
+
 use std::io::Write;
 use std::process::{Output, Stdio};
 
@@ -9,6 +16,13 @@ use quorun_tests::raw::Exchange;
 use quorun_tests::{Client, Cluster, Executor, Plan, Witness, eventually, program};
 use reqwest::Method;
 use serde_json::{Value, json};
+
+#[path = "jobs/callbacks.rs"]
+mod callbacks;
+#[path = "jobs/judging.rs"]
+mod judging;
+#[path = "jobs/many.rs"]
+mod many;
 
 /// Prints, waits until the file that it reads the name of is there, and prints again.
 const TWO_PARTS: &str = "
@@ -632,7 +646,7 @@ async fn quorun_run_prints_and_exits_as_the_program_does() {
     );
     let done = quorun(&["run", &script, "--url", url]).await;
     assert!(text(&done.stderr).contains("--lang"), "{done:?}");
-    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(done.status.code(), Some(2));
 
     let broken = file("broken.c", "int main(void) { return missing; }");
     let done = quorun(&["run", &broken, "--url", url]).await;

@@ -1,5 +1,8 @@
 //! Every language says hello, through every node.
 
+#[path = "languages/set.rs"]
+mod set;
+
 use std::path::{Path, PathBuf};
 
 use quorun_tests::{Cluster, Engine, Executor, Plan, node, say};

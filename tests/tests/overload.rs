@@ -148,7 +148,7 @@ async fn head_only(client: &Client, path: &str, length: usize) -> Exchange {
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_cannot_take_the_memory() {
     let plan = Plan::new(Executor::Process).nodes(1);
-    let cluster = Cluster::start(plan.arg("--max-body-mb=20")).await;
+    let cluster = Cluster::start(plan.arg("--max-body-mb=20").arg("--max-tests-kb=1")).await;
     let client = cluster.any();
     let bytes = async || client.figures().await.sum("quorun_body_bytes", &[]);
     // Nine of them fit into what one address may have.

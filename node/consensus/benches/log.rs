@@ -72,6 +72,7 @@ impl Node {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let spec = JobSpec {
             language: "python".to_owned(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main.py".to_owned(),
                 content: source.clone(),
@@ -79,14 +80,18 @@ impl Node {
             entrypoint: "main.py".to_owned(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
             limits: Limits::default(),
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 86_400_000,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         let id = JobId::from_slice(&u128::from(number).to_be_bytes()).unwrap();
         let handle = self.handle.clone();

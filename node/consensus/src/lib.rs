@@ -60,7 +60,9 @@ pub use error::{Error, NewerFormat, ProposeError, ReadError};
 pub use handle::{Handle, Notice};
 pub use ledger_store::LedgerStore;
 pub use metrics::Metrics;
-pub use network::{Identity, PeerClient, PeerTransport};
+pub use network::{
+    Identity, PEER_CERTIFICATE_NAME, PeerAccess, PeerClient, PeerTls, PeerTransport, Secrets,
+};
 pub use node::start;
 pub use options::{ClusterId, InvalidClusterId, Member, Options};
 pub use status::Status;

@@ -156,6 +156,13 @@ where
     for member in options.members.values() {
         Peers::check_address(&member.peer)?;
     }
+    let mut server = tonic::transport::Server::builder();
+    if let Some(tls) = &options.access.tls {
+        Peers::check_certificates(tls)?;
+        server = server
+            .tls_config(tls.server())
+            .map_err(|error| network::of_certificates(&error))?;
+    }
     let location = Location {
         data_dir: options.data_dir.clone(),
         cluster: options.cluster,
@@ -198,6 +205,7 @@ where
         options.id,
         runtime,
         options.dial,
+        options.access.clone(),
     ));
     let transfers = Transfers::default();
     let raft = Raft::build(
@@ -330,7 +338,7 @@ where
     .max_decoding_message_size(MAX_MESSAGE)
     .max_encoding_message_size(MAX_MESSAGE);
     let routes = extra(&handle).add_service(service);
-    let server = tonic::transport::Server::builder()
+    let server = server
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
         .http2_keepalive_interval(Some(PING_EVERY))
@@ -338,6 +346,7 @@ where
         .layer(InterceptorLayer::new(network::check(
             options.cluster,
             options.id,
+            options.access.secrets,
         )))
         .add_routes(routes);
     let id = options.id;

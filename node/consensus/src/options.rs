@@ -9,6 +9,7 @@ use std::time::Duration;
 use quorun_ledger::{NodeId, QueueBound};
 
 use crate::error::Error;
+use crate::network::PeerAccess;
 
 /// The id of a cluster: which nodes may talk to each other. Displayed as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,6 +85,8 @@ pub struct Options {
     pub incarnation: Option<u64>,
     /// What the queue may hold while this node leads; anything if `None`.
     pub queue: Option<QueueBound>,
+    /// By what the nodes know each other.
+    pub access: PeerAccess,
     /// Peer addresses that are dialled at another address, so that tests can put themselves between the nodes.
     pub dial: BTreeMap<String, String>,
 }
@@ -113,6 +116,7 @@ impl Options {
             log_kept: Self::LOG_KEPT,
             incarnation: None,
             queue: None,
+            access: PeerAccess::default(),
             dial: BTreeMap::new(),
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::{COMMITTED, Cluster, Link, Node, PATIENCE, complete, job, node_up, soon, submit};
-use quorun_consensus::{Error, Notice, ProposeError, ReadError};
+use quorun_consensus::{Error, Notice, ProposeError, ReadError, Secrets};
 use quorun_ledger::{Event, JobState, Reply};
 use quorun_proto::v1;
 use tokio::time::{Instant, timeout};
@@ -536,6 +536,61 @@ async fn the_peer_port_serves_the_right_calls_and_refuses_the_wrong_ones() {
         let refused = consensus.read_index(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
     }
+    cluster.end().await;
+}
+
+/// All that a stranger can know is in its calls; what it cannot know is the secret.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_has_not_the_secret_is_refused_by_every_call() {
+    let mut cluster = Cluster::new(3);
+    cluster.access.secrets = Secrets::parse(&"s".repeat(40)).unwrap();
+    cluster.form().await;
+    cluster.propose(1, submit(1, 10)).await;
+
+    let address = format!("http://{}", cluster.members[&2].peer);
+    let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let mut consensus = v1::consensus_client::ConsensusClient::new(channel.clone());
+    let mut peer = v1::peer_client::PeerClient::new(channel);
+    let wrong_proof = "0".repeat(64);
+    for proof in [None, Some(""), Some(wrong_proof.as_str())] {
+        macro_rules! refused {
+            ($client:ident . $call:ident ( $message:expr )) => {
+                let mut request = tonic::Request::new($message);
+                let metadata = request.metadata_mut();
+                metadata.insert("quorun-from", "1".parse().unwrap());
+                metadata.insert("quorun-target", "2".parse().unwrap());
+                metadata.insert(
+                    "quorun-cluster",
+                    common::CLUSTER.to_string().parse().unwrap(),
+                );
+                if let Some(proof) = proof {
+                    metadata.insert("quorun-proof", proof.parse().unwrap());
+                }
+                let status = $client.$call(request).await.map(drop).unwrap_err();
+                assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+            };
+        }
+        // Streams that would go on for ever, were they read.
+        refused!(consensus.stream_append(futures::stream::pending()));
+        refused!(consensus.install_snapshot(futures::stream::pending()));
+        refused!(consensus.vote(v1::VoteRequest::default()));
+        refused!(consensus.transfer_leader(v1::TransferLeaderRequest::default()));
+        refused!(consensus.propose(v1::ProposeRequest::default()));
+        refused!(consensus.recall(v1::RecallRequest::default()));
+        refused!(consensus.confirm_term(v1::ConfirmTermRequest::default()));
+        refused!(consensus.read_index(v1::ReadIndexRequest::default()));
+        refused!(peer.hello(v1::HelloRequest::default()));
+        refused!(peer.heartbeat(v1::HeartbeatRequest::default()));
+        refused!(peer.move_leader(v1::MoveLeaderRequest::default()));
+        refused!(peer.watch(v1::WatchRequest::default()));
+    }
+    // The first node that knows of a second secret goes on with the others.
+    cluster.stop(3).await;
+    let both = format!("{}\n{}", "s".repeat(40), "n".repeat(40));
+    cluster.access.secrets = Secrets::parse(&both).unwrap();
+    cluster.start(3).await;
+    cluster.propose(3, submit(2, 10)).await;
     cluster.end().await;
 }
 

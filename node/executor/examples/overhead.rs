@@ -427,9 +427,11 @@ fn task(image: &str, program: Program<'_>) -> Task {
                 wall_ms: 0,
             },
             example: String::new(),
+            version_command: None,
         },
         spec: JobSpec {
             language: program.interpreter.into(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main".into(),
                 content: Bytes::from_static(program.source.as_bytes()),
@@ -437,14 +439,19 @@ fn task(image: &str, program: Program<'_>) -> Task {
             entrypoint: "main".into(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
             limits,
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         },
+        checker: None,
     }
 }

@@ -3,6 +3,8 @@
 //! Everything here is kept off a job's path: a container takes half a second to start, a frame to a running one a third of
 //! a millisecond.
 
+mod images;
+
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use quorun_ledger::job::{JobResult, Outcome, Output, Verdict};
+use quorun_ledger::job::{JobResult, Limits, Outcome, Output, Verdict};
 use quorun_metrics::Histogram;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -14,14 +14,16 @@ use crate::artefacts::{self, Artefact, Artefacts};
 use crate::docker::Docker;
 use crate::engine::{Engine, Key, MakeError};
 use crate::input::{Input, Interaction};
+use crate::judge::Judge;
 use crate::live::Live;
 use crate::noop;
 use crate::options::{Kind, Options};
 use crate::pool::{Discard, Lease, Owner, Plan, Pool};
 use crate::process::Processes;
-use crate::runs::{Holding, Next, Runs};
+use crate::program::{Holding, Program};
+use crate::runs::{self, Next, Runs};
 use crate::sandbox::{Broken, Interrupted};
-use crate::task::{Chunk, Task};
+use crate::task::{CaseEnded, Chunk, Task};
 use crate::verdict;
 
 /// How often the engine is asked whether it is there.
@@ -34,7 +36,7 @@ const UNWELL: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(20);
 
 /// A job whose sandbox breaks is tried this often in all.
-const TRIES: u32 = 2;
+pub(crate) const TRIES: u32 = 2;
 
 /// Why an executor cannot be started at all.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +77,7 @@ pub struct Unavailable {
 /// The handle through which jobs are run. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Executor {
-    pool: Pool,
+    pub(crate) pool: Pool,
     artefacts: Artefacts,
     /// Where interpreters are started ahead: how many jobs, or test cases of them, have begun in one.
     zygotes: Option<Arc<AtomicU64>>,
@@ -176,7 +178,7 @@ fn plan(engine: &Engine, options: &Options) -> Plan {
         kinds.push(engine.key("", 0));
     }
     Plan {
-        capacity: options.slots + options.slots.max(kinds.len()),
+        capacity: Plan::capacity(options.slots, kinds.len()),
         slots: options.slots,
         max_jobs: options.max_jobs_per_sandbox.max(1),
         makers: options.makers.max(1),
@@ -185,7 +187,8 @@ fn plan(engine: &Engine, options: &Options) -> Plan {
 }
 
 /// How one try at a job ended.
-enum Tried {
+#[derive(Debug)]
+pub(crate) enum Tried {
     Result(Box<JobResult>),
     /// The sandbox broke; another one may do better.
     Again(String),
@@ -204,7 +207,19 @@ impl Tried {
 struct Streams<'a> {
     live: Live,
     input: Input,
+    cases: Option<mpsc::UnboundedSender<CaseEnded>>,
     cancel: &'a CancellationToken,
+}
+
+/// Who follows a job while it runs, and who talks to it. See [`Executor::execute_watched`].
+#[derive(Debug)]
+pub struct Watched {
+    /// What it prints.
+    pub output: mpsc::Sender<Chunk>,
+    /// How each of its test cases ended, if it has some.
+    pub cases: mpsc::UnboundedSender<CaseEnded>,
+    /// What it is told, if somebody may talk to it.
+    pub interaction: Option<Interaction>,
 }
 
 impl Executor {
@@ -290,6 +305,7 @@ impl Executor {
         let streams = Streams {
             live: Live::new(output),
             input: Input::none(),
+            cases: None,
             cancel: &cancel,
         };
         self.execute_with(&task, streams).await
@@ -312,6 +328,29 @@ impl Executor {
         let streams = Streams {
             live: Live::new(output),
             input: Input::from(interaction),
+            cases: None,
+            cancel: &cancel,
+        };
+        self.execute_with(&task, streams).await
+    }
+
+    /// As [`execute`](Self::execute), or as [`execute_interactive`](Self::execute_interactive) where there is an
+    /// interaction, with somebody who is told of each test case when it has ended. Should a try at the job be repeated, the
+    /// cases before are told again.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute).
+    pub async fn execute_watched(
+        &self,
+        task: Task,
+        watched: Watched,
+        cancel: CancellationToken,
+    ) -> Result<JobResult, Unavailable> {
+        let streams = Streams {
+            live: Live::new(watched.output),
+            input: watched.interaction.map_or_else(Input::none, Input::from),
+            cases: Some(watched.cases),
             cancel: &cancel,
         };
         self.execute_with(&task, streams).await
@@ -325,6 +364,15 @@ impl Executor {
         if let Engine::Noop = self.pool.engine() {
             return Ok(noop::result());
         }
+        let result = self.tries(task, &mut streams).await?;
+        Ok(runs::judged(task, result))
+    }
+
+    async fn tries(
+        &self,
+        task: &Task,
+        streams: &mut Streams<'_>,
+    ) -> Result<JobResult, Unavailable> {
         let mut reason = String::new();
         let mut no_sandbox = false;
         for number in 0..TRIES {
@@ -334,7 +382,7 @@ impl Executor {
                 });
             }
             streams.live.restart();
-            match self.attempt(task, &mut streams, number == 0).await {
+            match self.attempt(task, streams, number == 0).await {
                 Tried::Result(result) => return Ok(*result),
                 Tried::Again(cause) => {
                     tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
@@ -373,23 +421,42 @@ impl Executor {
 
     /// One try. Only the first one starts from an artefact: should that be what goes wrong, the next one makes it anew.
     async fn attempt(&self, task: &Task, streams: &mut Streams<'_>, first: bool) -> Tried {
+        let checker = match task.of_checker() {
+            Ok(checker) => checker,
+            Err(reason) => return Tried::result(JobResult::internal_error(reason)),
+        };
+        let further = task.spec.tests.len() > 1;
+        let mut judge = checker
+            .as_ref()
+            .map(|checker| Judge::new(self, checker, further));
+        // On the heap: whoever holds the future of a job need not have the room for all that is on its way.
+        let tried = Box::pin(self.attempt_with(task, &mut judge, streams, first)).await;
+        if let Some(judge) = judge {
+            judge.finish();
+        }
+        tried
+    }
+
+    async fn attempt_with(
+        &self,
+        task: &Task,
+        judge: &mut Option<Judge<'_>>,
+        streams: &mut Streams<'_>,
+        first: bool,
+    ) -> Tried {
         let Streams {
             live,
             input,
+            cases,
             cancel,
         } = streams;
         let mut lease = match self.acquire(task, cancel).await {
             Ok(lease) => lease,
             Err(tried) => return tried,
         };
-        let key = self.artefact_key(task, lease.image_id());
-        let artefact = match key {
-            Some(key) if first => self.artefacts.get(key).await,
-            _ => None,
-        };
-        // One that a job with more memory left may be more than this one's sandbox can hold.
-        let artefact = artefact.filter(|a| a.archive.len() as u64 <= artefacts::largest(task));
-        let mut runs = Runs::new(task, key, artefact).with_zygotes(self.zygotes.as_deref());
+        let program = self.program(task, lease.image_id(), first).await;
+        let program = program.with_zygotes(self.zygotes.as_deref());
+        let mut runs = Runs::new(task, program).telling(cases.as_ref());
         loop {
             let sandbox = lease.id().to_owned();
             tracing::debug!(job = %task.job, attempt = task.attempt, sandbox, "running");
@@ -397,20 +464,23 @@ impl Executor {
             let Some(link) = lease.link() else {
                 return Tried::Again("the sandbox has gone".into());
             };
-            match runs.go_on(link, live, input, cancel).await {
+            match runs.go_on(link, judge, live, input, cancel).await {
                 Ok(Next::Finished(result)) => {
-                    self.look_after(lease, &runs);
+                    self.look_after(lease, runs.program());
                     return Tried::Result(result);
                 }
-                Ok(Next::FreshSandbox) => lease.discard(runs.discard()),
+                Ok(Next::FreshSandbox) => lease.discard(runs.program().discard()),
                 Ok(Next::SandboxFailed(reason)) => {
-                    self.pool
-                        .spawn(clean(lease, Holding::Forget, self.artefacts.clone()));
+                    self.forget(lease);
                     return Tried::Again(reason);
+                }
+                Ok(Next::NotJudged(tried)) => {
+                    self.look_after(lease, runs.program());
+                    return tried;
                 }
                 Err(interrupted) => match self.interrupted(task, lease, interrupted, live).await {
                     Ok(result) => {
-                        if let Some(result) = runs.case_ended(result) {
+                        if let Some(result) = runs.case_ended(result, None) {
                             return Tried::result(result);
                         }
                     }
@@ -437,10 +507,31 @@ impl Executor {
         Some(artefacts::Key::of(task, image_id?))
     }
 
-    async fn acquire(&self, task: &Task, cancel: &CancellationToken) -> Result<Lease, Tried> {
+    /// The program of a task, in the image of its sandbox.
+    pub(crate) async fn program<'a>(
+        &self,
+        task: &'a Task,
+        image_id: Option<&str>,
+        from_artefact: bool,
+    ) -> Program<'a> {
+        let key = self.artefact_key(task, image_id);
+        let artefact = match key {
+            Some(key) if from_artefact => self.artefacts.get(key).await,
+            _ => None,
+        };
+        // One that a job with more memory left may be more than this one's sandbox can hold.
+        let artefact = artefact.filter(|a| a.archive.len() as u64 <= artefacts::largest(task));
+        Program::new(task, key, artefact)
+    }
+
+    pub(crate) async fn acquire(
+        &self,
+        task: &Task,
+        cancel: &CancellationToken,
+    ) -> Result<Lease, Tried> {
         let image = &task.language.image;
         let key = self.pool.engine().key(image, task.spec.limits.memory_kb);
-        let owner = Owner::of(task.spec.isolation_key.as_deref());
+        let owner = Owner::of(task.spec.kept_apart().as_deref());
         let began = Instant::now();
         let lease = tokio::select! {
             biased;
@@ -469,17 +560,23 @@ impl Executor {
     }
 
     /// The job has its result: its sandbox is looked after while that is on its way.
-    fn look_after(&self, lease: Lease, runs: &Runs<'_>) {
-        if runs.used_up() {
+    pub(crate) fn look_after(&self, lease: Lease, program: &Program<'_>) {
+        if program.used_up() {
             lease.discard(Discard::OutOfMemory);
         } else {
             let artefacts = self.artefacts.clone();
-            self.pool.spawn(clean(lease, runs.holding(), artefacts));
+            self.pool.spawn(clean(lease, program.holding(), artefacts));
         }
     }
 
+    /// What the sandbox holds is of no use; it is looked after all the same.
+    pub(crate) fn forget(&self, lease: Lease) {
+        self.pool
+            .spawn(clean(lease, Holding::Forget, self.artefacts.clone()));
+    }
+
     /// The sandbox broke. Why, decides what becomes of the run.
-    async fn interrupted(
+    pub(crate) async fn interrupted(
         &self,
         task: &Task,
         lease: Lease,
@@ -599,11 +696,11 @@ async fn clean(mut lease: Lease, holding: Holding, artefacts: Artefacts) {
     }
 }
 
-/// How long a sandbox may take for a run.
-pub(crate) fn patience(task: &Task) -> Duration {
+/// How long a sandbox may take for a run with these limits.
+pub(crate) fn patience(task: &Task, limits: &Limits) -> Duration {
     let compile = match task.language.compile {
         Some(_) => task.language.compile_limits.wall_ms,
         None => 0,
     };
-    Duration::from_millis(compile.saturating_add(task.spec.limits.wall_ms)).saturating_add(GRACE)
+    Duration::from_millis(compile.saturating_add(limits.wall_ms)).saturating_add(GRACE)
 }

@@ -1,8 +1,9 @@
-//! What is said to a program while it runs: stdin, its end, and signals.
+//! What is said to a program while it runs: stdin, its end, signals, and the size of its terminal.
 
 use bytes::Bytes;
-use quorun_warden::protocol::{MAX_OUTPUT, Request};
-use tokio::sync::mpsc;
+use quorun_ledger::job::Terminal;
+use quorun_warden::protocol::{MAX_OUTPUT, Request, WindowSize};
+use tokio::sync::{mpsc, watch};
 
 /// Bytes of stdin that may be on their way to a program. A program that does not read holds up whoever writes to it, not
 /// the node and not the sandbox.
@@ -15,6 +16,8 @@ pub struct Interaction {
     pub stdin: mpsc::Receiver<Bytes>,
     /// Signals for its process group, by number. They do not wait for stdin.
     pub signals: mpsc::Receiver<i32>,
+    /// The size of its terminal, if it has one: every change of it.
+    pub sizes: watch::Receiver<Terminal>,
 }
 
 /// The way of what is said, from its channels to the warden.
@@ -22,6 +25,7 @@ pub struct Interaction {
 pub(crate) struct Input {
     stdin: Option<mpsc::Receiver<Bytes>>,
     signals: Option<mpsc::Receiver<i32>>,
+    sizes: Option<watch::Receiver<Terminal>>,
     /// What does not fit into one frame.
     rest: Bytes,
     /// Bytes that the warden was sent and has not given to the program.
@@ -51,6 +55,7 @@ impl Input {
         let Self {
             stdin,
             signals,
+            sizes,
             rest,
             on_the_way,
             ..
@@ -58,6 +63,8 @@ impl Input {
         let request = tokio::select! {
             biased;
             signal = receive(signals) => Request::Signal { signal },
+            // Nothing is lost with it: another try at the job begins with the size that it has then.
+            size = changed(sizes) => return Request::Resize { size: window_size(size) },
             more = more(stdin, rest), if *on_the_way < WINDOW => {
                 *rest = more.unwrap_or_default();
                 if rest.is_empty() {
@@ -84,6 +91,7 @@ impl From<Interaction> for Input {
         Self {
             stdin: Some(interaction.stdin),
             signals: Some(interaction.signals),
+            sizes: Some(interaction.sizes),
             ..Self::default()
         }
     }
@@ -120,6 +128,25 @@ async fn receive<T>(channel: &mut Option<mpsc::Receiver<T>>) -> T {
     std::future::pending().await
 }
 
+/// The next size of a terminal.
+async fn changed(sizes: &mut Option<watch::Receiver<Terminal>>) -> Terminal {
+    if let Some(open) = sizes {
+        if open.changed().await.is_ok() {
+            return *open.borrow_and_update();
+        }
+        *sizes = None;
+    }
+    std::future::pending().await
+}
+
+/// As the warden is told it.
+pub(crate) fn window_size(terminal: Terminal) -> WindowSize {
+    WindowSize {
+        rows: terminal.rows,
+        columns: terminal.columns,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
@@ -130,7 +157,19 @@ mod tests {
     async fn stdin_is_cut_into_frames_and_waits_for_the_program_and_signals_do_not() {
         let (to_stdin, stdin) = mpsc::channel(4);
         let (to_signals, signals) = mpsc::channel(4);
-        let mut input = Input::from(Interaction { stdin, signals });
+        let size = |rows| Terminal { rows, columns: 9 };
+        let (to_sizes, sizes) = watch::channel(size(1));
+        let mut input = Input::from(Interaction {
+            stdin,
+            signals,
+            sizes,
+        });
+        to_sizes.send_replace(size(2));
+        to_sizes.send_replace(size(3));
+        let resize = Request::Resize {
+            size: window_size(size(3)),
+        };
+        assert_eq!(input.next().await, resize);
         assert!(!input.is_used());
         let size = WINDOW as usize + 1;
         to_stdin.send(vec![7; size].into()).await.unwrap();

@@ -13,19 +13,23 @@ mod engine;
 mod executor;
 #[cfg(test)]
 mod fake;
+mod images;
 mod input;
+mod judge;
 mod live;
 mod noop;
 mod options;
 mod pool;
 mod process;
+mod program;
 mod runs;
 mod sandbox;
 mod task;
 mod verdict;
 mod warden;
 
-pub use executor::{Error, Executor, Health, Unavailable, start};
+pub use executor::{Error, Executor, Health, Unavailable, Watched, start};
+pub use images::{Image, Presence};
 pub use input::Interaction;
 pub use options::{Kind, Labels, Options};
-pub use task::{Chunk, Stream, Task, largest_file_kb};
+pub use task::{CHECKER_FILES, CaseEnded, Chunk, Stream, Task, largest_file_kb};

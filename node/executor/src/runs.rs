@@ -4,43 +4,40 @@
 //! case starts from that archive in a wiped box and as another user. A sandbox that a case has used up (its memory ran
 //! out) is replaced, and the archive moves on to the next one. What a case is expected to print stays here.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use bytes::Bytes;
-use quorun_ledger::job::{Compile, JobResult, Outcome, Output, TestCase, TestResult, Verdict};
-use quorun_warden::protocol::{End, Program};
+use quorun_ledger::job::{
+    Checker, JobResult, Judged, Outcome, Output, TestCase, TestResult, Verdict,
+};
+use quorun_warden::protocol::End;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::artefacts::{self, Artefact, Key};
+use crate::executor::Tried;
 use crate::input::Input;
+use crate::judge::{Checked, Judge};
 use crate::live::Live;
-use crate::pool::Discard;
-use crate::sandbox::{Interrupted, Link, Transcript};
-use crate::task::{self, Task};
-use crate::{check, executor, verdict};
+use crate::program::{Once, Program};
+use crate::sandbox::{Interrupted, Link};
+use crate::task::{CaseEnded, Task};
+use crate::{check, verdict};
 
 /// What is kept of a test case's stdout, and again of its stderr, bytes. All of it is compared.
 const KEPT: usize = 16 << 10;
+
+/// What is kept of all test cases of a job together, bytes: where there are many, less is kept of each.
+const KEPT_IN_ALL: usize = 4 << 20;
+
+/// Texts that are longer than this together are compared where nobody waits for it, bytes.
+const LONG: usize = 64 << 10;
 
 /// The runs of a task, and how far they have come.
 #[derive(Debug)]
 pub(crate) struct Runs<'a> {
     task: &'a Task,
-    /// Where the artefact is to be kept, if it is.
-    key: Option<Key>,
-    /// What the box held after the compile step, if that is known here.
-    archive: Option<Bytes>,
-    /// The present sandbox's warden holds it.
-    held: bool,
-    /// The artefact is among those of this node.
-    kept: bool,
-    /// The memory of the present sandbox ran out.
-    used_up: bool,
-    /// Interpreters are started ahead; how many of them were used is counted there.
-    zygotes: Option<&'a AtomicU64>,
-    compile: Option<Compile>,
+    program: Program<'a>,
     tests: Vec<TestResult>,
+    /// Who is told of each case when it has ended.
+    told: Option<&'a mpsc::UnboundedSender<CaseEnded>>,
 }
 
 /// What comes after the runs in one sandbox.
@@ -52,46 +49,24 @@ pub(crate) enum Next {
     FreshSandbox,
     /// The sandbox failed before the program ran; another one may do better.
     SandboxFailed(String),
-}
-
-/// What is to be done with what a warden holds when its sandbox is clean again.
-#[derive(Debug)]
-pub(crate) enum Holding {
-    /// It holds nothing.
-    Nothing,
-    /// It is of no use any more.
-    Forget,
-    /// It is an artefact that is to be kept.
-    Fetch {
-        key: Key,
-        compile: Compile,
-        limit: u64,
-    },
+    /// What was printed cannot be judged here.
+    NotJudged(Tried),
 }
 
 impl<'a> Runs<'a> {
-    /// Those of a task, from its source or from an artefact. `key`: where its artefact is to be kept.
-    pub(crate) fn new(task: &'a Task, key: Option<Key>, artefact: Option<Artefact>) -> Self {
-        let kept = artefact.is_some();
-        let (compile, archive) = artefact
-            .map(|Artefact { compile, archive }| (said_again(compile, task), archive))
-            .unzip();
+    /// Those of a task, all of them with this program.
+    pub(crate) fn new(task: &'a Task, program: Program<'a>) -> Self {
         Self {
             task,
-            key,
-            archive,
-            held: false,
-            kept,
-            used_up: false,
-            zygotes: None,
-            compile,
+            program,
             tests: Vec::new(),
+            told: None,
         }
     }
 
-    /// Has interpreters started ahead, if there is somewhere to count those that are used.
-    pub(crate) fn with_zygotes(mut self, zygotes: Option<&'a AtomicU64>) -> Self {
-        self.zygotes = zygotes;
+    /// Tells somebody of each case when it has ended.
+    pub(crate) fn telling(mut self, told: Option<&'a mpsc::UnboundedSender<CaseEnded>>) -> Self {
+        self.told = told;
         self
     }
 
@@ -103,6 +78,7 @@ impl<'a> Runs<'a> {
     pub(crate) async fn go_on(
         &mut self,
         link: &mut Link,
+        judge: &mut Option<Judge<'_>>,
         live: &mut Live,
         input: &mut Input,
         cancel: &CancellationToken,
@@ -111,93 +87,64 @@ impl<'a> Runs<'a> {
             cause,
             started: false,
         };
-        self.held = false;
-        if let Some(archive) = &self.archive {
-            link.load(archive).await.map_err(broken)?;
-            self.held = true;
-        }
+        self.program.enter(link).await.map_err(broken)?;
         if !self.has_tests() {
-            let transcript = self.run(link, live, input, cancel).await?;
+            let limits = self.task.spec.limits;
+            let once = Once {
+                stdin: self.task.spec.stdin.clone(),
+                limits,
+                data: Vec::new(),
+                further: false,
+            };
+            let transcript = self.program.run(once, link, live, input, cancel).await?;
             if let Some(reason) = verdict::sandbox_failed(&transcript) {
                 return Ok(Next::SandboxFailed(reason));
             }
             live.finish().await;
             let (stdout, stderr) = live.take_output();
-            return Ok(Next::Finished(Box::new(
-                self.result(transcript, stdout, stderr),
-            )));
+            let result = self.program.result(&limits, transcript, stdout, stderr);
+            return Ok(Next::Finished(Box::new(result)));
         }
-        loop {
+        while let Some(case) = self.case() {
+            let limits = case.limits(&self.task.spec.limits);
+            let once = Once {
+                stdin: case.stdin.clone(),
+                limits,
+                data: Vec::new(),
+                further: self.task.spec.tests.len() > self.tests.len() + 1,
+            };
             // Nobody watches a test case: its output may be secret.
             let mut live = Live::new(mpsc::channel(1).0);
+            let mut input = Input::none();
             let transcript = self
-                .run(link, &mut live, &mut Input::none(), cancel)
+                .program
+                .run(once, link, &mut live, &mut input, cancel)
                 .await?;
             if let Some(reason) = verdict::sandbox_failed(&transcript) {
                 return Ok(Next::SandboxFailed(reason));
             }
             let ran = matches!(transcript.end, End::Ran(_));
-            let lost = match (&transcript.held, self.held) {
-                (Some(Err(reason)), false) => Some(reason.clone()),
-                _ => None,
-            };
+            let lost = self.program.lost(&transcript);
             let (stdout, stderr) = live.take_output();
-            let result = self.result(transcript, stdout, stderr);
+            let result = self.program.result(&limits, transcript, stdout, stderr);
             if !ran {
                 return Ok(Next::Finished(Box::new(result)));
             }
-            if let Some(result) = self.case_ended(result) {
+            let checked = match self.check(case, &result, judge, cancel).await {
+                Ok(checked) => checked,
+                Err(tried) => return Ok(Next::NotJudged(tried)),
+            };
+            if let Some(result) = self.case_ended(result, checked) {
                 return Ok(Next::Finished(Box::new(result)));
             }
             if let Some(reason) = lost {
                 return Ok(Next::Finished(Box::new(self.not_held(&reason))));
             }
-            let clean = link.clean().await.map_err(broken)?;
-            if clean.is_err() || self.used_up {
-                // Worth a try: otherwise the next sandbox compiles again.
-                if self.archive.is_none() && self.held {
-                    self.archive = link.fetch(artefacts::largest(self.task)).await.ok();
-                }
-                self.held = false;
+            if !self.program.settle(link).await.map_err(broken)? {
                 return Ok(Next::FreshSandbox);
             }
         }
-    }
-
-    /// One run: of the next case, or of the only one.
-    async fn run(
-        &mut self,
-        link: &mut Link,
-        live: &mut Live,
-        input: &mut Input,
-        cancel: &CancellationToken,
-    ) -> Result<Transcript, Interrupted> {
-        let program = if self.held {
-            Program::Held
-        } else {
-            task::source(self.task)
-        };
-        let mut run = task::request(self.task, program);
-        if self.held {
-            run.compile = None;
-        } else {
-            let artefact = run.compile.is_some() && self.key.is_some();
-            let further = self.task.spec.tests.len() > self.tests.len() + 1;
-            run.hold = (artefact || further).then(|| artefacts::largest(self.task));
-        }
-        if let Some(case) = self.case() {
-            run.stdin = case.stdin.to_vec();
-        }
-        run.close_stdin = !input.is_open();
-        run.zygote = self.zygotes.and_then(|_| task::zygote(self.task, &run.run));
-        let patience = executor::patience(self.task);
-        let transcript = link.run(run, live, input, cancel, patience).await?;
-        if let (Some(used), true) = (self.zygotes, transcript.zygote) {
-            used.fetch_add(1, Ordering::Relaxed);
-        }
-        self.held |= transcript.held == Some(Ok(()));
-        self.used_up = verdict::ran_out_of_memory(&transcript);
-        Ok(transcript)
+        Ok(Next::Finished(Box::new(self.summary())))
     }
 
     /// The test case whose turn it is.
@@ -205,19 +152,49 @@ impl<'a> Runs<'a> {
         self.task.spec.tests.get(self.tests.len())
     }
 
-    /// The result of one run.
-    fn result(&mut self, transcript: Transcript, stdout: Bytes, stderr: Bytes) -> JobResult {
-        let mut result = verdict::result(self.task, transcript, stdout, stderr);
-        // The first to compile; a later sandbox may have had to do it again.
-        if self.compile.is_none() {
-            self.compile = result.output.compile.take();
+    /// What becomes of a case whose program did nothing wrong so far; nothing, if it did.
+    async fn check(
+        &self,
+        case: &TestCase,
+        result: &JobResult,
+        judge: &mut Option<Judge<'_>>,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Checked>, Tried> {
+        let JobResult { outcome, output } = result;
+        let judged = judge.is_some() || case.expected.is_some();
+        if outcome.verdict != Verdict::Accepted || !judged {
+            return Ok(None);
         }
-        result.output.compile = self.compile.clone();
-        result
+        if output.stdout_truncated {
+            let message = format!(
+                "printed more than the {} KiB that are kept and compared",
+                self.task.spec.limits.output_kb
+            );
+            return Ok(Some(Checked::because(Verdict::WrongAnswer, message)));
+        }
+        if let Some(judge) = judge {
+            // On the heap: jobs without such a checker need not carry the room for it.
+            let check = Box::pin(judge.check(case, &output.stdout, cancel));
+            return check.await.map(Some);
+        }
+        let expected = case.expected.clone().unwrap_or_default();
+        let right = is_right(&self.task.spec.checker, output.stdout.clone(), expected).await;
+        Ok(Some(match right {
+            Some(true) => Checked::plain(Verdict::Accepted),
+            Some(false) => Checked::plain(Verdict::WrongAnswer),
+            None => Checked::because(
+                Verdict::InternalError,
+                "what was printed could not be compared with what was expected",
+            ),
+        }))
     }
 
-    /// A case has ended; the job's result, if it was the last.
-    pub(crate) fn case_ended(&mut self, result: JobResult) -> Option<JobResult> {
+    /// A case has ended, and was checked if there was something to check; the job's result, if it was the last.
+    pub(crate) fn case_ended(
+        &mut self,
+        result: JobResult,
+        checked: Option<Checked>,
+    ) -> Option<JobResult> {
         let Some(case) = self.case() else {
             return Some(result);
         };
@@ -225,35 +202,49 @@ impl<'a> Runs<'a> {
             mut outcome,
             output,
         } = result;
-        let right = case
-            .expected
-            .as_ref()
-            .is_none_or(|expected| check::same_lines(&output.stdout, expected));
-        if outcome.verdict == Verdict::Accepted && !right {
-            outcome.verdict = Verdict::WrongAnswer;
+        let (mut score, mut words) = (None, None);
+        if let Some(checked) = checked {
+            outcome.verdict = checked.verdict;
+            outcome.message = checked.message;
+            (score, words) = (checked.score, checked.words);
         }
         let failed = outcome.verdict != Verdict::Accepted;
         let over = is_over(outcome.verdict);
-        self.tests.push(TestResult {
+        let kept = kept(self.task.spec.tests.len());
+        let mut ended = TestResult {
             outcome,
-            stdout_truncated: output.stdout_truncated || output.stdout.len() > KEPT,
-            stderr_truncated: output.stderr_truncated || output.stderr.len() > KEPT,
-            stdout: beginning(&output.stdout),
-            stderr: beginning(&output.stderr),
-        });
+            stdout_truncated: output.stdout_truncated || output.stdout.len() > kept,
+            stderr_truncated: output.stderr_truncated || output.stderr.len() > kept,
+            stdout: Bytes::new(),
+            stderr: Bytes::new(),
+            name: case.name.clone(),
+            hidden: case.hidden,
+            score,
+            checker: words,
+        };
+        if let Some(told) = self.told {
+            // Whoever does not hear it finds it in the result.
+            let _ = told.send(CaseEnded {
+                index: u32::try_from(self.tests.len()).unwrap_or(u32::MAX),
+                result: ended.clone(),
+            });
+        }
+        ended.stdout = beginning(&output.stdout, kept);
+        ended.stderr = beginning(&output.stderr, kept);
+        self.tests.push(ended);
         let last = over || (failed && self.task.spec.stop_on_failure) || self.case().is_none();
         last.then(|| self.summary())
     }
 
     /// The job ends with the case whose turn it is, whatever else there is to run: its result, with those of the cases before.
     pub(crate) fn ended_early(&mut self, result: JobResult) -> JobResult {
-        self.case_ended(result).unwrap_or_else(|| self.summary())
+        self.case_ended(result, None)
+            .unwrap_or_else(|| self.summary())
     }
 
     /// The result of a job with test cases: how the first one went that was not accepted, and the most that any took.
     fn summary(&mut self) -> JobResult {
         let tests = std::mem::take(&mut self.tests);
-        let number = tests.len();
         // What Quorun itself ended was not judged to its end, whatever came before.
         let first = tests
             .iter()
@@ -265,7 +256,10 @@ impl<'a> Runs<'a> {
             });
         let most =
             |of: fn(&Outcome) -> u64| tests.iter().map(|t| of(&t.outcome)).max().unwrap_or(0);
-        let shown = &tests[first.unwrap_or(number - 1)].outcome;
+        let Some(shown) = tests.get(first.unwrap_or(tests.len().saturating_sub(1))) else {
+            return JobResult::internal_error("no test case was run");
+        };
+        let shown = &shown.outcome;
         let outcome = Outcome {
             cpu_us: most(|outcome| outcome.cpu_us),
             wall_us: most(|outcome| outcome.wall_us),
@@ -282,7 +276,7 @@ impl<'a> Runs<'a> {
         JobResult {
             outcome,
             output: Output {
-                compile: self.compile.clone(),
+                compile: self.program.compile().cloned(),
                 tests,
                 ..Output::default()
             },
@@ -297,54 +291,28 @@ impl<'a> Runs<'a> {
         JobResult {
             outcome: Outcome::without_run(Verdict::CompileError, message),
             output: Output {
-                compile: self.compile.clone(),
+                compile: self.program.compile().cloned(),
                 tests: std::mem::take(&mut self.tests),
                 ..Output::default()
             },
         }
     }
 
-    /// Why the present sandbox is not used for the other cases.
-    pub(crate) fn discard(&self) -> Discard {
-        if self.used_up {
-            Discard::OutOfMemory
-        } else {
-            Discard::Unclean
-        }
-    }
-
-    /// The present sandbox is not to be used again: the kernel killed something in it for its memory.
-    pub(crate) fn used_up(&self) -> bool {
-        self.used_up
-    }
-
-    /// What the present sandbox's warden holds at the end, and what it is good for.
-    pub(crate) fn holding(&self) -> Holding {
-        if !self.held {
-            return Holding::Nothing;
-        }
-        match (self.key, &self.compile) {
-            // What was dropped because of this job's limit may be within another's.
-            (Some(key), Some(compile)) if !self.kept && !compile.truncated => Holding::Fetch {
-                key,
-                compile: compile.clone(),
-                limit: artefacts::largest(self.task),
-            },
-            _ => Holding::Forget,
-        }
+    /// The program, for whoever looks after its sandbox.
+    pub(crate) fn program(&self) -> &Program<'a> {
+        &self.program
     }
 }
 
-/// What a compiler said once, for another job: within that job's limit.
-fn said_again(mut compile: Compile, task: &Task) -> Compile {
-    let cap =
-        usize::try_from(task.spec.limits.output_kb.saturating_mul(1024)).unwrap_or(usize::MAX);
-    for text in [&mut compile.stdout, &mut compile.stderr] {
-        compile.truncated |= text.len() > cap;
-        text.truncate(cap);
+/// Whether a checker that is no program takes what was printed; `None` when it could not be asked.
+async fn is_right(checker: &Checker, printed: Bytes, expected: Bytes) -> Option<bool> {
+    if printed.len() + expected.len() <= LONG {
+        return check::accepts(checker, &printed, &expected);
     }
-    compile.cached = true;
-    compile
+    let checker = checker.clone();
+    tokio::task::spawn_blocking(move || check::accepts(&checker, &printed, &expected))
+        .await
+        .ok()?
 }
 
 /// What Quorun itself ended is not a case that went wrong.
@@ -352,14 +320,31 @@ const fn is_over(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::Cancelled | Verdict::InternalError)
 }
 
-fn beginning(output: &Bytes) -> Bytes {
+/// What is kept of each of two streams of each of so many cases, bytes.
+fn kept(cases: usize) -> usize {
+    KEPT.min(KEPT_IN_ALL / 2 / cases.max(1))
+}
+
+fn beginning(output: &Bytes, kept: usize) -> Bytes {
     // A copy: a slice would keep all of it in memory.
-    Bytes::copy_from_slice(&output[..output.len().min(KEPT)])
+    Bytes::copy_from_slice(&output[..output.len().min(kept)])
+}
+
+/// Puts what came of all test cases of a task into its result, if it has some.
+pub(crate) fn judged(task: &Task, mut result: JobResult) -> JobResult {
+    let cases = &task.spec.tests;
+    if !cases.is_empty() {
+        result.outcome.judged = Some(Judged::of(cases, &result.output.tests));
+    }
+    result
 }
 
 #[cfg(test)]
 mod tests {
+    use quorun_ledger::job::Limits;
+
     use super::*;
+    use crate::task;
 
     fn ended(verdict: Verdict) -> JobResult {
         JobResult {
@@ -370,38 +355,15 @@ mod tests {
 
     /// What becomes of a job with three cases that end like this.
     fn of(verdicts: &[Verdict]) -> (Verdict, Option<String>, usize) {
-        let mut task = task::tests::task(quorun_ledger::job::Limits::default());
+        let mut task = task::tests::task(Limits::default());
         task.spec.tests = vec![TestCase::default(); 3];
-        let mut runs = Runs::new(&task, None, None);
-        let mut results = verdicts.iter().filter_map(|v| runs.case_ended(ended(*v)));
+        let mut runs = Runs::new(&task, Program::new(&task, None, None));
+        let mut results = verdicts
+            .iter()
+            .filter_map(|v| runs.case_ended(ended(*v), None));
         let JobResult { outcome, output } = results.next().unwrap();
         assert!(results.next().is_none());
         (outcome.verdict, outcome.message, output.tests.len())
-    }
-
-    #[test]
-    fn what_a_compiler_said_is_kept_whole_and_given_within_each_job_s_limit() {
-        let mut task = task::tests::task(quorun_ledger::job::Limits::default());
-        task.spec.limits.output_kb = 1;
-        let key = Key::of(&task, "image");
-        let artefact = |length| Artefact {
-            compile: Compile {
-                stderr: vec![b'w'; length].into(),
-                ..Compile::default()
-            },
-            archive: Bytes::new(),
-        };
-        for (length, truncated) in [(1024, false), (1025, true)] {
-            let runs = Runs::new(&task, Some(key), Some(artefact(length)));
-            let compile = runs.compile.clone().unwrap();
-            assert_eq!((compile.stderr.len(), compile.truncated), (1024, truncated));
-            assert!(compile.cached);
-            let mut fresh = Runs::new(&task, Some(key), None);
-            fresh.held = true;
-            fresh.compile = Some(compile);
-            let kept = matches!(fresh.holding(), Holding::Fetch { .. });
-            assert_eq!(kept, !truncated);
-        }
     }
 
     #[test]
@@ -414,5 +376,50 @@ mod tests {
         );
         assert_eq!(of(&[WrongAnswer, Cancelled]), (Cancelled, why(2), 2));
         assert_eq!(of(&[TimeLimit, InternalError]), (InternalError, why(2), 2));
+    }
+
+    #[test]
+    fn of_many_cases_less_is_kept_and_all_of_it_within_bounds() {
+        assert_eq!(kept(1), KEPT);
+        assert_eq!(kept(128), KEPT);
+        for cases in [129, 500, 1000] {
+            assert!(kept(cases) < KEPT && 2 * cases * kept(cases) <= KEPT_IN_ALL);
+        }
+        assert!(kept(1000) >= 2 << 10, "{}", kept(1000));
+    }
+
+    #[test]
+    fn what_a_checker_says_replaces_the_verdict_and_the_rest_is_a_sum() {
+        let mut task = task::tests::task(Limits::default());
+        task.spec.tests = [3, 1, 0]
+            .map(|weight| TestCase {
+                weight,
+                ..TestCase::default()
+            })
+            .to_vec();
+        let mut runs = Runs::new(&task, Program::new(&task, None, None));
+        let half = Checked {
+            score: Some(quorun_ledger::Score::from_millionths(500_000)),
+            words: Some("half".into()),
+            ..Checked::plain(Verdict::WrongAnswer)
+        };
+        let accepted = || JobResult {
+            outcome: Outcome {
+                message: None,
+                ..ended(Verdict::Accepted).outcome
+            },
+            output: Output::default(),
+        };
+        let right = Checked::plain(Verdict::Accepted);
+        assert!(runs.case_ended(accepted(), Some(half)).is_none());
+        assert!(runs.case_ended(accepted(), Some(right.clone())).is_none());
+        let result = judged(&task, runs.case_ended(accepted(), Some(right)).unwrap());
+        let judged = result.outcome.judged.unwrap();
+        assert_eq!((judged.passed, judged.total), (2, 3));
+        assert_eq!(judged.score.millionths(), 625_000);
+        assert_eq!(result.outcome.verdict, Verdict::WrongAnswer);
+        // What the checker says about a case stays with the case.
+        assert_eq!(result.outcome.message.as_deref(), Some("test 1 of 3"));
+        assert_eq!(result.output.tests[0].checker.as_deref(), Some("half"));
     }
 }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
+use quorun_ledger::job::OutputFile;
 use quorun_warden::protocol::{
-    self, Decoder, End, Event, FrameError, MAX_OUTPUT, Ready, Report, Request, Run, StepKind,
+    self, Collect, Decoder, End, Event, FrameError, MAX_OUTPUT, Ready, Report, Request, Run,
+    StepKind,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
@@ -62,6 +64,8 @@ pub(crate) struct Transcript {
     pub(crate) held: Option<Result<(), String>>,
     /// The program had been started ahead.
     pub(crate) zygote: bool,
+    /// The files that were wanted.
+    pub(crate) files: Vec<OutputFile>,
     /// How the run ended.
     pub(crate) end: End,
 }
@@ -140,13 +144,17 @@ impl Link {
         cancel: &CancellationToken,
         patience: Duration,
     ) -> Result<Transcript, Interrupted> {
-        let mut talk = Talk::default();
+        let mut talk = Talk {
+            wanted: run.collect.clone(),
+            ..Talk::default()
+        };
         self.talk(run, live, input, cancel, patience, &mut talk)
             .await
             .map(|end| Transcript {
                 compile: talk.compiled.then_some(talk.compile),
                 held: talk.held,
                 zygote: talk.zygote,
+                files: talk.files,
                 end,
             })
             .map_err(|cause| Interrupted {
@@ -300,6 +308,7 @@ fn unexpected(event: &Event) -> Broken {
         Event::CompileDone(_) => "CompileDone",
         Event::Held { .. } => "Held",
         Event::Fed { .. } => "Fed",
+        Event::File { .. } => "File",
         Event::Archive { .. } => "Archive",
         Event::Done(_) => "Done",
         Event::Clean { .. } => "Clean",
@@ -315,9 +324,50 @@ struct Talk {
     compile: Compiled,
     held: Option<Result<(), String>>,
     zygote: bool,
+    /// The files that were asked for, and what has come of them.
+    wanted: Collect,
+    files: Vec<OutputFile>,
 }
 
 impl Talk {
+    /// A part of a file has come. They come in the order in which they were asked for.
+    fn file(&mut self, index: u32, size: Result<u64, String>, data: &[u8]) -> Result<(), Broken> {
+        let wrong = || Broken::Unexpected(format!("a part of file {index} that was not asked for"));
+        let index = usize::try_from(index).map_err(|_| wrong())?;
+        if index == self.files.len() {
+            self.files.push(OutputFile {
+                name: self.wanted.names.get(index).ok_or_else(wrong)?.clone(),
+                size: 0,
+                content: Bytes::new(),
+                truncated: false,
+                missing: None,
+            });
+        }
+        let is_last = index + 1 == self.files.len();
+        let rest = self.wanted.bytes.checked_sub(data.len() as u64);
+        let (Some(file), Some(rest), true) = (self.files.last_mut(), rest, is_last) else {
+            return Err(wrong());
+        };
+        self.wanted.bytes = rest;
+        match size {
+            Ok(size) => {
+                let mut content = BytesMut::from(std::mem::take(&mut file.content));
+                content.extend_from_slice(data);
+                file.content = content.freeze();
+                // One that has grown meanwhile is at least as large as what came of it.
+                file.size = size.max(file.content.len() as u64);
+                file.truncated = file.size > file.content.len() as u64;
+            }
+            Err(reason) => {
+                file.size = 0;
+                file.content = Bytes::new();
+                file.truncated = false;
+                file.missing = Some(reason);
+            }
+        }
+        Ok(())
+    }
+
     fn hear(&mut self, event: Event, live: &mut Live) -> Result<Option<End>, Broken> {
         match event {
             Event::Started { zygote, .. } => {
@@ -352,6 +402,7 @@ impl Talk {
                 self.compile.report = report;
                 self.compiled = true;
             }
+            Event::File { index, size, data } => self.file(index, size, &data)?,
             Event::Held { refused } => self.held = Some(refused.map_or(Ok(()), Err)),
             Event::Done(end) => return Ok(Some(end)),
             event @ (Event::Ready(_)
@@ -387,6 +438,11 @@ mod tests {
             program: protocol::Program::Files(Vec::new()),
             compile: None,
             hold: None,
+            data: Vec::new(),
+            collect: Collect {
+                names: vec!["a".into(), "b".into()],
+                bytes: 10,
+            },
             run: Step {
                 argv: vec!["x".into()],
                 env: Vec::new(),
@@ -394,6 +450,7 @@ mod tests {
             },
             stdin: vec![7; 1 << 20],
             close_stdin: true,
+            terminal: None,
             zygote: None,
         }
     }
@@ -480,7 +537,16 @@ mod tests {
         let (mut link, mut to_node, mut from_node) = link();
         let (to_stdin, stdin) = mpsc::channel(1);
         let (_to_signals, signals) = mpsc::channel(1);
-        let mut input = Input::from(crate::input::Interaction { stdin, signals });
+        let size = quorun_ledger::job::Terminal {
+            rows: 24,
+            columns: 80,
+        };
+        let (_to_sizes, sizes) = tokio::sync::watch::channel(size);
+        let mut input = Input::from(crate::input::Interaction {
+            stdin,
+            signals,
+            sizes,
+        });
         let cancel = CancellationToken::new();
         let warden = async {
             let mut decoder = Decoder::default();
@@ -536,6 +602,49 @@ mod tests {
         .await;
         let interrupted = result.unwrap_err();
         assert!(interrupted.started && matches!(interrupted.cause, Broken::Ended));
+    }
+
+    fn part(index: u32, size: Result<u64, String>, data: &[u8]) -> Event {
+        let data = data.to_vec();
+        Event::File { index, size, data }
+    }
+
+    #[tokio::test]
+    async fn files_come_in_parts_and_in_their_order() {
+        let (result, _) = answered(&[
+            part(0, Ok(20), b"abc"),
+            part(0, Ok(20), b"defg"),
+            part(1, Err("there is none".into()), b""),
+            Event::Done(End::Ran(Report::default())),
+        ])
+        .await;
+        let files = result.unwrap().files;
+        assert_eq!(files.len(), 2);
+        assert_eq!(
+            (&files[0].name[..], files[0].size, files[0].truncated),
+            ("a", 20, true)
+        );
+        assert_eq!(files[0].content, &b"abcdefg"[..]);
+        assert_eq!(files[1].name, "b");
+        assert_eq!(files[1].missing.as_deref(), Some("there is none"));
+    }
+
+    #[tokio::test]
+    async fn files_that_were_not_asked_for_are_not_believed() {
+        for parts in [
+            vec![part(2, Ok(1), b"x")],
+            vec![part(1, Ok(1), b"x")],
+            vec![
+                part(0, Ok(1), b"x"),
+                part(1, Ok(1), b"x"),
+                part(0, Ok(1), b"x"),
+            ],
+            vec![part(0, Ok(11), b"0123456789x")],
+            vec![part(0, Ok(10), b"0123456789"), part(1, Ok(1), b"x")],
+        ] {
+            let (result, _) = answered(&parts).await;
+            assert!(matches!(result.unwrap_err().cause, Broken::Unexpected(_)));
+        }
     }
 
     #[tokio::test]

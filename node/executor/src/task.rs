@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use quorun_ledger::job::{JobId, JobSpec};
+use quorun_ledger::job::{self, Checker, JobId, JobSpec, TestResult};
 use quorun_ledger::language::Language;
-use quorun_warden::protocol::{self, File, Limits, Program, Run, Step, Zygote};
+use quorun_warden::protocol::{self, Collect, File, Limits, Program, Run, Step, Zygote};
+
+use crate::input;
 
 /// One attempt at a job.
 #[derive(Clone, Debug)]
@@ -18,6 +20,56 @@ pub struct Task {
     pub language: Language,
     /// What was submitted.
     pub spec: JobSpec,
+    /// The language of its checker, if that is a program.
+    pub checker: Option<Language>,
+}
+
+/// The names of the files that a checker finds, which are also its arguments, in the order of testlib.
+pub(crate) const CHECKER_INPUT: &str = "input";
+pub(crate) const CHECKER_OUTPUT: &str = "output";
+pub(crate) const CHECKER_EXPECTED: &str = "expected";
+
+/// The files that a checker finds in its folder beside its own, which are therefore no names for those.
+pub const CHECKER_FILES: [&str; 3] = [CHECKER_INPUT, CHECKER_OUTPUT, CHECKER_EXPECTED];
+
+impl Task {
+    /// The checker as a task of its own, if it is a program. `Err` when its language is not known here.
+    pub(crate) fn of_checker(&self) -> Result<Option<Self>, String> {
+        let Checker::Program(program) = &self.spec.checker else {
+            return Ok(None);
+        };
+        let Some(language) = self.checker.clone() else {
+            return Err(format!(
+                "the checker's language {} is not known to this node",
+                program.language
+            ));
+        };
+        Ok(Some(Self {
+            job: self.job,
+            attempt: self.attempt,
+            spec: JobSpec {
+                language: program.language.clone(),
+                files: program.files.clone(),
+                entrypoint: program.entrypoint.clone(),
+                args: CHECKER_FILES.map(str::to_owned).to_vec(),
+                limits: program.limits,
+                isolation_key: self.spec.isolation_key.clone(),
+                owner: self.spec.owner.clone(),
+                ..JobSpec::default()
+            },
+            language,
+            checker: None,
+        }))
+    }
+
+    /// The files that are wanted of its box. Not of a job with test cases: it has a box for each.
+    pub(crate) fn outputs(&self) -> &[String] {
+        if self.spec.tests.is_empty() {
+            &self.spec.outputs
+        } else {
+            &[]
+        }
+    }
 }
 
 /// Where a program printed.
@@ -38,6 +90,15 @@ pub struct Chunk {
     pub offset: u64,
     /// The bytes.
     pub data: Bytes,
+}
+
+/// How a test case ended, told as soon as it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaseEnded {
+    /// Which one, from 0.
+    pub index: u32,
+    /// How it ended, without what the program printed: that may be secret, and is in the job's result.
+    pub result: TestResult,
 }
 
 /// Compilers start more processes and threads than most programs may.
@@ -78,10 +139,9 @@ pub(crate) fn source(task: &Task) -> Program {
     Program::Files(files.collect())
 }
 
-/// The request that compiles and runs a task.
-pub(crate) fn request(task: &Task, program: Program) -> Run {
+/// The request that compiles and runs a task, with the limits of this run.
+pub(crate) fn request(task: &Task, limits: &job::Limits, program: Program) -> Run {
     let Task { language, spec, .. } = task;
-    let limits = spec.limits;
     let room = box_bytes(limits.memory_kb);
     let stack_bytes = |kb: u64| kb.min(limits.memory_kb) * 1024;
     let run = Limits {
@@ -111,6 +171,11 @@ pub(crate) fn request(task: &Task, program: Program) -> Run {
     Run {
         program,
         hold: None,
+        data: Vec::new(),
+        collect: Collect {
+            names: task.outputs().to_vec(),
+            bytes: limits.output_kb.saturating_mul(1024),
+        },
         compile: language.compile.as_ref().map(|command| Step {
             argv: Language::command(command, &spec.entrypoint, &spec.files),
             env: language_env().collect(),
@@ -125,6 +190,7 @@ pub(crate) fn request(task: &Task, program: Program) -> Run {
         },
         stdin: spec.stdin.to_vec(),
         close_stdin: true,
+        terminal: spec.terminal.map(input::window_size),
         zygote: None,
     }
 }
@@ -167,7 +233,7 @@ impl From<protocol::Stream> for Stream {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use quorun_ledger::job::{self, StepLimits};
+    use quorun_ledger::job::StepLimits;
 
     use super::*;
 
@@ -194,9 +260,11 @@ pub(crate) mod tests {
                     wall_ms: 15_000,
                 },
                 example: String::new(),
+                version_command: None,
             },
             spec: JobSpec {
                 language: "c".into(),
+                definition: None,
                 files: Vec::new(),
                 entrypoint: "main.c".into(),
                 stdin: Bytes::new(),
@@ -207,14 +275,19 @@ pub(crate) mod tests {
                 retention_ms: 0,
                 max_attempts: 3,
                 isolation_key: None,
+                owner: None,
                 tests: Vec::new(),
+                interactive: false,
+                terminal: None,
                 stop_on_failure: false,
+                ..JobSpec::default()
             },
+            checker: None,
         }
     }
 
     fn limits_of(limits: job::Limits) -> (Limits, Limits) {
-        let request = request(&task(limits), Program::Held);
+        let request = request(&task(limits), &limits, Program::Held);
         (request.compile.unwrap().limits, request.run.limits)
     }
 

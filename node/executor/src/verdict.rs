@@ -1,22 +1,28 @@
 //! From what a warden reports to what the ledger keeps.
 
 use bytes::Bytes;
-use quorun_ledger::job::{Compile, JobResult, Outcome, Output, Verdict};
+use quorun_ledger::job::{Compile, JobResult, Limits, Outcome, Output, OutputFile, Verdict};
 use quorun_warden::protocol::{End, LimitHit, OUTPUT_EXCESS, Report, StartError};
 
 use crate::sandbox::{Compiled, Transcript};
 use crate::task::Task;
 
-/// The result of a job whose sandbox answered to the end.
+/// The result of a run with these limits whose sandbox answered to the end.
 pub(crate) fn result(
     task: &Task,
+    limits: &Limits,
     transcript: Transcript,
     stdout: Bytes,
     stderr: Bytes,
 ) -> JobResult {
-    let Transcript { compile, end, .. } = transcript;
+    let Transcript {
+        compile,
+        files,
+        end,
+        ..
+    } = transcript;
     let outcome = match (&end, &compile) {
-        (End::Ran(report), _) => ran(task, report),
+        (End::Ran(report), _) => ran(task, limits, report),
         (End::NotCompiled, Some(compile)) => not_compiled(task, &compile.report),
         (End::NotCompiled, None) => {
             internal("the sandbox reports a failed compile step that never ran")
@@ -52,6 +58,8 @@ pub(crate) fn result(
             stderr_truncated,
             compile: compile.map(compile_output),
             tests: Vec::new(),
+            files,
+            attempt_us: None, // whoever took the attempt up knows
         },
     }
 }
@@ -88,13 +96,25 @@ pub(crate) fn out_of_memory(task: &Task, stdout: Bytes, stderr: Bytes) -> JobRes
         output: Output {
             stdout,
             stderr,
+            files: gone(task),
             ..Output::default()
         },
     }
 }
 
-fn ran(task: &Task, report: &Report) -> Outcome {
-    let limits = &task.spec.limits;
+/// The files that were asked for, of a sandbox that is gone.
+fn gone(task: &Task) -> Vec<OutputFile> {
+    let file = |name: &String| OutputFile {
+        name: name.clone(),
+        size: 0,
+        content: Bytes::new(),
+        truncated: false,
+        missing: Some("it went with its sandbox, whose memory had run out".into()),
+    };
+    task.outputs().iter().map(file).collect()
+}
+
+fn ran(task: &Task, limits: &Limits, report: &Report) -> Outcome {
     if let Some(error) = &report.start_error {
         return not_started(task, error, "run");
     }
@@ -147,6 +167,7 @@ fn ran(task: &Task, report: &Report) -> Outcome {
         wall_us: report.wall_us,
         memory_kb: report.memory_kb,
         message,
+        judged: None,
     }
 }
 
@@ -278,9 +299,17 @@ mod tests {
             compile: None,
             held: None,
             zygote: false,
+            files: Vec::new(),
             end: End::Ran(report),
         };
-        result(&task(), transcript, Bytes::new(), Bytes::new()).outcome
+        result(
+            &task(),
+            &task().spec.limits,
+            transcript,
+            Bytes::new(),
+            Bytes::new(),
+        )
+        .outcome
     }
 
     fn of_compile(report: Report) -> JobResult {
@@ -292,9 +321,16 @@ mod tests {
             }),
             held: None,
             zygote: false,
+            files: Vec::new(),
             end: End::NotCompiled,
         };
-        result(&task(), transcript, Bytes::new(), Bytes::new())
+        result(
+            &task(),
+            &task().spec.limits,
+            transcript,
+            Bytes::new(),
+            Bytes::new(),
+        )
     }
 
     fn missing(program: &str, errno: i32, not_found: bool) -> Report {
@@ -449,6 +485,7 @@ mod tests {
             }),
             held: None,
             zygote: false,
+            files: Vec::new(),
             end: End::NotCompiled,
         };
         assert!(ran_out_of_memory(&compile));
@@ -456,6 +493,7 @@ mod tests {
             compile: None,
             held: None,
             zygote: false,
+            files: Vec::new(),
             end: End::Ran(memory()),
         };
         assert!(ran_out_of_memory(&run));
@@ -467,6 +505,7 @@ mod tests {
             compile: None,
             held: None,
             zygote: false,
+            files: Vec::new(),
             end: End::Failed {
                 message: "file \"a\": File exists".into(),
                 submission,
@@ -474,7 +513,13 @@ mod tests {
         };
         assert!(sandbox_failed(&failed(false)).is_some());
         assert!(sandbox_failed(&failed(true)).is_none());
-        let result = result(&task(), failed(true), Bytes::new(), Bytes::new());
+        let result = result(
+            &task(),
+            &task().spec.limits,
+            failed(true),
+            Bytes::new(),
+            Bytes::new(),
+        );
         assert_eq!(result.outcome.verdict, Verdict::RuntimeError);
     }
 }

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 #[macro_use]
+#[path = "suite/judging.rs"]
+mod judging;
+#[macro_use]
 mod suite;
 mod common;
 
@@ -20,6 +23,7 @@ where
 }
 
 suite!(with);
+judging!(with);
 
 #[test]
 fn a_sandbox_may_do_nothing_that_it_need_not() {
@@ -99,6 +103,52 @@ fn a_job_has_no_rights_and_a_user_of_its_own() {
         );
         let next = common::run(&executor, common::task(common::bash(), "id -u")).await;
         assert_ne!(next.output.stdout, format!("{uid}\n"));
+    });
+}
+
+#[test]
+fn a_terminal_leads_to_no_other_and_is_gone_with_its_program() {
+    with(|executor| async move {
+        let source = "import fcntl, os, termios, time\n\
+            def tries(what, call):\n  try:\n    call()\n    print(what, 'done', flush=True)\n\
+            \x20 except OSError as error:\n    print(what, error.errno, flush=True)\n\
+            tries('another', lambda: os.open('/dev/ptmx', os.O_RDWR))\n\
+            tries('by name', lambda: os.open(os.ttyname(0), os.O_RDWR))\n\
+            tries('own', lambda: os.open('/dev/tty', os.O_RDWR))\n\
+            tries('settings', lambda: termios.tcsetattr(0, termios.TCSANOW, termios.tcgetattr(0)))\n\
+            try:\n  fcntl.ioctl(0, termios.TIOCSTI, b'x')\nexcept OSError:\n  pass\n\
+            if os.fork() == 0:\n  os.setsid()\n  time.sleep(600)\n";
+        let (output, mut chunks) = mpsc::channel(4);
+        let (_to_stdin, stdin) = mpsc::channel(1);
+        let (_to_signals, signals) = mpsc::channel(1);
+        let interaction = quorun_executor::Interaction {
+            stdin,
+            signals,
+            sizes: common::no_size(),
+        };
+        let mut task = common::task(common::python(), source);
+        task.spec.terminal = Some(quorun_ledger::job::Terminal {
+            rows: 24,
+            columns: 80,
+        });
+        let reads = async { while chunks.recv().await.is_some() {} };
+        let job = executor.execute_interactive(task, output, interaction, CancellationToken::new());
+        let (result, ()) = tokio::join!(job, reads);
+        let result = result.unwrap();
+        let shown = String::from_utf8_lossy(&result.output.stdout);
+        for line in [
+            "another 13\r\n",
+            "by name 13\r\n",
+            "own done\r\n",
+            "settings done\r\n",
+        ] {
+            assert!(shown.contains(line), "{line:?} in {shown:?}");
+        }
+        // What kept the terminal open has not kept the program.
+        assert_eq!(result.outcome.verdict, Verdict::Accepted, "{result:?}");
+        let source = "ls /dev/pts; ls /proc/*/exe 2>/dev/null | grep -c python; tty; exit 0";
+        let next = common::run(&executor, common::task(common::bash(), source)).await;
+        common::assert_prints(&next, b"ptmx\n0\nnot a tty\n");
     });
 }
 

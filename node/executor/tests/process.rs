@@ -1,6 +1,9 @@
 //! Jobs as plain child processes.
 
 #[macro_use]
+#[path = "suite/judging.rs"]
+mod judging;
+#[macro_use]
 mod suite;
 mod common;
 
@@ -18,3 +21,4 @@ where
 }
 
 suite!(with);
+judging!(with);

@@ -88,6 +88,7 @@ fn id(number: u64) -> JobId {
 fn submit(number: u64) -> Command {
     let spec = JobSpec {
         language: "python".to_owned(),
+        definition: None,
         files: vec![SourceFile {
             name: "main.py".to_owned(),
             content: Bytes::from_static(b"print('hello')\n"),
@@ -95,14 +96,18 @@ fn submit(number: u64) -> Command {
         entrypoint: "main.py".to_owned(),
         stdin: Bytes::new(),
         tests: Vec::new(),
+        interactive: false,
+        terminal: None,
         stop_on_failure: false,
         args: Vec::new(),
         env: BTreeMap::new(),
         limits: Limits::default(),
         labels: Vec::new(),
         isolation_key: None,
+        owner: None,
         retention_ms: 86_400_000,
         max_attempts: 3,
+        ..JobSpec::default()
     };
     Command::Submit {
         id: id(number),
@@ -125,6 +130,7 @@ fn complete(number: u64) -> Command {
                 wall_us: 15_678,
                 memory_kb: 9_216,
                 message: None,
+                judged: None,
             },
             output: Output {
                 stdout: Bytes::from_static(b"hello\n"),

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::callback::DeliveryAttempt;
 use crate::codec;
 use crate::job::{JobId, JobResult, JobSpec};
+use crate::language::Language;
 use crate::node::NodeId;
 use crate::settings::Settings;
 
@@ -38,7 +40,19 @@ impl QueueBound {
     /// Why a queue of so many jobs and bytes takes no further job of this weight, if it does not.
     #[must_use]
     pub const fn refuses(&self, jobs: u64, bytes: u64, weight: u64) -> Option<Rejection> {
-        if jobs >= self.jobs {
+        self.refuses_all(jobs, bytes, 1, weight)
+    }
+
+    /// Why a queue of so many jobs and bytes does not take `more` further jobs of this weight all together, if it does not.
+    #[must_use]
+    pub const fn refuses_all(
+        &self,
+        jobs: u64,
+        bytes: u64,
+        more: u64,
+        weight: u64,
+    ) -> Option<Rejection> {
+        if jobs.saturating_add(more) > self.jobs {
             let limit = self.jobs;
             return Some(Rejection::QueueFull { jobs, limit });
         }
@@ -101,6 +115,12 @@ pub enum Command {
         /// The submitter's retry key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<IdempotencyKey>,
+    },
+    /// Accepts several jobs, all of them or none. Also how a single job is submitted whose rules an earlier version did not
+    /// have: such a version does not know this command, and stops instead of queueing the job in some other way.
+    SubmitAll {
+        /// The jobs, in the order in which they are queued.
+        jobs: Vec<Submission>,
     },
     /// Gives a queued job to a node, whatever stands before it in the queue.
     Assign {
@@ -185,6 +205,49 @@ pub enum Command {
         /// What holds from now on.
         settings: Settings,
     },
+    /// Says how an attempt to tell somebody of a job's end went.
+    CallbackTried {
+        /// The job.
+        job: JobId,
+        /// Number of the attempt, from 1; the fence.
+        attempt: u32,
+        /// How it went.
+        outcome: DeliveryAttempt,
+        /// How long to wait before the next one if it was not received, milliseconds; `None` where none will do better.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_ms: Option<u64>,
+    },
+    /// Defines a language, or defines it anew. What is in here goes before what the nodes' files say.
+    SetLanguage {
+        /// Its image as it was named.
+        image: String,
+        /// The language; its image is the one to be used.
+        language: Box<Language>,
+        /// Whether submissions are refused.
+        #[serde(default)]
+        disabled: bool,
+        /// The version that its entry must have, 0 for none; any, if not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<u64>,
+    },
+    /// Disables or enables a language, of the ledger or of the nodes' files.
+    DisableLanguage {
+        /// Its name.
+        name: String,
+        /// Whether submissions are refused.
+        disabled: bool,
+        /// As in `SetLanguage`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<u64>,
+    },
+    /// Removes what the ledger says of a language: what the nodes' files say holds again.
+    RemoveLanguage {
+        /// Its name.
+        name: String,
+        /// As in `SetLanguage`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<u64>,
+    },
     /// Removes finished jobs whose retention is over, the oldest first.
     Expire {
         /// At most this many.
@@ -200,6 +263,7 @@ impl Command {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Submit { .. } => "submit",
+            Self::SubmitAll { .. } => "submit_all",
             Self::Assign { .. } => "assign",
             Self::Complete { .. } => "complete",
             Self::Release { .. } => "release",
@@ -210,9 +274,34 @@ impl Command {
             Self::Admit { .. } => "admit",
             Self::Remove { .. } => "remove",
             Self::Configure { .. } => "configure",
+            Self::CallbackTried { .. } => "callback_tried",
+            Self::SetLanguage { .. } => "set_language",
+            Self::DisableLanguage { .. } => "disable_language",
+            Self::RemoveLanguage { .. } => "remove_language",
             Self::Expire { .. } => "expire",
         }
     }
+}
+
+/// One of the jobs of [`Command::SubmitAll`]: what [`Command::Submit`] has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// Drawn by the accepting node.
+    pub id: JobId,
+    /// What is to be run.
+    pub spec: JobSpec,
+    /// The submitter's retry key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<IdempotencyKey>,
+}
+
+/// What became of one of several submissions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// The job's id: the submitted one, or that of the job that was joined.
+    pub job: JobId,
+    /// An earlier submission with the same key, or the same id, was found.
+    pub joined: bool,
 }
 
 /// A submitter's key that makes retries join the first job.
@@ -233,6 +322,11 @@ pub enum Reply {
         job: JobId,
         /// An earlier submission with the same key, or the same id, was found.
         joined: bool,
+    },
+    /// All the jobs are in the ledger.
+    SubmittedAll {
+        /// One for each, in their order.
+        jobs: Vec<Taken>,
     },
     /// The job was assigned.
     Assigned {
@@ -255,6 +349,13 @@ pub enum Reply {
     },
     /// The settings hold.
     Configured,
+    /// The language is as was asked.
+    LanguageSet {
+        /// Version of its entry; 0 when it has none.
+        version: u64,
+    },
+    /// The ledger says nothing of the language any more.
+    LanguageRemoved,
     /// So many jobs were removed.
     Expired {
         /// Removed jobs.
@@ -307,6 +408,32 @@ pub enum Rejection {
         /// What they may hold.
         limit: u64,
     },
+    /// The owner has as many jobs without a result as one may.
+    #[error("the owner has {jobs} jobs that are not finished, and may have {limit}")]
+    OwnerBusy {
+        /// Jobs that are not finished.
+        jobs: u64,
+        /// How many there may be.
+        limit: u64,
+    },
+    /// The owner has as many waiting jobs as fit into the owner's part of the queue.
+    #[error("the owner has {jobs} jobs that wait, and may have {limit}")]
+    OwnerQueueFull {
+        /// Waiting jobs of the owner.
+        jobs: u64,
+        /// How many there may be.
+        limit: u64,
+    },
+    /// The owner's waiting jobs would hold more than the owner's part of the queue.
+    #[error(
+        "the owner's waiting jobs hold {bytes} bytes, and may hold {limit} together with this one"
+    )]
+    OwnerQueueHeavy {
+        /// What they hold, bytes.
+        bytes: u64,
+        /// What they may hold.
+        limit: u64,
+    },
     /// The node was removed from the cluster; its id is not used again.
     #[error("the node was removed from the cluster")]
     NodeRemoved,
@@ -316,6 +443,29 @@ pub enum Rejection {
     /// The node has no free slot, is draining or lost, or cannot run the language.
     #[error("the node cannot take the job")]
     NoRoom,
+    /// The ledger says nothing of the language.
+    #[error("no such language")]
+    UnknownLanguage,
+    /// The entry of the language is not the one that was to be changed.
+    #[error("the language has version {version}")]
+    LanguageChanged {
+        /// The version that it has; 0 for none.
+        version: u64,
+    },
+    /// A name or an alias belongs to another language.
+    #[error("\"{word}\" is a name of the language {language}")]
+    NameTaken {
+        /// The name.
+        word: String,
+        /// Whose it is.
+        language: String,
+    },
+    /// As many languages have entries as may.
+    #[error("{limit} languages are set, which is the most")]
+    TooManyLanguages {
+        /// How many may.
+        limit: u64,
+    },
     /// A newer process of the node has announced itself.
     #[error("incarnation {current} of the node has announced itself since")]
     StaleIncarnation {

@@ -36,11 +36,18 @@ pub enum Event {
         /// The job.
         job: JobId,
     },
+    /// Somebody is to be told that a job has finished.
+    CallbackDue {
+        /// The job.
+        job: JobId,
+    },
     /// A node announced itself, was lost, changed its willingness, was let in, or was removed.
     NodeChanged {
         /// The node.
         node: NodeId,
     },
+    /// The languages that are set in the ledger are others.
+    LanguagesChanged,
     /// The settings of the cluster are others.
     SettingsChanged,
 }

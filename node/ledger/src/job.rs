@@ -1,5 +1,6 @@
 //! What a job is: what was submitted, how it stands, how it ended.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +9,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::callback::Callback;
+use crate::judging::is_lines;
+pub use crate::judging::{
+    Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,
+};
+use crate::language::{self, Pinned};
 use crate::node::NodeId;
+use crate::owner::Owner;
+use crate::priority::Priority;
 
 /// The id of a job, for ever. A UUID of version 7, so that ids sort by the time of their submission; drawn by the node
 /// that accepts the job.
@@ -147,15 +156,13 @@ pub struct StepLimits {
     pub wall_ms: u64,
 }
 
-/// One of several inputs that a program is run with, each in a clean state of its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TestCase {
-    /// What the program reads.
-    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
-    pub stdin: Bytes,
-    /// What it should print; whatever it prints will do where this is `None`. Never reaches a sandbox.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expected: Option<Bytes>,
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in each.
+    pub columns: u16,
 }
 
 /// What was submitted. Complete: defaults have been filled in by the node that accepted it, so that every attempt on
@@ -164,6 +171,10 @@ pub struct TestCase {
 pub struct JobSpec {
     /// Name of the language (never an alias).
     pub language: String,
+    /// The language as it was when the job was accepted, if it was one of the ledger; otherwise the file of the node that
+    /// executes the job says how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Box<Pinned>>,
     /// The files, at least one.
     pub files: Vec<SourceFile>,
     /// Which of the files the language's commands are given.
@@ -177,6 +188,12 @@ pub struct JobSpec {
     /// The first test case that is not accepted is the last that is run.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stop_on_failure: bool,
+    /// Who compares what a test case printed with what was expected.
+    #[serde(default, skip_serializing_if = "is_lines")]
+    pub checker: Checker,
+    /// Files below the job's folder whose content is part of the result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
     /// Arguments after the language's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
@@ -191,13 +208,57 @@ pub struct JobSpec {
     /// Whose job it is, for the sandboxes: one that has served a job of one key, or of none, serves no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation_key: Option<String>,
+    /// Who submits it, with the bounds that hold for that owner; nobody in particular where the cluster has no tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// How long the job is kept after it has finished, milliseconds.
     pub retention_ms: u64,
     /// How often the job may be tried before it ends with `internal_error`.
     pub max_attempts: u32,
+    /// Which level of the queue it waits in.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// Who is to be told that it has finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<Callback>,
+    /// Somebody may talk to the program while it runs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub interactive: bool,
+    /// What an interactive program has in the place of pipes, if it is to have a terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Terminal>,
 }
 
 impl JobSpec {
+    /// Whether every version of the program queues it in the same way, counts it for the same, and runs it alike.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.priority == Priority::Normal
+            && self.callback.is_none()
+            && self.owner.is_none()
+            && self.tests.is_empty()
+            && is_lines(&self.checker)
+            && self.outputs.is_empty()
+            && !self.interactive
+            && self.definition.is_none()
+    }
+
+    /// Whose sandboxes it may share, if not everybody's: an isolation key is its owner's own, whatever keys others use.
+    #[must_use]
+    pub fn kept_apart(&self) -> Option<String> {
+        let key = self.isolation_key.as_ref()?;
+        Some(match self.owner_name() {
+            None => key.clone(),
+            Some(owner) => format!("{owner}\0{key}"),
+        })
+    }
+
+    /// The name of the owner, if there is one.
+    #[must_use]
+    pub fn owner_name(&self) -> Option<&str> {
+        self.owner.as_ref().map(|owner| owner.name.as_str())
+    }
+
     /// What the submission weighs, bytes: the payload, not its encoding.
     #[must_use]
     pub fn weight(&self) -> u64 {
@@ -211,9 +272,18 @@ impl JobSpec {
         let tests: usize = self
             .tests
             .iter()
-            .map(|test| test.stdin.len() + test.expected.as_ref().map_or(0, Bytes::len))
+            .map(|test| {
+                test.stdin.len()
+                    + test.expected.as_ref().map_or(0, Bytes::len)
+                    + test.name.as_ref().map_or(0, String::len)
+            })
             .sum();
-        (files + args + env + self.stdin.len() + tests) as u64
+        let outputs: usize = self.outputs.iter().map(String::len).sum();
+        let checker = self.checker.weight();
+        let callback = self.callback.as_ref().map_or(0, Callback::weight);
+        let definition = self.definition.as_ref().map_or(0, |d| d.weight());
+        let own = files + args + env + self.stdin.len() + tests + checker + outputs;
+        own as u64 + callback + definition
     }
 }
 
@@ -306,6 +376,9 @@ pub struct Outcome {
     /// Which limit was hit, or why Quorun could not run the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Of a job with test cases: what came of all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<Judged>,
 }
 
 impl Outcome {
@@ -320,6 +393,7 @@ impl Outcome {
             wall_us: 0,
             memory_kb: 0,
             message: Some(message.into()),
+            judged: None,
         }
     }
 }
@@ -356,25 +430,6 @@ pub struct Compile {
     pub cached: bool,
 }
 
-/// How a program did with one test case.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TestResult {
-    /// The figures.
-    pub outcome: Outcome,
-    /// The program's stdout, its beginning.
-    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
-    pub stdout: Bytes,
-    /// The program's stderr, its beginning.
-    #[serde(default, skip_serializing_if = "Bytes::is_empty")]
-    pub stderr: Bytes,
-    /// Part of stdout is not here.
-    #[serde(default)]
-    pub stdout_truncated: bool,
-    /// Part of stderr is not here.
-    #[serde(default)]
-    pub stderr_truncated: bool,
-}
-
 /// What a job printed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
@@ -396,6 +451,12 @@ pub struct Output {
     /// How the test cases went, in their order: all that were run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<TestResult>,
+    /// The files that were asked for, in that order; none if the program did not run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<OutputFile>,
+    /// How long the attempt took its node, from taking it up until the report, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt_us: Option<u64>,
 }
 
 impl Output {
@@ -409,9 +470,19 @@ impl Output {
         let tests: usize = self
             .tests
             .iter()
-            .map(|test| test.stdout.len() + test.stderr.len())
+            .map(|test| {
+                test.stdout.len()
+                    + test.stderr.len()
+                    + test.name.as_ref().map_or(0, String::len)
+                    + test.checker.as_ref().map_or(0, String::len)
+            })
             .sum();
-        (self.stdout.len() + self.stderr.len() + compile + tests) as u64
+        let files: usize = self
+            .files
+            .iter()
+            .map(|file| file.name.len() + file.content.len())
+            .sum();
+        (self.stdout.len() + self.stderr.len() + compile + tests + files) as u64
     }
 }
 
@@ -443,6 +514,9 @@ pub struct Job {
     pub id: JobId,
     /// Name of its language.
     pub language: String,
+    /// Version of the definition that it carries, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<u64>,
     /// How it stands.
     pub state: JobState,
     /// Number of the current or last attempt; 0 before the first.
@@ -472,13 +546,28 @@ pub struct Job {
     /// The idempotency key it was submitted with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// Whose job it is, if it was submitted with a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// How long it is kept after it has finished, milliseconds.
     pub retention_ms: u64,
     /// Bytes of submission and output that it holds.
     pub weight: u64,
+    /// Which level of the queue it waits in.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// Somebody is to be told that it has finished: there is a delivery.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub callback: bool,
 }
 
 impl Job {
+    /// What a node must be able to run, to run this job.
+    #[must_use]
+    pub fn needs(&self) -> Cow<'_, str> {
+        language::needed(&self.language, self.definition)
+    }
+
     /// When a finished job may be expired, Unix milliseconds.
     #[must_use]
     pub fn expires_ms(&self) -> Option<u64> {
@@ -532,18 +621,23 @@ mod tests {
     fn a_job_without_anything_new_is_written_as_it_was() {
         let spec = JobSpec {
             language: "c".into(),
+            definition: None,
             files: Vec::new(),
             entrypoint: "main.c".into(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
             limits: Limits::default(),
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 1,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         let output = Output {
             compile: Some(Compile::default()),
@@ -560,14 +654,70 @@ mod tests {
             "tests",
             "stop_on_failure",
             "isolation_key",
+            "owner",
             "open_files",
             "file_kb",
             "stack_kb",
             "cached",
+            "checker",
+            "outputs",
+            "judged",
+            "attempt_us",
+            "priority",
+            "callback",
+            "interactive",
+            "terminal",
         ] {
             assert!(!holds(&spec, name) && !holds(&output, name), "{name}");
         }
         assert!(!codec::decode::<JobSpec>(&spec).unwrap().stop_on_failure);
+    }
+
+    #[test]
+    fn a_job_is_plain_while_it_has_nothing_new() {
+        let plain = JobSpec::default();
+        assert!(plain.is_plain());
+        let changes: [fn(&mut JobSpec); 7] = [
+            |spec| spec.priority = Priority::High,
+            |spec| spec.callback = Some(Callback::default()),
+            |spec| spec.owner = Some(Owner::default()),
+            |spec| spec.tests.push(TestCase::default()),
+            |spec| spec.checker = Checker::Exact,
+            |spec| spec.outputs.push("a".to_owned()),
+            |spec| spec.interactive = true,
+        ];
+        for (n, change) in changes.iter().enumerate() {
+            let mut spec = plain.clone();
+            change(&mut spec);
+            assert!(!spec.is_plain(), "change {n}");
+        }
+    }
+
+    #[test]
+    fn an_isolation_key_is_its_owners_own() {
+        let kept = |owner: Option<&str>, key: Option<&str>| {
+            let owner = owner.map(|name| Owner {
+                name: name.to_owned(),
+                ..Owner::default()
+            });
+            let isolation_key = key.map(ToOwned::to_owned);
+            JobSpec {
+                owner,
+                isolation_key,
+                ..JobSpec::default()
+            }
+            .kept_apart()
+        };
+        assert_eq!(kept(None, None), None);
+        assert_eq!(kept(Some("a"), None), None);
+        let all = [
+            kept(None, Some("k")),
+            kept(Some("a"), Some("k")),
+            kept(Some("b"), Some("k")),
+            kept(None, Some("ak")),
+        ];
+        let apart: std::collections::BTreeSet<_> = all.iter().flatten().collect();
+        assert_eq!(apart.len(), all.len());
     }
 
     #[test]

@@ -6,14 +6,20 @@
 //! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
 //! | `d` | node | empty: nodes that were removed for ever |
 //! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
-//! | `i` | idempotency key | the job that has it, and the request's fingerprint |
+//! | `g` | | how often the entries of languages have been changed |
+//! | `g` | language | [`Entry`](crate::language::Entry) of a language that is set in the ledger |
+//! | `h` | job | [`Delivery`](crate::callback::Delivery) of the job's end to whoever wants to be told |
+//! | `i` | idempotency key; before it 0, owner, 0 where the job has one | the job that has it, and the request's fingerprint |
 //! | `j` | job | [`Job`](crate::job::Job) |
 //! | `m` | node | [`Admission`](crate::node::Admission) of a node that was let in |
 //! | `n` | node | [`Node`](crate::node::Node) |
 //! | `o` | job | [`Output`](crate::job::Output) |
 //! | `p` | | [`Settings`](crate::settings::Settings) of the cluster |
-//! | `q` | language, 0, order | the queued job |
+//! | `q` | what a node needs, 0, order | the queued job; what is needed is a language, see [`needed`](crate::language::needed), and the order says the level, [`Priority`](crate::priority::Priority) |
 //! | `s` | job | [`JobSpec`](crate::job::JobSpec) |
+//! | `u` | owner, 0, job | empty: the jobs of each owner |
+//! | `v` | owner | [`OwnerLoad`](crate::owner::OwnerLoad) of an owner with unfinished jobs |
+//! | `w` | time, job | the receiver's host: deliveries that are to be sent, by when |
 //!
 //! Numbers are big-endian, so that keys sort as they do. All tables start with a letter below `z`; keys from `z` on
 //! belong to whoever keeps the records.
@@ -25,6 +31,8 @@ use crate::node::NodeId;
 pub const COUNTERS: &[u8] = b"c";
 /// The key of the cluster's settings.
 pub const SETTINGS: &[u8] = b"p";
+/// The key of the number of changes of languages.
+pub const LANGUAGE_CHANGES: &[u8] = b"g";
 /// The first byte that no key of the ledger starts with; what is from here on belongs to the keeper of the records.
 pub const END: u8 = b'z';
 
@@ -56,6 +64,18 @@ pub fn jobs() -> Range {
     table(b'j')
 }
 
+/// The first key of a job whose id was drawn at a time, Unix milliseconds, or later. Ids begin with 48 bits of it.
+#[must_use]
+pub fn jobs_from(time_ms: u64) -> Vec<u8> {
+    key(b'j', &[&time_of_id(time_ms)])
+}
+
+/// The 48 bits of a time with which ids of that time begin.
+fn time_of_id(time_ms: u64) -> [u8; 6] {
+    let [_, _, time @ ..] = time_ms.min((1 << 48) - 1).to_be_bytes();
+    time
+}
+
 /// What was submitted.
 #[must_use]
 pub fn spec(id: JobId) -> Vec<u8> {
@@ -66,6 +86,25 @@ pub fn spec(id: JobId) -> Vec<u8> {
 #[must_use]
 pub fn output(id: JobId) -> Vec<u8> {
     key(b'o', &[id.as_bytes()])
+}
+
+/// The entry of a language.
+#[must_use]
+pub fn language(name: &str) -> Vec<u8> {
+    key(b'g', &[name.as_bytes()])
+}
+
+/// All entries of languages, by name.
+#[must_use]
+pub fn languages() -> Range {
+    // Behind the number of changes; names are not empty.
+    (vec![b'g', 0], vec![b'g' + 1])
+}
+
+/// The name in a key of a language.
+#[must_use]
+pub fn name_of_language(key: &[u8]) -> Option<&str> {
+    std::str::from_utf8(key.get(1..)?).ok()
 }
 
 /// A node's record.
@@ -133,10 +172,62 @@ pub fn job_of_attempt(key: &[u8]) -> Option<JobId> {
     key.get(9..).and_then(JobId::from_slice)
 }
 
-/// An idempotency key.
+/// The delivery of a job's end.
 #[must_use]
-pub fn idempotency(value: &str) -> Vec<u8> {
-    key(b'i', &[value.as_bytes()])
+pub fn delivery(job: JobId) -> Vec<u8> {
+    key(b'h', &[job.as_bytes()])
+}
+
+/// A delivery that is to be sent, in the order of its time.
+#[must_use]
+pub fn due(time_ms: u64, job: JobId) -> Vec<u8> {
+    key(b'w', &[&time_ms.to_be_bytes(), job.as_bytes()])
+}
+
+/// All deliveries that are to be sent.
+#[must_use]
+pub fn dues() -> Range {
+    table(b'w')
+}
+
+/// An idempotency key. Each owner has its own, and so have those without an owner: no key begins with the byte 0.
+#[must_use]
+pub fn idempotency(owner: Option<&str>, value: &str) -> Vec<u8> {
+    match owner {
+        None => key(b'i', &[value.as_bytes()]),
+        Some(owner) => key(b'i', &[&[0], owner.as_bytes(), &[0], value.as_bytes()]),
+    }
+}
+
+/// That a job is an owner's.
+#[must_use]
+pub fn owned(owner: &str, job: JobId) -> Vec<u8> {
+    key(b'u', &[owner.as_bytes(), &[0], job.as_bytes()])
+}
+
+/// All jobs of an owner, oldest first.
+#[must_use]
+pub fn owned_by(owner: &str) -> Range {
+    let name = owner.as_bytes();
+    (key(b'u', &[name, &[0]]), key(b'u', &[name, &[1]]))
+}
+
+/// The first key of an owner's job whose id was drawn at a time, Unix milliseconds, or later.
+#[must_use]
+pub fn owned_from(owner: &str, time_ms: u64) -> Vec<u8> {
+    key(b'u', &[owner.as_bytes(), &[0], &time_of_id(time_ms)])
+}
+
+/// The job at the end of an [`owned`] key.
+#[must_use]
+pub fn job_of_owned(key: &[u8]) -> Option<JobId> {
+    JobId::from_slice(key.get(key.len().checked_sub(16)?..)?)
+}
+
+/// What an owner has that is not finished.
+#[must_use]
+pub fn owner_load(owner: &str) -> Vec<u8> {
+    key(b'v', &[owner.as_bytes()])
 }
 
 /// A place in the queue.
@@ -178,7 +269,7 @@ pub fn expiries() -> Range {
     table(b'e')
 }
 
-/// Time and job of an [`expiry`] key.
+/// Time and job of an [`expiry`] key, or of a [`due`] one.
 #[must_use]
 pub fn parts_of_expiry(key: &[u8]) -> Option<(u64, JobId)> {
     let time = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);

@@ -1,9 +1,11 @@
 //! What a language is: data, not code.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec;
 use crate::job::{Limits, SourceFile, StepLimits};
 
 /// Stands for the entrypoint's file name in a language's commands.
@@ -43,6 +45,86 @@ pub struct Language {
     pub compile_limits: StepLimits,
     /// A program that prints `hello`.
     pub example: String,
+    /// What prints the version of its tools, in a sandbox of its image; the first line counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_command: Option<Vec<String>>,
+}
+
+/// What the ledger says of a language: that an admin has set it, or has disabled one of the nodes' files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Grows with every change of any language of the ledger, so that no two states of one have the same.
+    pub version: u64,
+    /// When it was changed last, Unix milliseconds.
+    pub changed_ms: u64,
+    /// No submissions are accepted.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub disabled: bool,
+    /// How its programs are run; without it, as the nodes' own files say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Definition>,
+}
+
+/// How programs of a language of the ledger are run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// The entry's version when this was set. Disabling and enabling leave it as it is.
+    pub version: u64,
+    /// The image as it was named; the language's own names the same by its digest, where that was known.
+    pub image: String,
+    /// The language.
+    pub language: Language,
+}
+
+/// The definition that a job was accepted with. It goes with the job, so that the job is executed as it was accepted,
+/// whatever becomes of the language meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Version of the definition.
+    pub version: u64,
+    /// What executing the job takes of the language.
+    pub language: Language,
+}
+
+impl Pinned {
+    /// The definition, for a job: without what only people need.
+    #[must_use]
+    pub fn new(definition: &Definition) -> Self {
+        let Definition {
+            version, language, ..
+        } = definition;
+        Self {
+            version: *version,
+            language: Language {
+                aliases: Vec::new(),
+                title: String::new(),
+                extensions: Vec::new(),
+                example: String::new(),
+                version_command: None,
+                ..language.clone()
+            },
+        }
+    }
+
+    /// What it weighs in the queue, bytes.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        codec::encode(self).len() as u64
+    }
+}
+
+/// What a node must be able to run for a job: a language of its file by its name, one of the ledger by name and version of
+/// its definition. Names of languages have no `@`.
+#[must_use]
+pub fn needed(language: &str, definition: Option<u64>) -> Cow<'_, str> {
+    match definition {
+        None => Cow::Borrowed(language),
+        Some(version) => Cow::Owned(format!("{language}@{version}")),
+    }
+}
+
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Language {

@@ -12,38 +12,51 @@
 //! fenced otherwise. [`Command::NodeLost`] and a [`Command::NodeUp`] with a new incarnation put what the node was
 //! running back to the front of the queue. A job whose attempts are used up ends with `internal_error`.
 //!
-//! WHERE THINGS ARE. [`job`], [`node`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
+//! WHERE THINGS ARE. [`job`], [`judging`], [`priority`], [`node`], [`owner`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
 //! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
 //! trait beneath and the transaction above it, [`emptied`] what both skip; [`view`] answers questions.
 
 #[cfg(feature = "bugs")]
 pub mod bugs;
+pub mod callback;
 pub mod codec;
 pub mod command;
 pub mod emptied;
 pub mod event;
 pub mod hash;
 pub mod job;
+pub mod judging;
 pub mod keys;
 pub mod language;
 pub mod node;
+pub mod owner;
+pub mod priority;
 mod rules;
 pub mod settings;
 pub mod store;
 pub mod transaction;
 pub mod view;
 
-pub use command::{Batch, Command, Completion, IdempotencyKey, QueueBound, Rejection, Reply};
+pub use callback::{Callback, Delivery, DeliveryAttempt, DeliveryState, Secret};
+pub use command::{
+    Batch, Command, Completion, IdempotencyKey, QueueBound, Rejection, Reply, Submission, Taken,
+};
 pub use emptied::Emptied;
 pub use event::Event;
 pub use hash::StateHash;
 pub use job::{
     Compile, Job, JobId, JobResult, JobSpec, JobState, Limits, Outcome, Output, SourceFile,
-    StepLimits, TestCase, TestResult, Verdict,
+    StepLimits, Terminal, Verdict,
 };
-pub use language::Language;
+pub use judging::{
+    Checker, CheckerProgram, Judged, OutputFile, Score, TestCase, TestResult, Tolerance,
+};
+pub use language::{Definition, Entry, Language, Pinned};
 pub use node::{Admission, Node, NodeId};
+pub use owner::{Owner, OwnerLoad};
+pub use priority::{Priority, Waiting};
+pub use rules::MAX_LANGUAGES;
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};
-pub use view::{Counters, JobFilter, JobPage, View};
+pub use view::{Counters, JobFilter, JobPage, Place, View};

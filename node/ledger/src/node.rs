@@ -29,7 +29,7 @@ pub struct Node {
     pub slots: u32,
     /// Attempts that hold a slot.
     pub busy: u32,
-    /// Languages it can run.
+    /// Languages it can run, as [`needed`](crate::language::needed) names them.
     pub languages: BTreeSet<String>,
     /// Version of its program.
     pub version: String,

@@ -1,24 +1,30 @@
 //! Questions to the ledger.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::callback::Delivery;
 use crate::codec;
 use crate::hash::StateHash;
-use crate::job::{Job, JobId, JobSpec, JobState, Output};
+use crate::job::{Job, JobId, JobSpec, JobState, Output, Verdict};
 use crate::keys;
+use crate::language::Entry;
 use crate::node::{Admission, Node, NodeId};
+use crate::owner::OwnerLoad;
+use crate::priority::{Level, Priority, Turns, Waiting};
 use crate::settings::Settings;
 use crate::store::{Store, StoreError};
 
 /// The figures that the ledger keeps about itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// The ledger's time, Unix milliseconds; never goes back.
     pub time_ms: u64,
-    /// The place in the queue that the next job put back gets, counting down.
+    /// The place in the normal level that the next job put back gets, counting down.
     pub front: u64,
-    /// The place in the queue that the next new job gets, counting up.
+    /// The place in the normal level that the next new job gets, counting up.
     pub back: u64,
     /// The node that was assigned a job last; ties go on from here.
     pub turn: NodeId,
@@ -35,6 +41,19 @@ pub struct Counters {
     /// Reports of workers that came from an attempt that was no longer current, and changed nothing.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub fenced: u64,
+    /// The level before the normal one.
+    #[serde(default, skip_serializing_if = "Level::is_unused")]
+    pub high: Level,
+    /// The level behind it.
+    #[serde(default, skip_serializing_if = "Level::is_unused")]
+    pub low: Level,
+    /// Whose turn it is.
+    #[serde(default, skip_serializing_if = "Turns::is_unused")]
+    pub turns: Turns,
+    /// What waits of each language; those of which nothing waits are not there. What an earlier version has queued is not
+    /// counted here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub languages: BTreeMap<String, Waiting>,
     /// Over all records but this one.
     pub hash: StateHash,
 }
@@ -59,9 +78,142 @@ impl Default for Counters {
             finished: 0,
             finished_bytes: 0,
             fenced: 0,
+            high: Level::default(),
+            low: Level::default(),
+            turns: Turns::default(),
+            languages: BTreeMap::new(),
             hash: StateHash::default(),
         }
     }
+}
+
+impl Counters {
+    /// What waits in a level.
+    #[must_use]
+    pub const fn waiting(&self, level: Priority) -> Waiting {
+        let (high, low) = (self.high.waiting, self.low.waiting);
+        match level {
+            Priority::High => high,
+            Priority::Low => low,
+            Priority::Normal => Waiting {
+                jobs: self.queued.saturating_sub(high.jobs + low.jobs),
+                bytes: self.queued_bytes.saturating_sub(high.bytes + low.bytes),
+            },
+        }
+    }
+
+    /// How many jobs have their turn before one that enters a level now.
+    #[must_use]
+    pub fn ahead_of_new(&self, level: Priority) -> u64 {
+        let in_level = self.waiting(level).jobs;
+        let mut turns = self.turns;
+        if in_level == 0 {
+            turns.enters(level);
+        }
+        in_level + self.ahead_elsewhere(&turns, level, in_level)
+    }
+
+    /// How many jobs of other levels have their turn before one with so many before it in its own.
+    pub(crate) fn ahead_elsewhere(&self, turns: &Turns, level: Priority, in_level: u64) -> u64 {
+        let others = Priority::ALL.into_iter().filter(|other| *other != level);
+        others
+            .map(|other| {
+                // A level that is empty gets no turns.
+                let waiting = self.waiting(other).jobs;
+                turns.passed_by(level, in_level, other, waiting)
+            })
+            .sum()
+    }
+
+    /// The levels in which something waits.
+    pub(crate) fn waiting_levels(&self) -> impl Iterator<Item = Priority> {
+        let waits = Priority::ALL.map(|level| (level, self.waiting(level).jobs > 0));
+        waits
+            .into_iter()
+            .filter_map(|(level, waits)| waits.then_some(level))
+    }
+
+    const fn level_mut(&mut self, level: Priority) -> Option<&mut Level> {
+        match level {
+            Priority::High => Some(&mut self.high),
+            Priority::Normal => None,
+            Priority::Low => Some(&mut self.low),
+        }
+    }
+
+    /// Gives away the place before all others of a level.
+    pub(crate) fn place_before(&mut self, priority: Priority) -> u64 {
+        if let Some(level) = self.level_mut(priority) {
+            return level.before(priority);
+        }
+        self.front -= 1;
+        self.front + 1
+    }
+
+    /// Gives away the place behind all others of a level.
+    pub(crate) fn place_behind(&mut self, priority: Priority) -> u64 {
+        if let Some(level) = self.level_mut(priority) {
+            return level.behind(priority);
+        }
+        self.back += 1;
+        self.back - 1
+    }
+
+    pub(crate) fn enters_queue(&mut self, language: &str, priority: Priority, weight: u64) {
+        if self.waiting(priority).jobs == 0 {
+            self.turns.enters(priority);
+        }
+        self.queued += 1;
+        self.queued_bytes += weight;
+        if let Some(level) = self.level_mut(priority) {
+            level.waiting.add(weight);
+        }
+        match self.languages.get_mut(language) {
+            Some(waiting) => waiting.add(weight),
+            None => {
+                let mut waiting = Waiting::default();
+                waiting.add(weight);
+                self.languages.insert(language.to_owned(), waiting);
+            }
+        }
+    }
+
+    pub(crate) fn leaves_queue(&mut self, language: &str, priority: Priority, weight: u64) {
+        self.queued -= 1;
+        self.queued_bytes -= weight;
+        if let Some(level) = self.level_mut(priority) {
+            level.waiting.take(weight);
+        }
+        if let Some(waiting) = self.languages.get_mut(language) {
+            waiting.take(weight);
+            if waiting.jobs == 0 {
+                self.languages.remove(language);
+            }
+        }
+        if self.queued == 0 {
+            // Whatever was not counted is gone.
+            self.languages.clear();
+        }
+    }
+
+    /// A job of a level, which has left the queue, was given to a node.
+    pub(crate) fn served(&mut self, priority: Priority) {
+        let mut turns = self.turns;
+        turns.served(
+            priority,
+            self.waiting_levels().filter(|level| *level != priority),
+        );
+        self.turns = turns;
+    }
+}
+
+/// Where a job stands in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The jobs that have their turn before it if nothing else comes, at most.
+    pub ahead: u64,
+    /// Those of its own level.
+    pub in_level: u64,
 }
 
 /// Which job has an idempotency key.
@@ -73,31 +225,88 @@ pub struct KeyRecord {
     pub fingerprint: [u8; 16],
 }
 
-/// Which jobs a list is to hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Which jobs a list is to hold. What is not said admits all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobFilter {
-    /// Only jobs in this state.
-    pub state: Option<JobState>,
-    /// Only jobs of this language.
-    pub language: Option<String>,
-    /// Only jobs with this label.
-    pub label: Option<String>,
+    /// Only jobs of this owner. These are looked up by themselves, however many others there are.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// Only jobs in one of these states; in any if there are none.
+    #[serde(default)]
+    pub states: BTreeSet<JobState>,
+    /// Only jobs of one of these languages.
+    #[serde(default)]
+    pub languages: BTreeSet<String>,
+    /// Only jobs that have all of these labels.
+    #[serde(default)]
+    pub labels: BTreeSet<String>,
+    /// Only jobs with one of these verdicts.
+    #[serde(default)]
+    pub verdicts: BTreeSet<Verdict>,
+    /// Only jobs whose current or last attempt is, or was, on one of these nodes.
+    #[serde(default)]
+    pub nodes: BTreeSet<NodeId>,
+    /// Only jobs of one of these levels.
+    #[serde(default)]
+    pub priorities: BTreeSet<Priority>,
+    /// Only jobs that were submitted then or later, Unix milliseconds.
+    #[serde(default)]
+    pub from_ms: Option<u64>,
+    /// Only jobs that were submitted earlier.
+    #[serde(default)]
+    pub until_ms: Option<u64>,
+    /// The oldest first; else the newest.
+    #[serde(default)]
+    pub oldest_first: bool,
 }
 
 impl JobFilter {
     fn admits(&self, job: &Job) -> bool {
-        self.state.is_none_or(|state| job.state == state)
-            && self.language.as_ref().is_none_or(|l| job.language == *l)
-            && self.label.as_ref().is_none_or(|l| job.labels.contains(l))
+        fn one_of<T: Ord>(wanted: &BTreeSet<T>, value: Option<&T>) -> bool {
+            wanted.is_empty() || value.is_some_and(|value| wanted.contains(value))
+        }
+        let verdict = job.outcome.as_ref().map(|outcome| outcome.verdict);
+        one_of(&self.states, Some(&job.state))
+            && one_of(&self.languages, Some(&job.language))
+            && self.labels.iter().all(|label| job.labels.contains(label))
+            && one_of(&self.verdicts, verdict.as_ref())
+            && one_of(&self.nodes, job.node.as_ref())
+            && one_of(&self.priorities, Some(&job.priority))
+            && self.from_ms.is_none_or(|from| job.submitted_ms >= from)
+            && self.until_ms.is_none_or(|until| job.submitted_ms < until)
+    }
+
+    /// The jobs that may be meant. Ids begin with the time of their drawing by the clock of the node that took the job, and
+    /// the time of the submission is the leader's: what lies further from the wanted time than any two clocks do, is not
+    /// looked at.
+    fn range(&self) -> keys::Range {
+        let owner = self.owner.as_deref();
+        let (mut from, mut to) = owner.map_or_else(keys::jobs, keys::owned_by);
+        let drawn = |time_ms| {
+            owner.map_or_else(
+                || keys::jobs_from(time_ms),
+                |owner| keys::owned_from(owner, time_ms),
+            )
+        };
+        if let Some(wanted) = self.from_ms {
+            from = drawn(wanted.saturating_sub(CLOCKS_MS));
+        }
+        if let Some(wanted) = self.until_ms {
+            to = drawn(wanted.saturating_add(CLOCKS_MS));
+        }
+        (from, to)
     }
 }
+
+/// How far the clocks of two nodes may lie apart before a list by time misses jobs.
+const CLOCKS_MS: u64 = 60 * 60 * 1000;
 
 /// A part of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobPage {
-    /// The jobs, newest first.
+    /// The jobs, in the order that was asked for.
     pub jobs: Vec<Job>,
-    /// Where to go on: only jobs older than this one follow.
+    /// Where to go on: only jobs behind this one follow.
     pub next: Option<JobId>,
 }
 
@@ -152,12 +361,60 @@ impl<S: Store> View<S> {
         self.read(&keys::output(id))
     }
 
-    /// The job that has an idempotency key.
+    /// The delivery of a job's end, if somebody wants to be told.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn key(&self, key: &str) -> Result<Option<KeyRecord>, StoreError> {
-        self.read(&keys::idempotency(key))
+    pub fn delivery(&self, id: JobId) -> Result<Option<Delivery>, StoreError> {
+        self.read(&keys::delivery(id))
+    }
+
+    /// Deliveries that are to be sent by a time, the first of them up to a number, each with the host of its receiver.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn due(&self, until_ms: u64, limit: usize) -> Result<Vec<(JobId, String)>, StoreError> {
+        self.pairs(keys::dues())
+            .map(|pair| {
+                let (key, value) = pair?;
+                let (time, job) = keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key))?;
+                Ok((time, job, decode(&key, &value)?))
+            })
+            .take_while(|due: &Result<(u64, _, String), _>| {
+                due.as_ref().map_or(true, |(time, _, _)| *time <= until_ms)
+            })
+            .take(limit)
+            .map(|due| due.map(|(_, job, host)| (job, host)))
+            .collect()
+    }
+
+    /// When the next delivery is to be sent, Unix milliseconds.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn next_due(&self) -> Result<Option<u64>, StoreError> {
+        let (from, to) = keys::dues();
+        self.store
+            .first(&from, &to)?
+            .map(|(key, _)| keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key)))
+            .transpose()
+            .map(|parts| parts.map(|(time, _)| time))
+    }
+
+    /// The job that has an idempotency key of an owner, or of nobody in particular.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn key(&self, owner: Option<&str>, key: &str) -> Result<Option<KeyRecord>, StoreError> {
+        self.read(&keys::idempotency(owner, key))
+    }
+
+    /// What an owner has that is not finished.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn owner_load(&self, owner: &str) -> Result<OwnerLoad, StoreError> {
+        Ok(self.read(&keys::owner_load(owner))?.unwrap_or_default())
     }
 
     /// A node's record.
@@ -221,6 +478,51 @@ impl<S: Store> View<S> {
         Ok(self.read(keys::SETTINGS)?.unwrap_or_default())
     }
 
+    /// The languages that the ledger says something of, by name.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn languages(&self) -> Result<Vec<(String, Entry)>, StoreError> {
+        self.pairs(keys::languages())
+            .map(|pair| {
+                let (key, value) = pair?;
+                let name = keys::name_of_language(&key).ok_or_else(|| malformed(&key))?;
+                Ok((name.to_owned(), decode(&key, &value)?))
+            })
+            .collect()
+    }
+
+    /// What the ledger says of a language.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn language(&self, name: &str) -> Result<Option<Entry>, StoreError> {
+        self.read(&keys::language(name))
+    }
+
+    /// How often languages have been changed; a change has this number as its version.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn language_changes(&self) -> Result<u64, StoreError> {
+        Ok(self.read(keys::LANGUAGE_CHANGES)?.unwrap_or(0))
+    }
+
+    /// What the jobs of the queue need, see [`needed`](crate::language::needed): each once, with the job that is first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn needed(&self) -> Result<Vec<(String, JobId)>, StoreError> {
+        let mut needed = Vec::new();
+        let (mut from, to) = keys::queue();
+        while let Some((key, value)) = self.store.first(&from, &to)? {
+            let (name, _) = keys::parts_of_queued(&key).ok_or_else(|| malformed(&key))?;
+            from = keys::after_language(name);
+            needed.push((name.to_owned(), decode(&key, &value)?));
+        }
+        Ok(needed)
+    }
+
     /// The attempts that hold a slot of a node, oldest job first.
     ///
     /// # Errors
@@ -271,32 +573,121 @@ impl<S: Store> View<S> {
         Ok(finished)
     }
 
-    /// Jobs, newest first, those older than `before`. Looks at no more than `scan` records, so that a filter that admits
-    /// little cannot hold a reader for long; the page then ends early and says where to go on.
+    /// Where a queued job stands; `None` for a job that is not queued. Counted from what is kept, without a look at the
+    /// jobs before it: in its own level from its place and the first one that is taken there, so that places that became
+    /// free in between count as jobs, but never more than wait; in the others from whose turn it is.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn place(&self, job: &Job) -> Result<Option<Place>, StoreError> {
+        let Some(order) = job.order else {
+            return Ok(None);
+        };
+        let counters = self.counters()?;
+        let level = job.priority;
+        let mut first = order;
+        self.each_language(|view, language| {
+            let (from, to) = level.places(language);
+            if let Some((key, _)) = view.store.first(&from, &to)? {
+                let (_, order) = keys::parts_of_queued(&key).ok_or_else(|| malformed(&key))?;
+                first = first.min(order);
+            }
+            Ok(())
+        })?;
+        let others = counters.waiting(level).jobs.saturating_sub(1);
+        let in_level = (order - first).min(others);
+        let elsewhere = counters.ahead_elsewhere(&counters.turns, level, in_level);
+        Ok(Some(Place {
+            ahead: in_level + elsewhere,
+            in_level,
+        }))
+    }
+
+    /// For each level, when the oldest of the first jobs of each language was submitted, Unix milliseconds: in a level the
+    /// first of a language is its oldest, unless it was put back.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn oldest_waiting(&self) -> Result<[Option<u64>; 3], StoreError> {
+        let mut oldest: [Option<u64>; 3] = [None; 3];
+        self.each_language(|view, language| {
+            for level in Priority::ALL {
+                let (from, to) = level.places(language);
+                let Some((key, value)) = view.store.first(&from, &to)? else {
+                    continue;
+                };
+                if let Some(job) = view.job(decode(&key, &value)?)? {
+                    let oldest = &mut oldest[level as usize];
+                    let known = oldest.unwrap_or(u64::MAX);
+                    *oldest = Some(known.min(job.submitted_ms));
+                }
+            }
+            Ok(())
+        })?;
+        Ok(oldest)
+    }
+
+    /// Calls for each language of which something waits.
+    fn each_language(
+        &self,
+        mut call: impl FnMut(&Self, &str) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let (mut from, to) = keys::queue();
+        while let Some((key, _)) = self.store.first(&from, &to)? {
+            let (language, _) = keys::parts_of_queued(&key).ok_or_else(|| malformed(&key))?;
+            call(self, language)?;
+            from = keys::after_language(language);
+        }
+        Ok(())
+    }
+
+    /// Jobs that a filter admits, in its order, those behind `behind`. Looks at no more than `scan` records, so that a filter
+    /// that admits little cannot hold a reader for long; the page then ends early and says where to go on.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn jobs(
         &self,
         filter: &JobFilter,
-        before: Option<JobId>,
+        behind: Option<JobId>,
         limit: usize,
         scan: usize,
     ) -> Result<JobPage, StoreError> {
-        let (from, mut to) = keys::jobs();
-        if let Some(before) = before {
-            to = keys::job(before);
+        let owner = filter.owner.as_deref();
+        let place = |job| owner.map_or_else(|| keys::job(job), |owner| keys::owned(owner, job));
+        let (mut from, mut to) = filter.range();
+        if let Some(behind) = behind {
+            let mut key = place(behind);
+            if filter.oldest_first {
+                key.push(0);
+                from = from.max(key);
+            } else {
+                to = to.min(key);
+            }
         }
         let mut page = JobPage {
             jobs: Vec::new(),
             next: None,
         };
         for _ in 0..scan {
-            let Some((key, value)) = self.store.last(&from, &to)? else {
+            let next = if filter.oldest_first {
+                self.store.first(&from, &to)?
+            } else {
+                self.store.last(&from, &to)?
+            };
+            let Some((key, value)) = next else {
                 page.next = None;
                 return Ok(page);
             };
-            let job: Job = decode(&key, &value)?;
+            let job: Job = match owner {
+                None => decode(&key, &value)?,
+                Some(owner) => {
+                    let id = keys::job_of_owned(&key).ok_or_else(|| malformed(&key))?;
+                    self.job(id)?.ok_or_else(|| {
+                        StoreError::Inconsistent(format!("job {id} of {owner} is not there"))
+                    })?
+                }
+            };
             page.next = Some(job.id);
             if filter.admits(&job) {
                 page.jobs.push(job);
@@ -304,7 +695,12 @@ impl<S: Store> View<S> {
                     break;
                 }
             }
-            to = key.to_vec();
+            if filter.oldest_first {
+                from = key.to_vec();
+                from.push(0);
+            } else {
+                to = key.to_vec();
+            }
         }
         Ok(page)
     }

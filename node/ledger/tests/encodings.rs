@@ -13,13 +13,15 @@ use std::error::Error;
 use std::fmt::{Debug, Write as _};
 
 use bytes::Bytes;
-use common::{Ledger, complete, id, node_up, result, spec, submit};
+use common::{Ledger, complete, id, language, node_up, result, spec, submit, submit_with};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Batch, Command, Compile, Completion, Counters, IdempotencyKey, Job, JobResult,
-    JobSpec, Limits, Node, Outcome, Output, QueueBound, Rejection, Reply, Settings, SourceFile,
-    TestCase, TestResult, Verdict, keys,
+    Admission, Batch, Callback, Checker, CheckerProgram, Command, Compile, Completion, Counters,
+    Definition, Delivery, DeliveryAttempt, DeliveryState, Entry, IdempotencyKey, Job, JobResult,
+    JobSpec, Judged, Language, Limits, Node, Outcome, Output, OutputFile, Owner, OwnerLoad, Pinned,
+    Priority, QueueBound, Rejection, Reply, Score, Secret, Settings, SourceFile, StepLimits,
+    Submission, Taken, Terminal, TestCase, TestResult, Tolerance, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -120,9 +122,12 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
         "output" => shown::<Output>(bytes),
         "node" => shown::<Node>(bytes),
         "key" => shown::<KeyRecord>(bytes),
+        "owner-load" => shown::<OwnerLoad>(bytes),
         "counters" => shown::<Counters>(bytes),
         "admission" => shown::<Admission>(bytes),
         "settings" => shown::<Settings>(bytes),
+        "delivery" => shown::<Delivery>(bytes),
+        "language" => shown::<Entry>(bytes),
         other => Err(format!("there is no kind {other}").into()),
     }
 }
@@ -131,6 +136,7 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
 fn full_spec() -> JobSpec {
     JobSpec {
         language: "python".to_owned(),
+        definition: None,
         files: vec![
             SourceFile {
                 name: "main.py".to_owned(),
@@ -148,6 +154,7 @@ fn full_spec() -> JobSpec {
             TestCase {
                 stdin: Bytes::from_static(b"1"),
                 expected: Some(Bytes::from_static(b"2")),
+                ..TestCase::default()
             },
         ],
         stop_on_failure: true,
@@ -165,8 +172,21 @@ fn full_spec() -> JobSpec {
         },
         labels: vec!["label".to_owned()],
         isolation_key: Some("tenant".to_owned()),
+        owner: None, // `owned` has one
         retention_ms: 9,
         max_attempts: 10,
+        priority: Priority::Low,
+        callback: Some(Callback {
+            url: "https://host/path".to_owned(),
+            headers: [("x-name".to_owned(), Secret::new("value".to_owned()))].into(),
+            secret: Some(Secret::new("secret".to_owned())),
+        }),
+        interactive: true,
+        terminal: Some(Terminal {
+            rows: 24,
+            columns: 80,
+        }),
+        ..JobSpec::default()
     }
 }
 
@@ -179,6 +199,7 @@ fn full_result() -> JobResult {
         wall_us: 1 << 40,
         memory_kb: 3,
         message: Some("over the CPU time".to_owned()),
+        judged: None,
     };
     JobResult {
         outcome: outcome.clone(),
@@ -204,8 +225,128 @@ fn full_result() -> JobResult {
                 stderr: Bytes::from_static(b"b"),
                 stdout_truncated: true,
                 stderr_truncated: true,
+                name: None,
+                hidden: false,
+                score: None,
+                checker: None,
             }],
+            attempt_us: Some(5),
+            ..Output::default()
         },
+    }
+}
+
+/// Everything about judging set.
+fn judged_spec() -> JobSpec {
+    let program = CheckerProgram {
+        language: "c".to_owned(),
+        files: vec![SourceFile {
+            name: "check.c".to_owned(),
+            content: Bytes::from_static(b"int main;"),
+        }],
+        entrypoint: "check.c".to_owned(),
+        limits: full_spec().limits,
+    };
+    JobSpec {
+        tests: vec![TestCase {
+            stdin: Bytes::from_static(b"1"),
+            expected: Some(Bytes::from_static(b"2")),
+            name: Some("case".to_owned()),
+            weight: 3,
+            hidden: true,
+            cpu_ms: Some(4),
+            wall_ms: Some(5),
+        }],
+        checker: Checker::Program(Box::new(program)),
+        outputs: vec!["a/b".to_owned()],
+        ..spec("python")
+    }
+}
+
+fn checked_by(checker: Checker) -> JobSpec {
+    JobSpec {
+        checker,
+        ..spec("c")
+    }
+}
+
+fn floats() -> Checker {
+    Checker::Floats {
+        absolute: Tolerance::new(0.5).unwrap(),
+        relative: Tolerance::new(0.0).unwrap(),
+    }
+}
+
+fn judged_complete() -> Command {
+    let full = full_result();
+    let mut test = full.output.tests[0].clone();
+    test.name = Some("case".to_owned());
+    test.hidden = true;
+    test.score = Some(Score::from_millionths(250_000));
+    test.checker = Some("nearly".to_owned());
+    let judged = Judged {
+        passed: 1,
+        total: 2,
+        score: Score::from_millionths(625_000),
+    };
+    let file = |content: &'static [u8], missing: Option<&str>| OutputFile {
+        name: "a/b".to_owned(),
+        size: 9,
+        content: Bytes::from_static(content),
+        truncated: !content.is_empty(),
+        missing: missing.map(ToOwned::to_owned),
+    };
+    Command::Complete {
+        job: id(1),
+        attempt: 2,
+        node: 3,
+        result: JobResult {
+            outcome: Outcome {
+                judged: Some(judged),
+                ..full.outcome
+            },
+            output: Output {
+                tests: vec![test],
+                files: vec![file(b"x", None), file(b"", Some("a link"))],
+                ..Output::default()
+            },
+        },
+    }
+}
+
+/// Every field set.
+fn full_definition() -> Definition {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    Definition {
+        version: 7,
+        image: "zig:0.15".to_owned(),
+        language: Language {
+            name: "zig".to_owned(),
+            aliases: words(&["z"]),
+            title: "Zig".to_owned(),
+            image: "zig@sha256:00".to_owned(),
+            source: "main.zig".to_owned(),
+            compile: Some(words(&["zig", "build-exe", "{source}"])),
+            run: words(&["./main"]),
+            env: [("A".to_owned(), "1".to_owned())].into(),
+            zygote: [("B".to_owned(), "2".to_owned())].into(),
+            extensions: words(&["zig"]),
+            limits: full_spec().limits,
+            compile_limits: StepLimits {
+                cpu_ms: 1,
+                wall_ms: 2,
+            },
+            example: "hello".to_owned(),
+            version_command: Some(words(&["zig", "version"])),
+        },
+    }
+}
+
+fn full_attempt() -> DeliveryAttempt {
+    DeliveryAttempt {
+        at_ms: 1,
+        status: Some(500),
+        error: Some("the receiver answered 500".to_owned()),
     }
 }
 
@@ -221,6 +362,25 @@ fn full_submit() -> Command {
     Command::Submit {
         id: id(1),
         spec: full_spec(),
+        key: Some(IdempotencyKey {
+            key: "k".to_owned(),
+            fingerprint: [7; 16],
+        }),
+    }
+}
+
+/// The same, of an owner with bounds.
+fn owned_submit() -> Command {
+    Command::Submit {
+        id: id(1),
+        spec: JobSpec {
+            owner: Some(Owner {
+                name: "o".to_owned(),
+                max_jobs: Some(300),
+                queue_percent: Some(10),
+            }),
+            ..spec("python")
+        },
         key: Some(IdempotencyKey {
             key: "k".to_owned(),
             fingerprint: [7; 16],
@@ -301,29 +461,114 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         "running-job" => encode(&view.job(id(3))?),
         "spec" => encode(&full_spec()),
         "plain-spec" => encode(&spec("c")),
+        "judged-spec" => encode(&judged_spec()),
+        "exact-spec" => encode(&checked_by(Checker::Exact)),
+        "tokens-spec" => encode(&checked_by(Checker::Tokens)),
+        "floats-spec" => encode(&checked_by(floats())),
         "output" => encode(&full_result().output),
         "plain-output" => encode(&result("x").output),
         "node" => encode(&view.node(1)?),
-        "key" => encode(&view.key("k")?),
+        "key" => encode(&view.key(None, "k")?),
         "admission" => encode(&Admission {
             peer: "a:1".to_owned(),
             http: "a:2".to_owned(),
         }),
+        "owned-job" => {
+            let mut ledger = Ledger::default();
+            ledger.run(owned_submit());
+            encode(&ledger.view().job(id(1))?)
+        }
+        "owner-load" => encode(&OwnerLoad {
+            unfinished: 3,
+            queued: 2,
+            queued_bytes: 1 << 20,
+        }),
         "settings" => encode(&full_settings()),
+        "delivery" => encode(&Delivery {
+            url: "https://host/path".to_owned(),
+            state: DeliveryState::Pending,
+            due_ms: Some(1),
+            attempts: vec![full_attempt()],
+        }),
         "counters" => encode(&view.counters()?),
+        "levels" => encode(&levels()?),
+        "pinned-spec" => encode(&JobSpec {
+            definition: Some(Box::new(Pinned::new(&full_definition()))),
+            ..spec("zig")
+        }),
+        "pinned-job" => {
+            let mut ledger = Ledger::default();
+            let spec = JobSpec {
+                definition: Some(Box::new(Pinned::new(&full_definition()))),
+                ..spec("zig")
+            };
+            ledger.run(Command::Submit {
+                id: id(1),
+                spec,
+                key: None,
+            });
+            encode(&ledger.view().job(id(1))?)
+        }
+        "language" => encode(&Entry {
+            version: 8,
+            changed_ms: 1 << 40,
+            disabled: true,
+            definition: Some(full_definition()),
+        }),
+        "plain-language" => encode(&Entry {
+            version: 8,
+            changed_ms: 9,
+            disabled: false,
+            definition: None,
+        }),
         other => return Err(format!("there is no sample {other}").into()),
     })
+}
+
+/// Jobs in every level, and turns taken.
+fn levels() -> Result<Counters, Box<dyn Error>> {
+    let mut ledger = Ledger::default();
+    let levels = [Priority::Low, Priority::Normal, Priority::High];
+    let submit = |n: u8| submit_with(id(n), levels[usize::from(n) % 3]);
+    ledger.batch((1..=9).map(submit).collect());
+    ledger.run(node_up(1, 1, 2));
+    Ok(ledger.view().counters()?)
 }
 
 fn sample_command(name: &str) -> Option<Command> {
     Some(match name {
         "submit" => full_submit(),
+        "owned-submit" => owned_submit(),
         "plain-submit" => submit(1),
+        "submit-all" => Command::SubmitAll {
+            jobs: vec![
+                Submission {
+                    id: id(1),
+                    spec: full_spec(),
+                    key: Some(IdempotencyKey {
+                        key: "k".to_owned(),
+                        fingerprint: [7; 16],
+                    }),
+                },
+                Submission {
+                    id: id(2),
+                    spec: spec("c"),
+                    key: None,
+                },
+            ],
+        },
+        "callback-tried" => Command::CallbackTried {
+            job: id(1),
+            attempt: 2,
+            outcome: full_attempt(),
+            retry_ms: Some(3),
+        },
         "assign" => Command::Assign {
             job: id(1),
             node: 2,
         },
         "complete" => full_complete(),
+        "judged-complete" => judged_complete(),
         "plain-complete" => complete(1, 1, 1, "x"),
         "release" => Command::Release {
             job: id(1),
@@ -353,6 +598,27 @@ fn sample_command(name: &str) -> Option<Command> {
         "plain-configure" => Command::Configure {
             settings: Settings::default(),
         },
+        "set-language" => Command::SetLanguage {
+            image: "zig:0.15".to_owned(),
+            language: Box::new(full_definition().language),
+            disabled: true,
+            expected: Some(3),
+        },
+        "plain-set-language" => Command::SetLanguage {
+            image: "x".to_owned(),
+            language: Box::new(language("x")),
+            disabled: false,
+            expected: None,
+        },
+        "disable-language" => Command::DisableLanguage {
+            name: "x".to_owned(),
+            disabled: true,
+            expected: Some(0),
+        },
+        "remove-language" => Command::RemoveLanguage {
+            name: "x".to_owned(),
+            expected: None,
+        },
         "expire" => Command::Expire {
             limit: 1,
             keep_bytes: u64::MAX,
@@ -368,6 +634,12 @@ fn sample_reply(name: &str) -> Option<Reply> {
             job: id(1),
             joined: true,
         },
+        "submitted-all" => Reply::SubmittedAll {
+            jobs: vec![Taken {
+                job: id(1),
+                joined: true,
+            }],
+        },
         "assigned" => Reply::Assigned { attempt: 1 },
         "committed" => Reply::Completed(Completion::Committed),
         "fenced" => Reply::Completed(Completion::Fenced),
@@ -375,6 +647,17 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "node-reply" => Reply::Node { requeued: 1 },
         "admitted" => Reply::Admitted { node: 1 },
         "configured" => Reply::Configured,
+        "language-set" => Reply::LanguageSet { version: 1 },
+        "language-removed" => Reply::LanguageRemoved,
+        "unknown-language" => return rejected(Rejection::UnknownLanguage),
+        "language-changed" => return rejected(Rejection::LanguageChanged { version: 1 }),
+        "name-taken" => {
+            return rejected(Rejection::NameTaken {
+                word: "a".to_owned(),
+                language: "b".to_owned(),
+            });
+        }
+        "too-many-languages" => return rejected(Rejection::TooManyLanguages { limit: 2 }),
         "expired" => Reply::Expired { jobs: 1 },
         "unknown-job" => return rejected(Rejection::UnknownJob),
         "unknown-node" => return rejected(Rejection::UnknownNode),
@@ -385,6 +668,14 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "queue-full" => return rejected(Rejection::QueueFull { jobs: 2, limit: 2 }),
         "queue-heavy" => {
             return rejected(Rejection::QueueHeavy {
+                bytes: 300,
+                limit: 400,
+            });
+        }
+        "owner-busy" => return rejected(Rejection::OwnerBusy { jobs: 2, limit: 2 }),
+        "owner-queue-full" => return rejected(Rejection::OwnerQueueFull { jobs: 2, limit: 2 }),
+        "owner-queue-heavy" => {
+            return rejected(Rejection::OwnerQueueHeavy {
                 bytes: 300,
                 limit: 400,
             });
@@ -400,11 +691,18 @@ fn all_keys() -> String {
         ("admission", keys::admission(258)),
         ("attempt", keys::attempt(258, id(3))),
         ("counters", keys::COUNTERS.to_vec()),
+        ("delivery", keys::delivery(id(3))),
+        ("due", keys::due(1 << 40, id(3))),
         ("expiry", keys::expiry(1 << 40, id(3))),
-        ("idempotency", keys::idempotency("k")),
+        ("idempotency", keys::idempotency(None, "k")),
+        ("idempotency-of-owner", keys::idempotency(Some("o"), "k")),
         ("job", keys::job(id(3))),
+        ("language", keys::language("zig")),
+        ("language-changes", keys::LANGUAGE_CHANGES.to_vec()),
         ("node", keys::node(258)),
         ("output", keys::output(id(3))),
+        ("owned", keys::owned("o", id(3))),
+        ("owner-load", keys::owner_load("o")),
         ("queued", keys::queued("c", 1 << 63)),
         ("removed", keys::removed(258)),
         ("settings", keys::SETTINGS.to_vec()),

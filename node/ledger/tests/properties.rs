@@ -6,14 +6,60 @@
 mod common;
 
 use common::witness::{Witness, submitted};
-use common::{Ledger, complete, id, node_up, spec};
+use std::collections::BTreeMap;
+
+use common::{Ledger, complete, id, node_up, spec, submit_with};
 use proptest::prelude::*;
 use quorun_ledger::{
-    Batch, Command, IdempotencyKey, MemoryStore, NodeId, QueueBound, Transaction, View,
+    Batch, Callback, Command, DeliveryAttempt, Event, IdempotencyKey, JobId, JobSpec, MemoryStore,
+    NodeId, Owner, Priority, QueueBound, Reply, Submission, Transaction, View,
 };
 
 const NODES: NodeId = 4;
 const JOBS: u8 = 24;
+
+/// Two owners, one of whom has bounds that are soon reached; most jobs are nobody's.
+fn owner() -> impl Strategy<Value = Option<Owner>> {
+    let owner = |name: &str, max_jobs, queue_percent| {
+        Some(Owner {
+            name: name.to_owned(),
+            max_jobs,
+            queue_percent,
+        })
+    };
+    prop_oneof![
+        2 => Just(None),
+        1 => Just(owner("a", None, None)),
+        1 => (1..4_u64, 20..60_u8).prop_map(move |(jobs, part)| owner("ab", Some(jobs), Some(part))),
+    ]
+}
+
+fn priority() -> impl Strategy<Value = Priority> {
+    prop::sample::select(Priority::ALL.to_vec())
+}
+
+fn submission() -> impl Strategy<Value = Submission> {
+    let language = prop::sample::select(vec!["python", "c", "cobol"]);
+    let key = prop::option::of(0..4_u8);
+    (0..JOBS, key, language, priority(), owner()).prop_map(|(n, key, language, priority, owner)| {
+        Submission {
+            id: id(n),
+            spec: JobSpec {
+                priority,
+                owner,
+                callback: (n % 2 == 0).then(|| Callback {
+                    url: format!("http://host{n}/"),
+                    ..Callback::default()
+                }),
+                ..spec(language)
+            },
+            key: key.map(|k| IdempotencyKey {
+                key: k.to_string(),
+                fingerprint: [k % 2; 16],
+            }),
+        }
+    })
+}
 
 /// What can be proposed. Numbers are small so that they meet.
 fn command() -> impl Strategy<Value = Command> {
@@ -21,18 +67,21 @@ fn command() -> impl Strategy<Value = Command> {
     let node = 1..=NODES;
     let attempt = 1..=4_u32;
     prop_oneof![
-        6 => (job.clone(), prop::option::of(0..4_u8), prop::sample::select(vec!["python", "c", "cobol"]))
-            .prop_map(|(n, key, language)| Command::Submit {
-                id: id(n),
-                spec: spec(language),
-                key: key.map(|k| IdempotencyKey { key: k.to_string(), fingerprint: [k % 2; 16] }),
-            }),
+        6 => submission().prop_map(|Submission { id, spec, key }| Command::Submit { id, spec, key }),
+        2 => prop::collection::vec(submission(), 1..4).prop_map(|jobs| Command::SubmitAll { jobs }),
         8 => (job.clone(), attempt.clone(), node.clone(), 0..3_u8)
             .prop_map(|(n, attempt, node, text)| complete(n, attempt, node, &text.to_string())),
         2 => (job.clone(), attempt, node.clone()).prop_map(|(n, attempt, node)| Command::Release {
             job: id(n), attempt, node, reason: "no engine".to_owned(),
         }),
         1 => (job.clone(), node.clone()).prop_map(|(n, node)| Command::Assign { job: id(n), node }),
+        4 => (job.clone(), 1..10_u32, prop::option::of(prop::sample::select(vec![200, 500])), prop::option::of(0..90_000_u64))
+            .prop_map(|(n, attempt, status, retry_ms)| Command::CallbackTried {
+                job: id(n),
+                attempt,
+                outcome: DeliveryAttempt { at_ms: 7, status, error: Some("e".repeat(300)) },
+                retry_ms,
+            }),
         1 => job.prop_map(|n| Command::Cancel { job: id(n) }),
         2 => (node.clone(), 1..4_u64, 1..4_u32).prop_map(|(n, i, s)| node_up(n, i, s)),
         1 => (node.clone(), 1..4_u64).prop_map(|(node, incarnation)| Command::NodeLost { node, incarnation }),
@@ -75,7 +124,13 @@ proptest! {
             ledger.queue = batch.queue;
             // Ids are drawn once: nobody submits one anew after the job has come to its end.
             let commands: Vec<_> = batch.commands.into_iter().filter(|command| {
-                !matches!(command, Command::Submit { id, .. } if witness.ended.contains(id))
+                match command {
+                    Command::Submit { id, .. } => !witness.ended.contains(id),
+                    Command::SubmitAll { jobs } => {
+                        !jobs.iter().any(|job| witness.ended.contains(&job.id))
+                    }
+                    _ => true,
+                }
             }).collect();
             let submitted = submitted(&commands);
             let applied = ledger.batch(commands);
@@ -143,5 +198,198 @@ proptest! {
         }
         let counters = ledger.view().counters().unwrap();
         prop_assert_eq!((counters.queued, counters.running), (0, 0));
+    }
+
+    /// Within a level first come, first served; and whoever is first in its level is passed by no more jobs of the others
+    /// than the turns between two of its own.
+    #[test]
+    fn nobody_starves(steps in prop::collection::vec(prop::option::weighted(0.6, priority()), 1..100)) {
+        let mut ledger = Ledger::default();
+        ledger.run(node_up(1, 1, 1));
+        let mut waiting: BTreeMap<Priority, Vec<JobId>> = BTreeMap::new();
+        let mut passed: BTreeMap<Priority, u64> = BTreeMap::new();
+        let mut running = None;
+        let drain = std::iter::repeat_n(None, steps.len());
+        for (number, step) in steps.iter().copied().chain(drain).enumerate() {
+            let command = match (step, running) {
+                (Some(priority), _) => {
+                    let id = JobId::from_slice(&(number as u128).to_be_bytes()).unwrap();
+                    waiting.entry(priority).or_default().push(id);
+                    submit_with(id, priority)
+                }
+                (None, Some(job)) => Command::Complete {
+                    job, attempt: 1, node: 1, result: common::result(""),
+                },
+                (None, None) => continue,
+            };
+            if matches!(command, Command::Complete { .. }) {
+                running = None;
+            }
+            let (_, events) = ledger.run(command);
+            for event in events {
+                let Event::Assigned { job, .. } = event else { continue };
+                prop_assert_eq!(running.replace(job), None);
+                let level = ledger.view().job(job).unwrap().unwrap().priority;
+                let queue = waiting.get_mut(&level).unwrap();
+                prop_assert_eq!(queue.remove(0), job, "first come, first served in {:?}", level);
+                passed.insert(level, 0);
+                for (other, queue) in &waiting {
+                    if *other == level || queue.is_empty() {
+                        continue;
+                    }
+                    let passed = passed.entry(*other).or_default();
+                    *passed += 1;
+                    let most = match other { Priority::High => 4, Priority::Normal => 7, Priority::Low => 22 };
+                    prop_assert!(*passed <= most, "{other:?} was passed by {passed} jobs");
+                }
+                for (other, queue) in &waiting {
+                    if queue.is_empty() {
+                        passed.insert(*other, 0);
+                    }
+                }
+            }
+            if number % 8 != 0 {
+                continue;
+            }
+            // What a client is told: never less than what passes the job if nothing else comes.
+            let view = ledger.view();
+            for job in waiting.values().flatten() {
+                let job = view.job(*job).unwrap().unwrap();
+                let place = view.place(&job).unwrap().unwrap();
+                let all: usize = waiting.values().map(Vec::len).sum();
+                prop_assert!(place.ahead < all as u64, "{place:?} of {all}");
+                let queue = &waiting[&job.priority];
+                let at = queue.iter().position(|id| *id == job.id).unwrap();
+                prop_assert_eq!(place.in_level, at as u64);
+            }
+        }
+        prop_assert!(waiting.values().all(Vec::is_empty));
+    }
+
+    /// All of a batch, or nothing of it.
+    #[test]
+    fn a_batch_is_taken_whole_or_not_at_all(log in log(), jobs in prop::collection::vec(submission(), 1..6)) {
+        let mut ledger = Ledger::default();
+        for batch in log {
+            ledger.time_ms = batch.time_ms;
+            ledger.eligible = batch.eligible;
+            ledger.queue = batch.queue;
+            ledger.batch(batch.commands);
+        }
+        ledger.eligible.clear();
+        let before = ledger.view().counters().unwrap();
+        let store = ledger.store.clone();
+        let (reply, _) = ledger.run(Command::SubmitAll { jobs: jobs.clone() });
+        let after = ledger.view().counters().unwrap();
+        match reply {
+            Reply::SubmittedAll { jobs: taken } => {
+                prop_assert_eq!(taken.len(), jobs.len());
+                let new = taken.iter().filter(|taken| !taken.joined).count() as u64;
+                prop_assert_eq!(after.queued, before.queued + new);
+                for taken in taken {
+                    prop_assert!(ledger.view().job(taken.job).unwrap().is_some());
+                }
+                // A repetition of the proposal joins all.
+                let (again, _) = ledger.run(Command::SubmitAll { jobs });
+                let joined = matches!(&again, Reply::SubmittedAll { jobs } if jobs.iter().all(|taken| taken.joined));
+                prop_assert!(joined, "{again:?}");
+            }
+            Reply::Rejected(_) => {
+                prop_assert_eq!(after.hash, before.hash);
+                let same = store.iter().filter(|(key, _)| key[..] != *quorun_ledger::keys::COUNTERS)
+                    .eq(ledger.store.iter().filter(|(key, _)| key[..] != *quorun_ledger::keys::COUNTERS));
+                prop_assert!(same);
+            }
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+}
+
+/// A change of a language: which, with which alias or none, disabled, and which version is expected.
+#[derive(Clone, Debug)]
+enum Change {
+    Set(u8, Option<u8>, bool, Option<u64>),
+    Disable(u8, bool, Option<u64>),
+    Remove(u8, Option<u64>),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let name = 0_u8..5;
+    let expected = prop::option::of(0_u64..30);
+    let alias = prop::option::of(0_u8..7);
+    prop_oneof![
+        3 => (name.clone(), alias, any::<bool>(), expected.clone())
+            .prop_map(|(name, alias, disabled, expected)| Change::Set(name, alias, disabled, expected)),
+        1 => (name.clone(), any::<bool>(), expected.clone())
+            .prop_map(|(name, disabled, expected)| Change::Disable(name, disabled, expected)),
+        1 => (name, expected).prop_map(|(name, expected)| Change::Remove(name, expected)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn languages_share_no_name_and_never_have_a_version_twice(
+        changes in prop::collection::vec(change(), 1..60),
+    ) {
+        let called = |n: u8| format!("l{n}");
+        let mut ledger = common::Ledger::default();
+        let mut highest = 0;
+        for change in changes {
+            let before = ledger.view().languages().unwrap();
+            let (name, expected) = match &change {
+                Change::Set(n, _, _, expected)
+                | Change::Disable(n, _, expected)
+                | Change::Remove(n, expected) => (called(*n), *expected),
+            };
+            let command = match change {
+                Change::Set(_, alias, disabled, expected) => {
+                    let mut language = common::language(&name);
+                    language.aliases = alias.map(called).into_iter().collect();
+                    Command::SetLanguage {
+                        image: "x".to_owned(),
+                        language: Box::new(language),
+                        disabled,
+                        expected,
+                    }
+                }
+                Change::Disable(_, disabled, expected) => Command::DisableLanguage {
+                    name: name.clone(),
+                    disabled,
+                    expected,
+                },
+                Change::Remove(_, expected) => Command::RemoveLanguage {
+                    name: name.clone(),
+                    expected,
+                },
+            };
+            ledger.run(command);
+            let after = ledger.view().languages().unwrap();
+            let version = |all: &[(String, quorun_ledger::Entry)]| {
+                all.iter().find(|(known, _)| *known == name).map_or(0, |(_, entry)| entry.version)
+            };
+            if before != after {
+                let (was, is) = (version(&before), version(&after));
+                prop_assert!(expected.is_none_or(|expected| expected == was));
+                prop_assert!(is == 0 || is > highest);
+                highest = highest.max(is);
+                let others = |all: &[(String, quorun_ledger::Entry)]| {
+                    all.iter().filter(|(known, _)| *known != name).cloned().collect::<Vec<_>>()
+                };
+                prop_assert_eq!(others(&before), others(&after));
+            }
+            let mut names = std::collections::BTreeSet::new();
+            for (known, entry) in &after {
+                prop_assert!(entry.disabled || entry.definition.is_some());
+                let Some(definition) = &entry.definition else { continue };
+                prop_assert!(definition.version <= entry.version && definition.version > 0);
+                prop_assert_eq!(&definition.language.name, known);
+                let words = std::iter::once(known).chain(&definition.language.aliases);
+                // One may repeat its own name as an alias.
+                let own: std::collections::BTreeSet<_> = words.collect();
+                for word in own {
+                    prop_assert!(names.insert(word.clone()), "{} is taken twice", word);
+                }
+            }
+        }
     }
 }

@@ -6,7 +6,9 @@ mod common;
 
 use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::{
-    Command, Completion, Event, IdempotencyKey, JobState, Rejection, Reply, Verdict,
+    Callback, Command, Completion, DeliveryAttempt, DeliveryState, Event, IdempotencyKey,
+    JobFilter, JobId, JobSpec, JobState, Owner, OwnerLoad, Priority, QueueBound, Rejection, Reply,
+    Secret, Submission, Taken, Verdict, keys,
 };
 
 fn with_key(n: u8, key: &str, fingerprint: u8) -> Command {
@@ -353,7 +355,7 @@ fn finished_jobs_expire_by_age_and_by_bytes_and_free_their_key() {
     let (reply, _) = ledger.run(expire(u64::MAX));
     assert_eq!(reply, Reply::Expired { jobs: 1 }, "the first is old enough");
     assert!(ledger.view().job(id(1)).unwrap().is_none());
-    assert!(ledger.view().key("a").unwrap().is_none());
+    assert!(ledger.view().key(None, "a").unwrap().is_none());
     let (reply, _) = ledger.run(expire(0));
     assert_eq!(
         reply,
@@ -382,6 +384,251 @@ fn time_never_goes_back() {
     assert_eq!(job.submitted_ms, 9_000);
 }
 
+fn owned(n: u8, owner: &str, key: Option<&str>) -> Command {
+    Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            owner: Some(Owner {
+                name: owner.to_owned(),
+                max_jobs: Some(3),
+                queue_percent: None,
+            }),
+            ..spec("python")
+        },
+        key: key.map(|key| IdempotencyKey {
+            key: key.to_owned(),
+            fingerprint: [1; 16],
+        }),
+    }
+}
+
+#[test]
+fn an_owner_may_have_so_many_unfinished_jobs_and_no_more() {
+    let mut ledger = Ledger::default();
+    ledger.run(node_up(1, 1, 1));
+    ledger.batch((1..=3).map(|n| owned(n, "a", None)).collect());
+    let busy = Reply::Rejected(Rejection::OwnerBusy { jobs: 3, limit: 3 });
+    assert_eq!(ledger.run(owned(4, "a", None)).0, busy);
+    assert!(ledger.view().job(id(4)).unwrap().is_none());
+    // Another owner has its own number, and a retry is no new job.
+    let taken = |job, joined| Reply::Submitted { job, joined };
+    assert_eq!(ledger.run(owned(5, "b", None)).0, taken(id(5), false));
+    assert_eq!(ledger.run(owned(3, "a", None)).0, taken(id(3), true));
+    // One that waits, one that runs: either end makes room.
+    ledger.run(Command::Cancel { job: id(3) });
+    assert_eq!(ledger.run(owned(6, "a", None)).0, taken(id(6), false));
+    ledger.run(complete(1, 1, 1, "x"));
+    assert_eq!(ledger.run(owned(7, "a", None)).0, taken(id(7), false));
+    assert_eq!(ledger.run(owned(8, "a", None)).0, busy);
+}
+
+#[test]
+fn an_owner_may_have_a_part_of_the_queue() {
+    let mut ledger = Ledger {
+        queue: Some(QueueBound {
+            jobs: 20,
+            bytes: 10_000,
+        }),
+        ..Ledger::default()
+    };
+    let sharing = |n: u8, owner: &str| Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            owner: Some(Owner {
+                name: owner.to_owned(),
+                max_jobs: None,
+                queue_percent: Some(10),
+            }),
+            ..spec("python")
+        },
+        key: None,
+    };
+    ledger.batch(vec![sharing(1, "a"), sharing(2, "a")]);
+    let full = Reply::Rejected(Rejection::OwnerQueueFull { jobs: 2, limit: 2 });
+    assert_eq!(ledger.run(sharing(3, "a")).0, full);
+    assert!(matches!(
+        ledger.run(sharing(4, "b")).0,
+        Reply::Submitted { .. }
+    ));
+    // A job that was given to a node waits no more.
+    ledger.run(node_up(1, 1, 1));
+    assert!(matches!(
+        ledger.run(sharing(5, "a")).0,
+        Reply::Submitted { .. }
+    ));
+}
+
+fn submission(command: Command) -> Submission {
+    let Command::Submit { id, spec, key } = command else {
+        panic!("not a submission")
+    };
+    Submission { id, spec, key }
+}
+
+fn all(commands: impl IntoIterator<Item = Command>) -> Command {
+    Command::SubmitAll {
+        jobs: commands.into_iter().map(submission).collect(),
+    }
+}
+
+#[test]
+fn several_jobs_of_an_owner_are_taken_together_or_not_at_all() {
+    let mut ledger = Ledger::default();
+    ledger.run(owned(1, "a", Some("k")));
+    let before = ledger.store.clone();
+    // With the one that there is, one too many; the others' jobs go with it, and what is refused leaves no trace.
+    let too_many = all([
+        owned(2, "b", Some("k")),
+        owned(3, "a", None),
+        owned(4, "a", None),
+        owned(5, "a", Some("l")),
+    ]);
+    let busy = Reply::Rejected(Rejection::OwnerBusy { jobs: 1, limit: 3 });
+    assert_eq!(ledger.run(too_many).0, busy);
+    let records = |store: &quorun_ledger::MemoryStore| -> Vec<_> {
+        let kept = store.iter().filter(|(key, _)| key[..] != *keys::COUNTERS);
+        kept.map(|(key, value)| (key.to_vec(), value.to_vec()))
+            .collect()
+    };
+    assert_eq!(records(&ledger.store), records(&before));
+    // What is joined takes no room, and a key is looked up among its owner's.
+    let fits = all([
+        owned(2, "b", Some("k")),
+        owned(3, "a", Some("k")),
+        owned(4, "a", Some("l")),
+        owned(5, "a", Some("m")),
+    ]);
+    let (reply, _) = ledger.run(fits);
+    let taken = |job, joined| Taken {
+        job: id(job),
+        joined,
+    };
+    let jobs = vec![
+        taken(2, false),
+        taken(1, true),
+        taken(4, false),
+        taken(5, false),
+    ];
+    assert_eq!(reply, Reply::SubmittedAll { jobs });
+    let load = |owner: &str| ledger.view().owner_load(owner).unwrap().unfinished;
+    assert_eq!((load("a"), load("b")), (3, 1));
+}
+
+#[test]
+fn each_owner_has_keys_of_its_own() {
+    let mut ledger = Ledger::default();
+    ledger.batch(vec![owned(1, "a", Some("k")), owned(2, "b", Some("k"))]);
+    assert_eq!(ledger.run(with_key(3, "k", 1)).0, {
+        Reply::Submitted {
+            job: id(3),
+            joined: false,
+        }
+    });
+    for (n, owner, first) in [(4, "a", 1), (5, "b", 2)] {
+        let (reply, _) = ledger.run(owned(n, owner, Some("k")));
+        let expected = Reply::Submitted {
+            job: id(first),
+            joined: true,
+        };
+        assert_eq!(reply, expected, "{owner}");
+    }
+}
+
+#[test]
+fn the_jobs_of_one_owner_are_found_without_looking_at_the_others() {
+    let mut ledger = Ledger::default();
+    ledger.run(owned(1, "a", None));
+    ledger.batch((2..=40).map(submit).collect());
+    ledger.batch(vec![owned(41, "ab", None), owned(42, "a", None)]);
+    ledger.batch((43..=60).map(submit).collect());
+    let filter = JobFilter {
+        owner: Some("a".to_owned()),
+        ..JobFilter::default()
+    };
+    // Two records and the end are all that it takes.
+    let page = ledger.view().jobs(&filter, None, 10, 3).unwrap();
+    let ids: Vec<_> = page.jobs.iter().map(|job| job.id).collect();
+    assert_eq!((ids, page.next), (vec![id(42), id(1)], None));
+    let first = ledger.view().jobs(&filter, None, 1, 3).unwrap();
+    let rest = ledger.view().jobs(&filter, first.next, 1, 3).unwrap();
+    assert_eq!(
+        rest.jobs.iter().map(|job| job.id).collect::<Vec<_>>(),
+        [id(1)]
+    );
+    // It goes with the job.
+    for n in [1, 42] {
+        ledger.run(Command::Cancel { job: id(n) });
+    }
+    ledger.time_ms += 1_000_000;
+    ledger.run(Command::Expire {
+        limit: 10,
+        keep_bytes: u64::MAX,
+    });
+    let page = ledger.view().jobs(&filter, None, 10, 3).unwrap();
+    assert_eq!(page.jobs, []);
+    let load = ledger.view().owner_load("a").unwrap();
+    assert_eq!(load, OwnerLoad::default());
+}
+
+#[test]
+fn the_jobs_of_one_owner_are_listed_by_time_and_in_both_directions() {
+    const HOUR: u64 = 60 * 60 * 1000;
+    let at = |hours: u64, n: u8| {
+        let mut bytes = [0; 16];
+        bytes[..6].copy_from_slice(&(hours * HOUR).to_be_bytes()[2..]);
+        bytes[15] = n;
+        JobId::from_slice(&bytes).unwrap()
+    };
+    let mut ledger = Ledger::default();
+    let mut of_a = Vec::new();
+    for hours in 1..=20 {
+        ledger.time_ms = hours * HOUR;
+        for (n, owner) in ["a", "b"].into_iter().enumerate() {
+            let id = at(hours, u8::try_from(n).unwrap());
+            let mut command = submission(owned(0, owner, None));
+            command.id = id;
+            command.spec.owner.as_mut().unwrap().max_jobs = None;
+            if owner == "a" {
+                of_a.push(id);
+            }
+            ledger.run(Command::SubmitAll {
+                jobs: vec![command],
+            });
+        }
+    }
+    let mut filter = JobFilter {
+        owner: Some("a".to_owned()),
+        from_ms: Some(8 * HOUR),
+        until_ms: Some(12 * HOUR),
+        ..JobFilter::default()
+    };
+    // A scan of so few shows that neither the other's jobs nor those of other times are looked at.
+    let list = |filter: &JobFilter| {
+        let mut behind = None;
+        let mut ids = Vec::new();
+        let mut looks = 0;
+        loop {
+            let page = ledger.view().jobs(filter, behind, 2, 1).unwrap();
+            ids.extend(page.jobs.iter().map(|job| job.id));
+            looks += 1;
+            behind = page.next;
+            if behind.is_none() {
+                return (ids, looks);
+            }
+        }
+    };
+    let wanted = of_a[7..11].to_vec();
+    let mut newest = wanted.clone();
+    newest.reverse();
+    let (ids, looks) = list(&filter);
+    assert_eq!(ids, newest);
+    assert!(looks <= 8, "{looks} looks for four jobs");
+    filter.oldest_first = true;
+    let (ids, looks) = list(&filter);
+    assert_eq!(ids, wanted);
+    assert!(looks <= 8, "{looks} looks for four jobs");
+}
+
 #[test]
 fn lists_go_on_where_they_stopped() {
     let mut ledger = Ledger::default();
@@ -395,7 +642,7 @@ fn lists_go_on_where_they_stopped() {
     assert_eq!(ids, [id(3), id(2), id(1)]);
     assert_eq!(rest.next, None);
     let none = quorun_ledger::JobFilter {
-        state: Some(JobState::Finished),
+        states: [JobState::Finished].into(),
         ..filter
     };
     let bounded = ledger.view().jobs(&none, None, 10, 2).unwrap();
@@ -428,4 +675,284 @@ fn records_of_a_newer_version_are_refused() {
     bytes[0] = 200;
     let error = quorun_ledger::codec::decode::<u32>(&bytes).unwrap_err();
     assert!(error.to_string().contains("version 200"), "{error}");
+}
+
+#[test]
+fn of_twenty_one_turns_high_has_sixteen_and_low_one() {
+    let mut ledger = Ledger::default();
+    let levels = [Priority::Low, Priority::Normal, Priority::High];
+    let commands = (0..90).map(|n| common::submit_with(id(n), levels[usize::from(n) % 3]));
+    ledger.batch(commands.collect());
+    // What was put back goes to the front of its own level, and to no other.
+    ledger.batch(vec![node_up(1, 1, 1)]);
+    let (job, _) = ledger.view().attempts(1).unwrap()[0];
+    assert_eq!(job, id(2), "the first of the high ones");
+    ledger.batch(vec![Command::NodeLost {
+        node: 1,
+        incarnation: 1,
+    }]);
+    let mut served = Vec::new();
+    for turn in 0..63 {
+        ledger.batch(vec![node_up(1, turn + 2, 1)]);
+        let (job, attempt) = ledger.view().attempts(1).unwrap()[0];
+        if turn == 0 {
+            assert_eq!((job, attempt), (id(2), 2), "put back before all others");
+        }
+        served.push(ledger.view().job(job).unwrap().unwrap().priority);
+        ledger.batch(vec![Command::Cancel { job }]);
+    }
+    for level in [
+        (Priority::High, 16),
+        (Priority::Normal, 4),
+        (Priority::Low, 1),
+    ] {
+        let count = served[..21]
+            .iter()
+            .filter(|served| **served == level.0)
+            .count();
+        assert_eq!(count, level.1, "{:?}: {served:?}", level.0);
+    }
+    assert_eq!(served[0], Priority::High);
+}
+
+#[test]
+fn a_level_that_nobody_can_run_holds_nobody_up_and_saves_no_turns() {
+    let mut ledger = Ledger::default();
+    ledger.run(node_up(1, 1, 1));
+    let of = |n: u8, language: &str, priority| Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            priority,
+            ..common::spec(language)
+        },
+        key: None,
+    };
+    ledger.batch((0..20).map(|n| of(n, "cobol", Priority::High)).collect());
+    ledger.batch((20..60).map(|n| of(n, "python", Priority::Low)).collect());
+    ledger.batch(
+        (60..100)
+            .map(|n| of(n, "python", Priority::Normal))
+            .collect(),
+    );
+    let end = |ledger: &mut Ledger| {
+        let (job, attempt) = ledger.view().attempts(1).unwrap()[0];
+        ledger.run(Command::Complete {
+            job,
+            attempt,
+            node: 1,
+            result: result(""),
+        });
+        ledger.view().attempts(1).unwrap()[0].0
+    };
+    for _ in 0..20 {
+        assert!(end(&mut ledger) >= id(20));
+    }
+    // Now somebody can: high is first, but normal is not held up for the twenty turns that high did not take.
+    ledger.run(Command::NodeUp {
+        node: 1,
+        incarnation: 1,
+        http: String::new(),
+        slots: 1,
+        languages: ["python".to_owned(), "cobol".to_owned()].into(),
+        version: String::new(),
+    });
+    let turns: Vec<_> = (0..7).map(|_| end(&mut ledger)).collect();
+    assert!(turns[0] < id(20), "{turns:?}");
+    assert!(turns.iter().any(|job| *job >= id(60)), "{turns:?}");
+}
+
+#[test]
+fn a_queue_from_before_there_were_levels_is_served_as_it_was() {
+    let mut ledger = Ledger::default();
+    ledger.batch((1..=3).map(submit).collect());
+    let counters = ledger.view().counters().unwrap();
+    assert_eq!(counters.languages["python"].jobs, 3);
+    // As an earlier version has left it.
+    let mut old = std::collections::BTreeMap::new();
+    let counters = quorun_ledger::Counters {
+        languages: std::collections::BTreeMap::new(),
+        ..counters
+    };
+    let key = quorun_ledger::keys::COUNTERS.to_vec();
+    old.insert(key, Some(quorun_ledger::codec::encode(&counters).into()));
+    ledger.store.commit(old);
+    ledger.batch(vec![common::submit_with(id(4), Priority::High)]);
+    ledger.run(node_up(1, 1, 4));
+    let counters = ledger.view().counters().unwrap();
+    assert_eq!((counters.queued, counters.running), (0, 4));
+    assert!(counters.languages.is_empty());
+}
+
+#[test]
+fn lists_are_narrowed_and_turned_round() {
+    let mut ledger = Ledger::default();
+    for n in 1..=6_u8 {
+        // As the accepting node draws them: the time first.
+        let mut bytes = [0; 16];
+        let time = 1_700_000_000_000 + u64::from(n) * 7_200_000;
+        bytes[..6].copy_from_slice(&time.to_be_bytes()[2..]);
+        ledger.time_ms = time;
+        let mut spec = common::spec(if n % 2 == 0 { "c" } else { "python" });
+        spec.labels = vec![format!("n{n}"), "all".to_owned()];
+        ledger.run(Command::Submit {
+            id: quorun_ledger::JobId::from_slice(&bytes).unwrap(),
+            spec,
+            key: None,
+        });
+    }
+    let numbers = |filter: &quorun_ledger::JobFilter| -> Vec<String> {
+        let mut numbers = Vec::new();
+        let mut behind = None;
+        loop {
+            let page = ledger.view().jobs(filter, behind, 2, 3).unwrap();
+            numbers.extend(page.jobs.iter().map(|job| job.labels[0].clone()));
+            behind = page.next;
+            if behind.is_none() {
+                return numbers;
+            }
+        }
+    };
+    let all = quorun_ledger::JobFilter::default();
+    assert_eq!(numbers(&all), ["n6", "n5", "n4", "n3", "n2", "n1"]);
+    let oldest = quorun_ledger::JobFilter {
+        oldest_first: true,
+        ..all.clone()
+    };
+    assert_eq!(numbers(&oldest), ["n1", "n2", "n3", "n4", "n5", "n6"]);
+    let between = quorun_ledger::JobFilter {
+        from_ms: Some(1_700_000_000_000 + 2 * 7_200_000),
+        until_ms: Some(1_700_000_000_000 + 5 * 7_200_000),
+        ..oldest
+    };
+    assert_eq!(numbers(&between), ["n2", "n3", "n4"]);
+    let labels = quorun_ledger::JobFilter {
+        labels: ["all".to_owned(), "n3".to_owned()].into(),
+        ..all.clone()
+    };
+    assert_eq!(numbers(&labels), ["n3"]);
+    let c = quorun_ledger::JobFilter {
+        languages: ["c".to_owned()].into(),
+        states: [JobState::Queued, JobState::Running].into(),
+        ..all.clone()
+    };
+    assert_eq!(numbers(&c), ["n6", "n4", "n2"]);
+    for nothing in [
+        quorun_ledger::JobFilter {
+            verdicts: [Verdict::Accepted].into(),
+            ..all.clone()
+        },
+        quorun_ledger::JobFilter {
+            nodes: [1].into(),
+            ..all.clone()
+        },
+        quorun_ledger::JobFilter {
+            priorities: [Priority::High].into(),
+            ..all
+        },
+    ] {
+        assert!(numbers(&nothing).is_empty());
+    }
+}
+
+#[test]
+fn a_delivery_is_tried_until_it_is_received_or_was_tried_often_enough() {
+    let with_callback = |n: u8| Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            callback: Some(Callback {
+                url: format!("https://host{n}:8443/path?query"),
+                secret: Some(Secret::new("hidden".to_owned())),
+                ..Callback::default()
+            }),
+            ..common::spec("python")
+        },
+        key: None,
+    };
+    let tried = |n: u8, attempt, status, retry_ms| Command::CallbackTried {
+        job: id(n),
+        attempt,
+        outcome: DeliveryAttempt {
+            at_ms: 5,
+            status,
+            error: None,
+        },
+        retry_ms,
+    };
+    let committed = Reply::Completed(Completion::Committed);
+    let fenced = Reply::Completed(Completion::Fenced);
+    let mut ledger = Ledger::default();
+    assert!(!format!("{:?}", with_callback(1)).contains("hidden"));
+    ledger.batch(vec![with_callback(1), with_callback(2), with_callback(3)]);
+    let state = |ledger: &Ledger, n| ledger.view().delivery(id(n)).unwrap().unwrap().state;
+    let due = |ledger: &Ledger, until| ledger.view().due(until, 10).unwrap();
+    assert_eq!(state(&ledger, 1), DeliveryState::Waiting);
+    assert_eq!(ledger.run(tried(1, 1, Some(200), None)).0, fenced);
+    for n in 1..=3 {
+        let (_, events) = ledger.run(Command::Cancel { job: id(n) });
+        assert!(events.contains(&Event::CallbackDue { job: id(n) }));
+    }
+    let now = ledger.time_ms;
+    assert_eq!(due(&ledger, now - 1), []);
+    let host = |n: u8| (id(n), format!("host{n}:8443"));
+    assert_eq!(due(&ledger, now), [host(1), host(2), host(3)]);
+
+    // Received at once; what comes twice, or late, changes nothing.
+    assert_eq!(ledger.run(tried(1, 1, Some(204), Some(9))).0, committed);
+    assert_eq!(state(&ledger, 1), DeliveryState::Delivered);
+    for attempt in [1, 2] {
+        assert_eq!(ledger.run(tried(1, attempt, Some(500), Some(9))).0, fenced);
+    }
+    // Later than the ledger's time, as often as may be.
+    for attempt in 1..=8 {
+        assert_eq!(state(&ledger, 2), DeliveryState::Pending);
+        assert_eq!(ledger.run(tried(2, attempt + 1, None, Some(9))).0, fenced);
+        assert_eq!(
+            ledger.run(tried(2, attempt, None, Some(1_000))).0,
+            committed
+        );
+        assert_eq!(due(&ledger, now + 999), [host(3)]);
+    }
+    assert_eq!(state(&ledger, 2), DeliveryState::Failed);
+    assert_eq!(due(&ledger, u64::MAX), [host(3)]);
+    assert_eq!(
+        ledger
+            .view()
+            .delivery(id(2))
+            .unwrap()
+            .unwrap()
+            .attempts
+            .len(),
+        8
+    );
+    // No other attempt would do better.
+    assert_eq!(ledger.view().next_due().unwrap(), Some(now));
+    assert_eq!(ledger.run(tried(3, 1, None, None)).0, committed);
+    assert_eq!(state(&ledger, 3), DeliveryState::Failed);
+    assert_eq!(ledger.view().next_due().unwrap(), None);
+}
+
+#[test]
+fn a_delivery_is_gone_with_its_job() {
+    let mut ledger = Ledger::default();
+    let spec = JobSpec {
+        callback: Some(Callback {
+            url: "http://host/".to_owned(),
+            ..Callback::default()
+        }),
+        ..common::spec("python")
+    };
+    ledger.run(Command::Submit {
+        id: id(1),
+        spec,
+        key: None,
+    });
+    ledger.run(Command::Cancel { job: id(1) });
+    ledger.time_ms += 60_000;
+    ledger.run(Command::Expire {
+        limit: 1,
+        keep_bytes: u64::MAX,
+    });
+    assert_eq!(ledger.view().due(u64::MAX, 10).unwrap(), []);
+    let left: Vec<_> = ledger.store.iter().map(|(key, _)| key.clone()).collect();
+    assert_eq!(left, [quorun_ledger::keys::COUNTERS]);
 }

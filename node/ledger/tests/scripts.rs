@@ -18,6 +18,9 @@
 //! cancel j1
 //! expire limit=10 bytes=1000
 //! admit address floor=3 | remove n1
+//! define zig image=x aliases=a,b run=r disabled=true expected=3
+//! disable zig expected=3 | enable zig | forget zig
+//! submit j1 lang=zig definition=1    a job that carries this definition
 //! configure keep=5 bytes=6 replace=7
 //! place                              an empty batch: the bare scheduling decision
 //! dump                               everything that the ledger holds
@@ -37,10 +40,11 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use common::witness::{Witness, submitted};
-use common::{Ledger, id, node_up, result, spec};
+use common::{Ledger, id, language, node_up, result, spec};
 use goldenscript::{ArgumentConsumer, Context};
 use quorun_ledger::{
-    Applied, Command, IdempotencyKey, JobFilter, JobId, NodeId, QueueBound, Settings, Verdict, keys,
+    Applied, Command, Definition, IdempotencyKey, JobFilter, JobId, NodeId, Pinned, QueueBound,
+    Settings, Verdict, keys,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -65,6 +69,7 @@ scripts!(
     incarnations,
     keys_and_retries,
     languages,
+    languages_set,
     life,
     membership,
     placement,
@@ -223,13 +228,40 @@ impl Stage {
         for node in view.removed()? {
             writeln!(text, "n{node}: removed")?;
         }
+        for (name, entry) in view.languages()? {
+            write!(text, "language {name}: version {}", entry.version)?;
+            write!(text, ", changed {}", entry.changed_ms)?;
+            if entry.disabled {
+                write!(text, ", disabled")?;
+            }
+            if let Some(Definition {
+                version,
+                image,
+                language,
+            }) = entry.definition
+            {
+                write!(text, ", definition {version}: image {image}")?;
+                write!(
+                    text,
+                    ", aliases {:?}, run {:?}",
+                    language.aliases, language.run
+                )?;
+            }
+            writeln!(text)?;
+        }
+        // What waits for a language of the nodes' files waits for its name.
+        for (needed, job) in view.needed()? {
+            if needed.contains('@') {
+                writeln!(text, "waits for {needed}: {}", short(job))?;
+            }
+        }
         let settings = view.settings()?;
         if settings != Settings::default() {
             writeln!(text, "{settings:?}")?;
         }
         for (key, _) in self.ledger.store.iter().filter(|(key, _)| key[0] == b'i') {
             let key = String::from_utf8_lossy(&key[1..]);
-            let record = view.key(&key)?.ok_or("a key without a record")?;
+            let record = view.key(None, &key)?.ok_or("a key without a record")?;
             writeln!(text, "key {key}: {}", short(record.job))?;
         }
         let expiries = keys::expiries();
@@ -350,6 +382,27 @@ fn command(kind: &str, args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
                 replace_voter_ms: args.take_key("replace").map(str::parse).transpose()?,
             },
         },
+        "define" => {
+            let mut language = language(positional(args, "name")?);
+            let aliases = args.take_key("aliases").unwrap_or_default();
+            language.aliases = aliases.split_terminator(',').map(str::to_owned).collect();
+            language.run = vec![args.take_key("run").unwrap_or("run").to_owned()];
+            Command::SetLanguage {
+                image: args.take_key("image").unwrap_or("image").to_owned(),
+                language: Box::new(language),
+                disabled: option(args, "disabled", false)?,
+                expected: args.take_key("expected").map(str::parse).transpose()?,
+            }
+        }
+        "disable" | "enable" => Command::DisableLanguage {
+            name: positional(args, "name")?.to_owned(),
+            disabled: kind == "disable",
+            expected: args.take_key("expected").map(str::parse).transpose()?,
+        },
+        "forget" => Command::RemoveLanguage {
+            name: positional(args, "name")?.to_owned(),
+            expected: args.take_key("expected").map(str::parse).transpose()?,
+        },
         "expire" => Command::Expire {
             limit: option(args, "limit", 1_000)?,
             keep_bytes: option(args, "bytes", u64::MAX)?,
@@ -360,6 +413,7 @@ fn command(kind: &str, args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
 
 fn submit(args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
     let mut spec = spec(args.take_key("lang").unwrap_or("python"));
+    spec.definition = args.take_key("definition").map(pinned).transpose()?;
     spec.max_attempts = option(args, "attempts", spec.max_attempts)?;
     spec.retention_ms = option(args, "keep", spec.retention_ms)?;
     spec.stdin = Bytes::from(vec![b'x'; option(args, "size", 0)?]);
@@ -371,6 +425,13 @@ fn submit(args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
     });
     let id = job(args)?;
     Ok(Command::Submit { id, spec, key })
+}
+
+fn pinned(version: &str) -> Outcome<Box<Pinned>> {
+    Ok(Box::new(Pinned {
+        version: version.parse()?,
+        language: language("carried"),
+    }))
 }
 
 fn up(args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {

@@ -12,6 +12,7 @@ use quorun_executor::{Kind, Options};
 use quorun_ledger::{Language, Limits, NodeId, QueueBound};
 use serde::Deserialize;
 
+use crate::access::config::Access;
 use crate::http::largest_body;
 use crate::join::Place;
 use crate::languages;
@@ -39,6 +40,16 @@ impl ExecutorKind {
             Self::Noop => "noop",
         }
     }
+}
+
+/// Whether the engine is told to pull images that it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PullPolicy {
+    /// Whoever looks after the node puts the images there.
+    Never,
+    /// What is missing is pulled.
+    Missing,
 }
 
 impl From<ExecutorKind> for Kind {
@@ -89,6 +100,10 @@ pub struct Settings {
     /// Languages, in the form of sandbox/image/languages.toml [default: the built-in ones]
     #[arg(long, env = "QUORUN_LANGUAGES", value_name = "FILE")]
     pub languages: Option<PathBuf>,
+    /// Whether images of languages that the engine does not have are pulled; those of the built-in languages never are
+    /// [default: missing]
+    #[arg(long, env = "QUORUN_PULL", value_enum)]
+    pub pull: Option<PullPolicy>,
     /// Name of the cluster; part of what nodes check before they talk to each other [default: quorun]
     #[arg(long, env = "QUORUN_CLUSTER", value_name = "NAME")]
     pub cluster: Option<String>,
@@ -125,6 +140,9 @@ pub struct Settings {
     /// Largest stdin, KiB [default: 1024]
     #[arg(long, env = "QUORUN_MAX_STDIN_KB", value_name = "KB")]
     pub max_stdin_kb: Option<u64>,
+    /// Stdin and expected output of all test cases of a job together, KiB [default: 4096]
+    #[arg(long, env = "QUORUN_MAX_TESTS_KB", value_name = "KB")]
+    pub max_tests_kb: Option<u64>,
     /// Most CPU time that a job may have, milliseconds [default: 20000]
     #[arg(long, env = "QUORUN_MAX_CPU_MS", value_name = "MS")]
     pub max_cpu_ms: Option<u64>,
@@ -170,6 +188,47 @@ pub struct Settings {
     /// Bodies of submissions that are in memory at one time, MiB; what does not fit gets 503 [default: 256]
     #[arg(long, env = "QUORUN_MAX_BODY_MB", value_name = "MB")]
     pub max_body_mb: Option<u64>,
+    /// Connections on which no request is under way are closed after this, seconds [default: 60]
+    #[arg(long, env = "QUORUN_IDLE_S", value_name = "S")]
+    pub idle_s: Option<u64>,
+    /// API tokens: a TOML file with the hash, the name and the role of each; read anew when it changes, and on SIGHUP
+    #[arg(long, env = "QUORUN_TOKENS", value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+    /// Let --http be reached from other machines although there are no --tokens: anybody may do everything [default: false]
+    #[arg(long, env = "QUORUN_OPEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub open: Option<bool>,
+    /// Show /metrics to whoever asks, also where there are --tokens [default: false]
+    #[arg(long, env = "QUORUN_OPEN_METRICS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub open_metrics: Option<bool>,
+    /// Origins of web pages that may use the API, with commas between, such as https://judge.example; "*" is all, with
+    /// --tokens only
+    #[arg(long, env = "QUORUN_CORS_ORIGIN", value_name = "LIST")]
+    pub cors_origin: Option<String>,
+    /// TLS for clients: the certificate and those between it and its CA, PEM; read anew when it changes, and on SIGHUP
+    #[arg(long, env = "QUORUN_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// TLS for clients: the key of the certificate, PEM
+    #[arg(long, env = "QUORUN_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// What the nodes know each other by: a file with a secret of 32 characters at least. Of several, one a line, this node
+    /// uses the first and takes all
+    #[arg(long, env = "QUORUN_CLUSTER_SECRET_FILE", value_name = "FILE")]
+    pub cluster_secret_file: Option<PathBuf>,
+    /// Draw the secret if the file is not there [default: false]
+    #[arg(long, env = "QUORUN_CLUSTER_SECRET_CREATE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub cluster_secret_create: Option<bool>,
+    /// Also take calls of nodes that have no secret: while a cluster gets its first one, node by node [default: false]
+    #[arg(long, env = "QUORUN_CLUSTER_SECRET_OPTIONAL", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub cluster_secret_optional: Option<bool>,
+    /// TLS between the nodes: this node's certificate, PEM, for the name quorun-node
+    #[arg(long, env = "QUORUN_PEER_TLS_CERT", value_name = "FILE")]
+    pub peer_tls_cert: Option<PathBuf>,
+    /// TLS between the nodes: the key of that certificate, PEM
+    #[arg(long, env = "QUORUN_PEER_TLS_KEY", value_name = "FILE")]
+    pub peer_tls_key: Option<PathBuf>,
+    /// TLS between the nodes: the cluster's own CA, PEM; whoever has a certificate of it is a node
+    #[arg(long, env = "QUORUN_PEER_TLS_CA", value_name = "FILE")]
+    pub peer_tls_ca: Option<PathBuf>,
     /// Finished jobs are kept this long, seconds [default: 86400]
     #[arg(long, env = "QUORUN_RETENTION_S", value_name = "S")]
     pub retention_s: Option<u64>,
@@ -179,6 +238,17 @@ pub struct Settings {
     /// With less free on the disk of --data, MiB, this node takes no more work; 0 leaves that unwatched [default: 256]
     #[arg(long, env = "QUORUN_MIN_FREE_MB", value_name = "MB")]
     pub min_free_mb: Option<u64>,
+    /// Let callbacks of jobs go to addresses that are not on the public internet
+    #[arg(long, env = "QUORUN_CALLBACK_ALLOW_PRIVATE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub callback_allow_private: Option<bool>,
+    /// Pause after the first failed attempt of a callback, milliseconds (only for tests)
+    #[arg(
+        long,
+        env = "QUORUN_CALLBACK_BACKOFF_MS",
+        hide = true,
+        value_name = "MS"
+    )]
+    pub callback_backoff_ms: Option<u64>,
     /// A file that says how many MiB are free, instead of the file system (only for tests)
     #[arg(long, env = "QUORUN_FREE_MB_FILE", hide = true, value_name = "FILE")]
     pub free_mb_file: Option<PathBuf>,
@@ -216,6 +286,7 @@ impl Settings {
             executor,
             slots,
             languages,
+            pull,
             cluster,
             node_timeout_ms,
             replace_voter_s,
@@ -228,6 +299,7 @@ impl Settings {
             runtime,
             max_source_kb,
             max_stdin_kb,
+            max_tests_kb,
             max_cpu_ms,
             max_wall_ms,
             max_memory_mb,
@@ -243,9 +315,24 @@ impl Settings {
             max_waiting,
             max_client_waiting,
             max_body_mb,
+            idle_s,
+            tokens,
+            open,
+            open_metrics,
+            cors_origin,
+            tls_cert,
+            tls_key,
+            cluster_secret_file,
+            cluster_secret_create,
+            cluster_secret_optional,
+            peer_tls_cert,
+            peer_tls_key,
+            peer_tls_ca,
             retention_s,
             retention_mb,
             min_free_mb,
+            callback_allow_private,
+            callback_backoff_ms,
             free_mb_file,
             dial_override,
             log,
@@ -274,10 +361,27 @@ pub struct Ceilings {
     pub source_bytes: usize,
     /// Stdin, bytes.
     pub stdin_bytes: usize,
+    /// Stdin and expected output of all test cases together, bytes.
+    pub tests_bytes: usize,
     /// The limits of the run step; [`LEAST`] is the other end.
     pub limits: Limits,
     /// Jobs that may wait, and what they may hold.
     pub queue: QueueBound,
+}
+
+impl Ceilings {
+    /// The largest JSON that a submission can be, bytes.
+    #[must_use]
+    pub const fn largest_json(&self) -> usize {
+        largest_json(self.source_bytes, self.stdin_bytes, self.tests_bytes)
+    }
+}
+
+/// Two programs (the checker may be one) and stdin, however they are written. Test cases count as text with an escape for
+/// every byte or as base64: what has many control characters must come as base64, so that not everybody may send
+/// six times as much.
+const fn largest_json(source: usize, stdin: usize, tests: usize) -> usize {
+    largest_body(2 * source + stdin) + 2 * tests
 }
 
 /// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
@@ -293,8 +397,8 @@ pub const LEAST: Limits = Limits {
     stack_kb: 128,
 };
 
-/// How high the ceilings can be set. Processes: what a whole sandbox may have, and a little less. Output: four texts of
-/// this size (two streams, two steps) are one entry of the log and must fit into a message between peers. The others only
+/// How high the ceilings can be set. Processes: what a whole sandbox may have, and a little less. Output: five texts of
+/// this size (two streams, two steps, and all files that are wanted back) are one entry of the log and must fit into a message between peers. The others only
 /// keep a slip of the pen from being taken for a number.
 const HIGHEST: Limits = Limits {
     cpu_ms: 24 * 60 * 60 * 1000,
@@ -385,8 +489,8 @@ fn most(settings: &Settings) -> anyhow::Result<Limits> {
     })
 }
 
-/// How much is taken on at one time, when a submission's source and stdin may have so many bytes.
-fn bounds(settings: &Settings, submission: usize) -> anyhow::Result<Bounds> {
+/// How much is taken on at one time, when a submission may have so many bytes.
+fn bounds(settings: &Settings, largest: usize) -> anyhow::Result<Bounds> {
     let at_least = |option: &str, value: Option<u64>, default: u64, least: u64| {
         let value = value.unwrap_or(default);
         ensure!(
@@ -396,8 +500,7 @@ fn bounds(settings: &Settings, submission: usize) -> anyhow::Result<Bounds> {
         Ok(value)
     };
     // One address may have half of it, and that must be enough for the largest submission, however it is written.
-    let largest = largest_body(submission) as u64;
-    let least = (2 * largest).div_ceil(1 << 20);
+    let least = (2 * largest as u64).div_ceil(1 << 20);
     let body_mb = at_least("--max-body-mb", settings.max_body_mb, 256.max(least), least)?;
     Ok(Bounds {
         connections: at_least("--max-connections", settings.max_connections, 10_000, 1)?,
@@ -447,6 +550,8 @@ pub struct Config {
     pub slots: u32,
     /// The languages, by name.
     pub languages: Vec<Language>,
+    /// Whether images of the ledger's languages are pulled, and those of the file's.
+    pub pulls: (bool, bool),
     /// Silence after which a node is lost.
     pub node_timeout: Duration,
     /// Silence after which a voter is replaced.
@@ -469,12 +574,18 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// How much is taken on at one time.
     pub bounds: Bounds,
+    /// Who may do what.
+    pub access: Access,
     /// How long finished jobs are kept.
     pub retention: Duration,
     /// How many bytes finished jobs may hold.
     pub retention_bytes: u64,
     /// What has to be free on the disk of the data folder, MiB; 0 is nothing.
     pub min_free_mib: u64,
+    /// Callbacks may go to addresses that are not on the public internet.
+    pub callback_allow_private: bool,
+    /// The pause after a callback's first attempt.
+    pub callback_backoff: Duration,
     /// A file that says what is free, instead of the file system.
     pub free_mib_file: Option<PathBuf>,
     /// Peer addresses that are dialled elsewhere.
@@ -491,6 +602,7 @@ impl Config {
         let http = settings
             .http
             .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        let access = Access::new(&settings, http)?;
         let place = if settings.join.is_some() {
             Origin::joining(&settings)?
         } else {
@@ -516,7 +628,13 @@ impl Config {
             stdin_kb <= 16 * 1024,
             "--max-stdin-kb {stdin_kb} is out of range; at most 16384 KiB"
         );
-        let bounds = bounds(&settings, kib(source_kb + stdin_kb))?;
+        let tests_kb = settings.max_tests_kb.unwrap_or(4096);
+        ensure!(
+            tests_kb <= 16 * 1024,
+            "--max-tests-kb {tests_kb} is out of range; at most 16384 KiB"
+        );
+        let largest = largest_json(kib(source_kb), kib(stdin_kb), kib(tests_kb));
+        let bounds = bounds(&settings, largest)?;
         let heartbeat = settings.heartbeat_ms.unwrap_or(50);
         let election = settings.election_ms.unwrap_or(150);
         ensure!(
@@ -556,6 +674,10 @@ impl Config {
             data: settings.data.unwrap_or_else(|| PathBuf::from("data")),
             executor,
             slots,
+            pulls: {
+                let pulls = settings.pull != Some(PullPolicy::Never);
+                (pulls, pulls && settings.languages.is_some())
+            },
             languages: languages::load(settings.languages.as_deref(), &most)?,
             node_timeout: Duration::from_millis(node_timeout),
             replace_voter: Duration::from_secs(replace_voter),
@@ -571,6 +693,7 @@ impl Config {
             ceilings: Ceilings {
                 source_bytes: kib(source_kb),
                 stdin_bytes: kib(stdin_kb),
+                tests_bytes: kib(tests_kb),
                 limits: most,
                 queue: QueueBound {
                     jobs: settings.max_queue.unwrap_or(100_000),
@@ -580,9 +703,14 @@ impl Config {
                 },
             },
             bounds,
+            access,
             retention: Duration::from_secs(settings.retention_s.unwrap_or(24 * 60 * 60)),
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
             min_free_mib: settings.min_free_mb.unwrap_or(256),
+            callback_allow_private: settings.callback_allow_private.unwrap_or(false),
+            callback_backoff: Duration::from_millis(
+                settings.callback_backoff_ms.unwrap_or(5_000).max(1),
+            ),
             free_mib_file: settings.free_mb_file,
             dial: parse_dial(settings.dial_override.as_deref().unwrap_or_default())?,
         })
@@ -668,8 +796,9 @@ impl Origin {
         );
         for url in &join {
             ensure!(
-                url.strip_prefix("http://")
-                    .is_some_and(|rest| !rest.is_empty()),
+                ["http://", "https://"].iter().any(|scheme| url
+                    .strip_prefix(scheme)
+                    .is_some_and(|rest| !rest.is_empty())),
                 "--join: \"{url}\" should be the URL of a node, for example http://host1:8080"
             );
         }
@@ -919,6 +1048,7 @@ mod tests {
         assert_eq!(config.advertise_http, "127.0.0.1:8080");
         let mut named = settings(1, "1=node1:7000");
         named.http = Some("0.0.0.0:8080".parse().unwrap());
+        named.open = Some(true);
         let config = Config::new(named).unwrap();
         assert_eq!(config.peer, "0.0.0.0:7000".parse().unwrap());
         assert_eq!(config.advertise_http, "node1:8080");

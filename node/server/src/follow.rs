@@ -1,25 +1,31 @@
 //! Following a job: its output while it is printed, wherever it runs, and its end.
 //!
 //! A follower reads the ledger to learn which attempt runs on which node, and listens to that attempt. When the job has
-//! finished, the committed result supplies whatever the follower has not heard. Output that was passed on belongs to
-//! one attempt; when another attempt takes over, the follower says so and ends, because the new attempt prints from its
-//! beginning again.
+//! finished, the committed result supplies whatever the follower has not heard. What was passed on belongs to one attempt;
+//! when another attempt takes over, the follower says so and goes on with what that one does, from its beginning. Where a
+//! follower stands is said with everything that it is told (`resume`), so that it can go on from there at any node.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
-use quorun_executor::Stream as Std;
-use quorun_ledger::{JobId, JobState, NodeId};
+use quorun_executor::{CaseEnded, Chunk, Stream as Std};
+use quorun_ledger::{JobId, JobState, NodeId, TestResult, codec};
 use quorun_proto::v1::{Stream as WireStream, WatchRequest, watch_reply::Event};
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::jobs::{Details, Error, Jobs, stream_of};
+use crate::output::Piece;
+use crate::resume::{self, Heard, Position, Replaced};
 use crate::watchers::Watch;
 
 /// How long a node may take to answer that it runs the attempt.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(12);
+/// How soon an attempt is listened to again when its node sends no more, although there is no news of the job.
+const LISTEN_AGAIN: Duration = Duration::from_millis(500);
 
 /// What a follower is told.
 #[derive(Clone, Debug)]
@@ -44,42 +50,58 @@ pub enum Followed {
         /// What.
         data: Bytes,
     },
-    /// Another attempt has taken over after output was passed on; nothing follows.
-    Replaced {
-        /// The attempt whose output was passed on.
+    /// A test case has ended.
+    Case {
+        /// In which attempt.
         attempt: u32,
+        /// Which, from 0.
+        index: u32,
+        /// How; nothing of what the program printed is in it.
+        result: Box<TestResult>,
     },
+    /// What was passed on so far is void: another attempt counts, from its beginning.
+    Replaced(Replaced),
     /// The job has finished and all of its output was passed on; nothing follows.
     Finished(Box<Details>),
 }
 
-type Chunks = std::pin::Pin<Box<dyn Stream<Item = (Std, u64, Bytes)> + Send>>;
+/// Something that a follower is told, and where it stands then.
+pub type Told = (Followed, Position);
+
+type Pieces = Pin<Box<dyn Stream<Item = Piece> + Send>>;
 
 struct Follower {
     jobs: Jobs,
     job: JobId,
     watch: Watch,
     /// To be passed on before anything else is looked at.
-    ready: VecDeque<Followed>,
+    ready: VecDeque<Told>,
+    heard: Heard,
     last: Option<(JobState, u32)>,
-    /// The attempt that is listened to.
-    attempt: u32,
-    chunks: Option<Chunks>,
-    /// Bytes passed on of stdout and stderr.
-    sent: [u64; 2],
+    /// What the current attempt does.
+    pieces: Option<Pieces>,
+    /// The attempt that is listened to, or was.
+    listening: u32,
+    /// When to try again to listen to it.
+    again: Option<Instant>,
     over: bool,
 }
 
-pub(crate) fn follow(jobs: Jobs, job: JobId) -> impl Stream<Item = Result<Followed, Error>> + Send {
+pub(crate) fn follow(
+    jobs: Jobs,
+    job: JobId,
+    heard: Heard,
+) -> impl Stream<Item = Result<Told, Error>> + Send {
     let follower = Follower {
         watch: jobs.watch(job),
         jobs,
         job,
         ready: VecDeque::new(),
+        heard,
         last: None,
-        attempt: 0,
-        chunks: None,
-        sent: [0; 2],
+        pieces: None,
+        listening: 0,
+        again: None,
         over: false,
     };
     stream::unfold(follower, |mut follower| async move {
@@ -91,15 +113,23 @@ pub(crate) fn follow(jobs: Jobs, job: JobId) -> impl Stream<Item = Result<Follow
     })
 }
 
-const fn slot(stream: Std) -> usize {
-    match stream {
-        Std::Stdout => 0,
-        Std::Stderr => 1,
+/// The next of what there may be; never ends when there is nothing to wait for.
+async fn next(pieces: &mut Option<Pieces>) -> Option<Piece> {
+    match pieces {
+        Some(pieces) => pieces.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
 impl Follower {
-    async fn next(&mut self) -> Option<Result<Followed, Error>> {
+    async fn next(&mut self) -> Option<Result<Told, Error>> {
         let mut look = self.last.is_none();
         loop {
             if let Some(item) = self.ready.pop_front() {
@@ -115,39 +145,55 @@ impl Follower {
                 look = false;
                 continue;
             }
-            match &mut self.chunks {
-                Some(chunks) => tokio::select! {
-                    biased;
-                    chunk = chunks.next() => match chunk {
-                        Some((stream, offset, data)) => self.print(stream, offset, &data),
-                        None => self.chunks = None,
-                    },
-                    () = self.watch.changed() => look = true,
+            tokio::select! {
+                biased;
+                piece = next(&mut self.pieces) => match piece {
+                    Some(Piece::Output(chunk)) => {
+                        self.print(chunk.stream, chunk.offset, &chunk.data);
+                    }
+                    Some(Piece::Case(case)) => self.case(case.index, case.result),
+                    None => {
+                        self.pieces = None;
+                        // It may be over, or only the way to its node.
+                        self.again = Some(Instant::now() + LISTEN_AGAIN);
+                    }
                 },
-                None => {
-                    self.watch.changed().await;
+                () = self.watch.changed() => look = true,
+                () = until(self.again) => {
+                    self.again = None;
+                    self.listening = 0;
                     look = true;
                 }
             }
         }
     }
 
+    fn tell(&mut self, what: Followed) {
+        self.ready.push_back((what, self.heard.position()));
+    }
+
     /// Passes on the part of a chunk that was not passed on before.
     fn print(&mut self, stream: Std, offset: u64, data: &Bytes) {
-        let sent = &mut self.sent[slot(stream)];
-        let known = usize::try_from(sent.saturating_sub(offset)).unwrap_or(usize::MAX);
-        if known >= data.len() {
-            return;
+        if let Some((offset, data)) = self.heard.print(stream, offset, data) {
+            let attempt = self.heard.position().attempt;
+            self.tell(Followed::Output {
+                attempt,
+                stream,
+                offset,
+                data,
+            });
         }
-        let fresh = data.slice(known..);
-        let offset = *sent;
-        *sent += fresh.len() as u64;
-        self.ready.push_back(Followed::Output {
-            attempt: self.attempt,
-            stream,
-            offset,
-            data: fresh,
-        });
+    }
+
+    fn case(&mut self, index: u32, result: TestResult) {
+        if self.heard.case(index) {
+            let attempt = self.heard.position().attempt;
+            self.tell(Followed::Case {
+                attempt,
+                index,
+                result: Box::new(result),
+            });
+        }
     }
 
     /// Reads how the job stands.
@@ -159,36 +205,45 @@ impl Follower {
             return Ok(()); // not applied on this node yet
         };
         let job = &details.job;
-        let replaced = job.attempt != self.attempt || job.state == JobState::Queued;
-        if replaced && self.sent != [0; 2] {
-            self.ready.push_back(Followed::Replaced {
-                attempt: self.attempt,
-            });
-            self.over = true;
-            return Ok(());
+        let attempt = resume::current(job.state, job.attempt);
+        if attempt != self.heard.position().attempt {
+            self.pieces = None;
+        }
+        if let Some(replaced) = self.heard.turn_to(attempt) {
+            self.tell(Followed::Replaced(replaced));
         }
         if self.last != Some((job.state, job.attempt)) {
             self.last = Some((job.state, job.attempt));
-            self.ready.push_back(Followed::State {
+            self.tell(Followed::State {
                 state: job.state,
                 attempt: job.attempt,
                 node: job.node,
             });
         }
         match (job.state, job.node) {
-            (JobState::Running, Some(node)) if job.attempt != self.attempt => {
-                self.chunks = self.listen(node, job.attempt);
-                if self.chunks.is_some() {
-                    self.attempt = job.attempt;
+            (JobState::Running, Some(node)) if job.attempt != self.listening => {
+                self.pieces = self.listen(node);
+                if self.pieces.is_some() {
+                    self.listening = job.attempt;
+                    self.again = None;
                 }
             }
             (JobState::Finished, _) => {
-                self.attempt = job.attempt;
                 for stream in [Std::Stdout, Std::Stderr] {
                     let text = stream_of(&details.output, stream).clone();
                     self.print(stream, 0, &text);
                 }
-                self.ready.push_back(Followed::Finished(Box::new(details)));
+                for (index, test) in (0..).zip(&details.output.tests) {
+                    let printed = Bytes::new();
+                    let result = TestResult {
+                        stdout: printed.clone(),
+                        stderr: printed,
+                        ..test.clone()
+                    };
+                    self.case(index, result);
+                }
+                self.heard.end();
+                self.tell(Followed::Finished(Box::new(details)));
                 self.over = true;
             }
             _ => {}
@@ -196,17 +251,16 @@ impl Follower {
         Ok(())
     }
 
-    /// Listens to an attempt on its node. Ends early without harm: the result has everything. `None` when it is this
-    /// node's and its worker has not heard of it yet, or no longer knows it: either way there will be news of the job.
-    fn listen(&self, node: NodeId, attempt: u32) -> Option<Chunks> {
+    /// Listens to the current attempt on its node. Ends early without harm: the result has everything. `None` when it is
+    /// this node's and its worker has not heard of it yet, or no longer knows it: either way there will be news of the job.
+    fn listen(&self, node: NodeId) -> Option<Pieces> {
+        let from = self.heard.position();
         if node == self.jobs.node() {
-            let listener = self.jobs.outputs().listen((self.job, attempt))?;
+            let attempt = (self.job, from.attempt);
+            let listener = self.jobs.outputs().listen(attempt, from)?;
             return Some(Box::pin(stream::unfold(
                 listener,
-                |mut listener| async move {
-                    let chunk = listener.next().await?;
-                    Some(((chunk.stream, chunk.offset, chunk.data), listener))
-                },
+                |mut listener| async move { Some((listener.next().await?, listener)) },
             )));
         }
         let Some(mut client) = self.jobs.consensus().peer(node) else {
@@ -214,7 +268,10 @@ impl Follower {
         };
         let request = WatchRequest {
             job: self.job.to_string(),
-            attempt,
+            attempt: from.attempt,
+            stdout_from: from.heard[0],
+            stderr_from: from.heard[1],
+            tests_from: from.cases,
         };
         let replies = async move {
             let answer = tokio::time::timeout(LISTEN_DEADLINE, client.watch(request)).await;
@@ -231,21 +288,35 @@ impl Follower {
                 Err(_) => stream::empty().boxed(),
             }
         };
-        let chunks = stream::once(replies)
+        let pieces = stream::once(replies)
             .flatten()
             .take_while(|reply| std::future::ready(reply.is_ok()))
             .filter_map(|reply| {
-                std::future::ready(match reply.ok().and_then(|r| r.event) {
-                    Some(Event::Output(chunk)) => {
-                        let std = match chunk.stream() {
-                            WireStream::Stderr => Std::Stderr,
-                            WireStream::Stdout | WireStream::Unspecified => Std::Stdout,
-                        };
-                        Some((std, chunk.offset, chunk.data))
-                    }
-                    Some(Event::End(_)) | None => None,
-                })
+                let event = reply.ok().and_then(|reply| reply.event);
+                std::future::ready(event.and_then(piece))
             });
-        Some(Box::pin(chunks))
+        Some(Box::pin(pieces))
+    }
+}
+
+/// What a peer has passed on. What cannot be made out is left out.
+fn piece(event: Event) -> Option<Piece> {
+    match event {
+        Event::Output(chunk) => {
+            let stream = match chunk.stream() {
+                WireStream::Stderr => Std::Stderr,
+                WireStream::Stdout | WireStream::Unspecified => Std::Stdout,
+            };
+            Some(Piece::Output(Chunk {
+                stream,
+                offset: chunk.offset,
+                data: chunk.data,
+            }))
+        }
+        Event::Test(test) => Some(Piece::Case(CaseEnded {
+            index: test.index,
+            result: codec::decode(&test.result).ok()?,
+        })),
+        Event::End(_) => None,
     }
 }

@@ -1,4 +1,7 @@
-//! What clients want of jobs, whatever surface they come through: submit, wait, look, list, cancel, follow.
+//! What clients want of jobs, whatever surface they come through: submit, wait, look, list, cancel, follow. `many` has what
+//! concerns several jobs at once.
+
+mod many;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,18 +12,26 @@ use futures::Stream;
 use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
-    Command, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId, Output,
-    QueueBound, Rejection, Reply,
+    Command, Delivery, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId,
+    Output, Owner, QueueBound, Rejection, Reply, Submission, Taken, TestCase,
 };
 use tracing::info;
 
+use crate::catalogue::{Catalogue, Refused};
+use crate::console::Consoles;
 use crate::disk_space::{DiskSpace, Low};
-use crate::follow::{self, Followed};
+use crate::follow::{self, Told};
+use crate::insight::Throughput;
 use crate::ledger::{self, ReadFailed};
 use crate::metrics::Metrics;
 use crate::output::Outputs;
+use crate::pace::Pace;
 use crate::pressure::Held;
+use crate::resume::Heard;
+use crate::talk::{Lost, Talk};
 use crate::watchers::{Watch, Watchers};
+
+pub use many::{Until, key_of_item, wait_estimate};
 
 /// How long a proposal or a linearizable read may take before the client is told to try again.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -41,6 +52,8 @@ pub enum Error {
         jobs: u64,
         /// How many may wait.
         limit: u64,
+        /// When to come again, seconds.
+        retry_s: u64,
     },
     /// The waiting jobs hold as much as they may.
     #[error(
@@ -51,10 +64,21 @@ pub enum Error {
         bytes: u64,
         /// What they may hold.
         limit: u64,
+        /// When to come again, seconds.
+        retry_s: u64,
     },
+    /// The owner has as much as its token allows.
+    #[error(transparent)]
+    OwnerBusy(#[from] OwnerBusy),
     /// This node's disk has little room.
     #[error(transparent)]
     DiskFull(#[from] Low),
+    /// An admin has disabled the language.
+    #[error("the language {0} is disabled")]
+    LanguageDisabled(String),
+    /// No node can run the language.
+    #[error("no node that lives can run the language {0} as it is defined now")]
+    LanguageNotReady(String),
     /// No such job.
     #[error("there is no job {0}; it may have expired")]
     NotFound(JobId),
@@ -82,11 +106,62 @@ pub enum Error {
 
 impl Error {
     /// What a rejection by the queue's bounds is to the client.
-    pub(crate) const fn of_queue(rejection: &Rejection) -> Option<Self> {
-        match *rejection {
-            Rejection::QueueFull { jobs, limit } => Some(Self::QueueFull { jobs, limit }),
-            Rejection::QueueHeavy { bytes, limit } => Some(Self::QueueHeavy { bytes, limit }),
-            _ => None,
+    pub(crate) fn of_queue(
+        rejection: &Rejection,
+        owner: Option<&Owner>,
+        retry_s: u64,
+    ) -> Option<Self> {
+        let busy = |field, value, limit| {
+            let owner = owner.map_or_else(String::new, |owner| owner.name.clone());
+            Self::OwnerBusy(OwnerBusy {
+                owner,
+                field,
+                value,
+                limit,
+                retry_s,
+            })
+        };
+        Some(match *rejection {
+            Rejection::QueueFull { jobs, limit } => Self::QueueFull {
+                jobs,
+                limit,
+                retry_s,
+            },
+            Rejection::QueueHeavy { bytes, limit } => Self::QueueHeavy {
+                bytes,
+                limit,
+                retry_s,
+            },
+            Rejection::OwnerBusy { jobs, limit } => busy("jobs", jobs, limit),
+            Rejection::OwnerQueueFull { jobs, limit } => busy("queue.jobs", jobs, limit),
+            Rejection::OwnerQueueHeavy { bytes, limit } => busy("queue.bytes", bytes, limit),
+            _ => return None,
+        })
+    }
+}
+
+/// That an owner has as much as its token allows.
+#[derive(Debug, thiserror::Error)]
+#[error("{owner} has {value} {} of the {limit} that its token allows in the whole cluster", self.what())]
+pub struct OwnerBusy {
+    /// Whose token it is.
+    pub owner: String,
+    /// What there is too much of: `jobs` without a result, `queue.jobs` that wait, or the `queue.bytes` of those.
+    pub field: &'static str,
+    /// How much there is.
+    pub value: u64,
+    /// How much there may be.
+    pub limit: u64,
+    /// When to come again, seconds.
+    pub retry_s: u64,
+}
+
+impl OwnerBusy {
+    fn what(&self) -> &'static str {
+        match self.field {
+            "jobs" => "unfinished jobs",
+            "queue.jobs" => "waiting jobs",
+            _ => "bytes of waiting jobs, and with this job would have more",
         }
     }
 }
@@ -98,6 +173,19 @@ pub struct Details {
     pub job: Job,
     /// What it printed, once it has finished.
     pub output: Output,
+    /// How much longer it waits; only where somebody asks for a job that is queued.
+    pub waits: Option<Waits>,
+    /// How its end is told to whoever wants to be told.
+    pub callback: Option<Delivery>,
+}
+
+/// What a queued job can expect.
+#[derive(Clone, Copy, Debug)]
+pub struct Waits {
+    /// Its place in the queue, from 1.
+    pub position: u64,
+    /// How long that takes at the rate of the last minute, if anything was begun in it.
+    pub estimate: Option<Duration>,
 }
 
 /// A submission that was accepted.
@@ -120,9 +208,14 @@ struct Inner {
     consensus: Handle,
     watchers: Watchers,
     outputs: Outputs,
+    consoles: Consoles,
     queue: QueueBound,
     disk: DiskSpace,
     metrics: Metrics,
+    /// How fast the queue lets jobs in.
+    pace: Pace,
+    throughput: Throughput,
+    catalogue: Catalogue,
     /// Submissions on their way from here to the ledger, and what they weigh, nearly: the ledger does not count them yet.
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -131,7 +224,9 @@ struct Inner {
 #[derive(Debug)]
 pub struct Place {
     began: Instant,
+    jobs: u64,
     bytes: u64,
+    owner: Option<Owner>,
     body: Held,
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -145,7 +240,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.under_way.0.fetch_sub(1, Ordering::Relaxed);
+        self.under_way.0.fetch_sub(self.jobs, Ordering::Relaxed);
         self.under_way.1.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
@@ -157,10 +252,10 @@ impl Jobs {
         node: NodeId,
         consensus: Handle,
         watchers: Watchers,
-        outputs: Outputs,
+        (outputs, consoles): (Outputs, Consoles),
         queue: QueueBound,
         disk: DiskSpace,
-        metrics: Metrics,
+        (metrics, throughput, catalogue): (Metrics, Throughput, Catalogue),
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -168,9 +263,13 @@ impl Jobs {
                 consensus,
                 watchers,
                 outputs,
+                consoles,
                 queue,
                 disk,
                 metrics,
+                pace: Pace::default(),
+                throughput,
+                catalogue,
                 under_way: Arc::default(),
             }),
         }
@@ -184,9 +283,11 @@ impl Jobs {
     pub async fn submit(
         &self,
         place: Place,
-        spec: JobSpec,
+        mut spec: JobSpec,
         key: Option<IdempotencyKey>,
     ) -> Result<Accepted, Error> {
+        // Not before the key's fingerprint was taken: an owner whose bounds have changed may repeat a request.
+        spec.owner.clone_from(&place.owner);
         let inner = Arc::clone(&self.inner);
         inner.metrics.http.since(place.began);
         let task = tokio::spawn(async move {
@@ -210,11 +311,12 @@ impl Jobs {
     pub async fn admit(
         &self,
         began: Instant,
+        owner: Option<Owner>,
         key: Option<&str>,
         bytes: u64,
         body: Held,
     ) -> Result<Place, Error> {
-        let granted = self.inner.admit(key, bytes).await;
+        let granted = self.inner.admit(owner.as_ref(), key, bytes).await;
         if let Err(error) = granted {
             self.inner.metrics.not_taken(&error);
             return Err(error);
@@ -224,7 +326,9 @@ impl Jobs {
         under_way.1.fetch_add(bytes, Ordering::Relaxed);
         Ok(Place {
             began,
+            jobs: 1,
             bytes,
+            owner,
             body,
             under_way,
         })
@@ -305,25 +409,60 @@ impl Jobs {
     /// When there is no such job, or the cluster cannot be asked.
     pub async fn get(&self, job: JobId, stale: bool) -> Result<Details, Error> {
         let local = self.inner.local(job).await?;
-        match local {
+        let mut details = match local {
             // What has finished does not change any more, so no newer state can contradict it.
-            Some(details) if stale || details.job.state == JobState::Finished => Ok(details),
-            None if stale => Err(Error::NotFound(job)),
+            Some(details) if stale || details.job.state == JobState::Finished => details,
+            None if stale => return Err(Error::NotFound(job)),
             _ => {
                 self.inner.linearize().await?;
-                self.inner.local(job).await?.ok_or(Error::NotFound(job))
+                self.inner.local(job).await?.ok_or(Error::NotFound(job))?
             }
+        };
+        if details.job.state == JobState::Queued {
+            details.waits = self.inner.waits(details.job.clone()).await?;
         }
+        Ok(details)
     }
 
-    /// Lists jobs, newest first. Linearizable unless `stale`.
+    /// The test cases of a job that this node's ledger shows, as they were submitted.
+    ///
+    /// # Errors
+    /// When it has expired meanwhile, or the ledger cannot be read.
+    pub async fn cases(&self, job: JobId) -> Result<Vec<TestCase>, Error> {
+        let spec = ledger::read(&self.inner.consensus, move |view| view.spec(job));
+        let spec = spec.await?.ok_or(Error::NotFound(job))?;
+        Ok(spec.tests)
+    }
+
+    /// That there is a job which `sees` admits. What it does not admit is not there, and found out in the same way.
+    ///
+    /// # Errors
+    /// When there is none, or the cluster cannot be asked.
+    pub async fn seen(
+        &self,
+        job: JobId,
+        stale: bool,
+        sees: impl Fn(&Job) -> bool,
+    ) -> Result<(), Error> {
+        let look = || ledger::look(&self.inner.consensus, move |view| view.job(job));
+        if look().await?.is_some_and(|job| sees(&job)) {
+            return Ok(());
+        }
+        if !stale {
+            self.inner.linearize().await?;
+        }
+        let seen = look().await?.is_some_and(|job| sees(&job));
+        seen.then_some(()).ok_or(Error::NotFound(job))
+    }
+
+    /// Lists jobs. Linearizable unless `stale`.
     ///
     /// # Errors
     /// When the cluster cannot be asked.
     pub async fn list(
         &self,
         filter: JobFilter,
-        before: Option<JobId>,
+        behind: Option<JobId>,
         limit: usize,
         stale: bool,
     ) -> Result<JobPage, Error> {
@@ -333,7 +472,7 @@ impl Jobs {
             self.inner.linearize().await?;
         }
         let page = ledger::read(&self.inner.consensus, move |view| {
-            view.jobs(&filter, before, limit, SCAN)
+            view.jobs(&filter, behind, limit, SCAN)
         });
         Ok(page.await?)
     }
@@ -343,19 +482,40 @@ impl Jobs {
     /// # Errors
     /// When there is no such job, it has finished, or the cluster did not confirm.
     pub async fn cancel(&self, job: JobId) -> Result<Details, Error> {
-        match self.inner.propose(Command::Cancel { job }, job).await? {
-            Reply::Rejected(Rejection::UnknownJob) => Err(Error::NotFound(job)),
-            Reply::Rejected(Rejection::AlreadyFinished) => Err(Error::AlreadyFinished(job)),
-            _ => self
-                .wait(job, Instant::now() + DEADLINE)
-                .await?
-                .ok_or(Error::Unknown { job }),
-        }
+        self.inner.cancel(job).await?;
+        self.wait(job, Instant::now() + DEADLINE)
+            .await?
+            .ok_or(Error::Unknown { job })
     }
 
-    /// Follows a job that is known to have been accepted: what it prints while it prints it, and its end.
-    pub fn follow(&self, job: JobId) -> impl Stream<Item = Result<Followed, Error>> + Send + use<> {
-        follow::follow(self.clone(), job)
+    /// Follows a job that is known to have been accepted, behind what was heard of it already: what it prints while it
+    /// prints it, and its end.
+    pub fn follow(
+        &self,
+        job: JobId,
+        heard: Heard,
+    ) -> impl Stream<Item = Result<Told, Error>> + Send + use<> {
+        follow::follow(self.clone(), job, heard)
+    }
+
+    /// Begins to talk to an attempt at an interactive job that the ledger shows on a node.
+    ///
+    /// # Errors
+    /// When there is no way to that node.
+    pub async fn talk(&self, node: NodeId, attempt: (JobId, u32)) -> Result<Talk, Lost> {
+        let inner = &self.inner;
+        let ways = (&inner.consoles, &inner.consensus);
+        Talk::begin(ways, (inner.node, node), attempt).await
+    }
+
+    /// Whether a job waits for somebody to talk to it; `None` when its submission is no longer kept, because it has
+    /// finished.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn is_interactive(&self, job: JobId) -> Result<Option<bool>, Error> {
+        let spec = ledger::read(&self.inner.consensus, move |view| view.spec(job)).await?;
+        Ok(spec.map(|spec| spec.interactive))
     }
 
     pub(crate) fn watch(&self, job: JobId) -> Watch {
@@ -380,45 +540,104 @@ impl Jobs {
 }
 
 impl Inner {
-    async fn admit(&self, key: Option<&str>, bytes: u64) -> Result<(), Error> {
+    async fn admit(
+        &self,
+        owner: Option<&Owner>,
+        key: Option<&str>,
+        bytes: u64,
+    ) -> Result<(), Error> {
         if let Some(low) = self.disk.low() {
             return Err(low.into());
         }
         let figures = &self.consensus.metrics().figures;
         let jobs = figures.queued() + self.under_way.0.load(Ordering::Relaxed);
         let held = figures.queued_bytes() + self.under_way.1.load(Ordering::Relaxed);
-        let Some(rejection) = self.queue.refuses(jobs, held, bytes) else {
+        let mut rejection = self.queue.refuses(jobs, held, bytes);
+        if rejection.is_none()
+            && let Some(owner) = owner
+            && (owner.max_jobs.is_some() || owner.queue_percent.is_some())
+        {
+            let name = owner.name.clone();
+            let load = ledger::look(&self.consensus, move |view| view.owner_load(&name)).await?;
+            rejection = owner.refuses(&load, bytes, Some(self.queue));
+        }
+        let Some(rejection) = rejection else {
             return Ok(());
         };
-        if let Some(key) = key.map(ToOwned::to_owned)
-            && ledger::read(&self.consensus, move |view| view.key(&key))
-                .await?
-                .is_some()
-        {
-            return Ok(());
+        if let Some(key) = key.map(ToOwned::to_owned) {
+            let whose = owner.map(|owner| owner.name.clone());
+            let known = ledger::read(&self.consensus, move |view| {
+                let whose = whose.as_deref();
+                // Of a batch its first job has the key in this form.
+                Ok(view.key(whose, &key)?.is_some()
+                    || view.key(whose, &many::key_of_item(&key, 0))?.is_some())
+            });
+            if known.await? {
+                return Ok(());
+            }
         }
-        Err(Error::of_queue(&rejection).unwrap_or(Error::NoLeader))
+        Err(Error::of_queue(&rejection, owner, self.come_again()).unwrap_or(Error::NoLeader))
     }
 
     async fn submit(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<Accepted, Error> {
+        self.offered(&spec, key.as_ref()).await?;
         let id = JobId::new(uuid::Uuid::now_v7());
         let language = spec.language.clone();
+        let owner = spec.owner.clone();
         let watch = self.watchers.watch(id);
-        match self.propose(Command::Submit { id, spec, key }, id).await? {
+        let reply = self.propose(submission(id, spec, key), id).await?;
+        let reply = match reply {
+            Reply::SubmittedAll { jobs } => match jobs[..] {
+                [Taken { job, joined }] => Reply::Submitted { job, joined },
+                _ => return Err(Error::Unknown { job: id }),
+            },
+            reply => reply,
+        };
+        match reply {
             Reply::Submitted { job, joined } => {
                 // A retry of the proposal finds its own id: that is this submission, not an earlier one.
                 let joined = joined && job != id;
                 self.metrics.accepted(joined);
-                info!(%job, language, joined, "job accepted");
+                let owner = owner.as_ref().map(|owner| owner.name.as_str());
+                info!(%job, language, owner, joined, "job accepted");
                 let watch = (job == id).then_some(watch);
                 Ok(Accepted { job, watch })
             }
             Reply::Rejected(Rejection::KeyConflict { job }) => Err(Error::KeyConflict { job }),
             Reply::Rejected(rejection) => {
-                Err(Error::of_queue(&rejection).unwrap_or(Error::Unknown { job: id }))
+                let error = Error::of_queue(&rejection, owner.as_ref(), self.come_again());
+                Err(error.unwrap_or(Error::Unknown { job: id }))
             }
             _ => Err(Error::Unknown { job: id }),
         }
+    }
+
+    /// When somebody should come again for whom the queue has no place: jobs leave it as they finish.
+    fn come_again(&self) -> u64 {
+        let finished = self.metrics.finishes();
+        self.pace.come_again(finished, Instant::now())
+    }
+
+    /// That the job's language is one that is run. A retry of what was accepted before is let through.
+    async fn offered(&self, spec: &JobSpec, key: Option<&IdempotencyKey>) -> Result<(), Error> {
+        let Some(refused) = self.catalogue.current().refuses(spec) else {
+            return Ok(());
+        };
+        let owner = spec.owner_name().map(ToOwned::to_owned);
+        if let Some(key) = key.map(|key| key.key.clone())
+            && ledger::read(&self.consensus, move |view| {
+                view.key(owner.as_deref(), &key)
+            })
+            .await?
+            .is_some()
+        {
+            return Ok(());
+        }
+        let language = spec.language.clone();
+        Err(match refused {
+            Refused::Disabled => Error::LanguageDisabled(language),
+            Refused::NotReady => Error::LanguageNotReady(language),
+        })
     }
 
     async fn propose(&self, command: Command, job: JobId) -> Result<Reply, Error> {
@@ -444,6 +663,16 @@ impl Inner {
             })
     }
 
+    /// What a queued job can expect; `None` if it is not queued any more.
+    async fn waits(&self, job: Job) -> Result<Option<Waits>, Error> {
+        let place = ledger::look(&self.consensus, move |view| view.place(&job)).await?;
+        let rates = self.throughput.rates(Instant::now());
+        Ok(place.map(|place| Waits {
+            position: place.ahead + 1,
+            estimate: wait_estimate(place.ahead, rates),
+        }))
+    }
+
     async fn local(&self, id: JobId) -> Result<Option<Details>, Error> {
         let details = ledger::look(&self.consensus, move |view| {
             let Some(job) = view.job(id)? else {
@@ -453,10 +682,30 @@ impl Inner {
                 JobState::Finished => view.output(id)?.unwrap_or_default(),
                 JobState::Queued | JobState::Running => Output::default(),
             };
-            Ok(Some(Details { job, output }))
+            let callback = if job.callback {
+                view.delivery(id)?
+            } else {
+                None
+            };
+            Ok(Some(Details {
+                job,
+                output,
+                waits: None,
+                callback,
+            }))
         });
         Ok(details.await?)
     }
+}
+
+/// The command that submits one job. What earlier versions would not queue in the same way goes as a command that they do
+/// not know.
+fn submission(id: JobId, spec: JobSpec, key: Option<IdempotencyKey>) -> Command {
+    if spec.is_plain() {
+        return Command::Submit { id, spec, key };
+    }
+    let jobs = vec![Submission { id, spec, key }];
+    Command::SubmitAll { jobs }
 }
 
 /// Waits for it at most until `deadline`; `None` when time is up.

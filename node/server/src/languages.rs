@@ -3,11 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use quorun_ledger::{Language, Limits, StepLimits};
 use serde::Deserialize;
 
 use crate::config::LEAST;
+
+/// Bounds on what is said of a language.
+const MAX_NAME: usize = 40;
+const MAX_ALIASES: usize = 16;
+const MAX_TITLE: usize = 200;
+const MAX_WORDS: usize = 64;
+const MAX_WORD: usize = 4096;
+const MAX_VARIABLES: usize = 64;
+const MAX_SOURCE: usize = 100;
+const MAX_EXAMPLE: usize = 16 << 10;
+/// The most that a compile step may be given by an admin, milliseconds.
+const MAX_COMPILE_MS: u64 = 600_000;
 
 /// The languages of the standard image.
 const BUILT_IN: &str = include_str!("../../../sandbox/image/languages.toml");
@@ -20,40 +32,45 @@ struct File {
     limits: PartialLimits,
     #[serde(default)]
     compile_limits: PartialStepLimits,
-    language: Vec<Entry>,
+    language: Vec<Definition>,
 }
 
-#[derive(Deserialize)]
+/// What is said of a language to define it, in a file and by an admin.
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
-    name: String,
+#[allow(missing_docs)] // the fields of `quorun_ledger::Language`
+pub struct Definition {
+    pub name: String,
     #[serde(default)]
-    aliases: Vec<String>,
+    pub aliases: Vec<String>,
     #[serde(default)]
-    title: Option<String>,
+    pub title: Option<String>,
     #[serde(default)]
-    image: Option<String>,
-    source: String,
+    pub image: Option<String>,
+    pub source: String,
     #[serde(default)]
-    compile: Option<Vec<String>>,
-    run: Vec<String>,
+    pub compile: Option<Vec<String>>,
+    pub run: Vec<String>,
     #[serde(default)]
-    env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, String>,
     #[serde(default)]
-    zygote: BTreeMap<String, String>,
+    pub zygote: BTreeMap<String, String>,
     #[serde(default)]
-    extensions: Vec<String>,
+    pub extensions: Vec<String>,
     #[serde(default)]
-    limits: PartialLimits,
+    pub limits: PartialLimits,
     #[serde(default)]
-    compile_limits: PartialStepLimits,
+    pub compile_limits: PartialStepLimits,
     #[serde(default)]
-    example: String,
+    pub example: String,
+    #[serde(default)]
+    pub version_command: Option<Vec<String>>,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+/// Limits, of which any may be left out.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct PartialLimits {
+pub struct PartialLimits {
     cpu_ms: Option<u64>,
     wall_ms: Option<u64>,
     memory_kb: Option<u64>,
@@ -80,9 +97,10 @@ impl PartialLimits {
     }
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+/// Times of a step, of which any may be left out.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct PartialStepLimits {
+pub struct PartialStepLimits {
     cpu_ms: Option<u64>,
     wall_ms: Option<u64>,
 }
@@ -156,7 +174,7 @@ fn lower(limits: &mut Limits, most: &Limits) -> Vec<(&'static str, u64, u64)> {
 }
 
 /// That a language's programs can start at all.
-fn enough(name: &str, limits: &Limits) -> anyhow::Result<()> {
+fn enough(limits: &Limits) -> Result<(), Mistake> {
     let file_kb = limits.file_kb.or(LEAST.file_kb);
     for (limit, value, least) in [
         ("cpu_ms", limits.cpu_ms, LEAST.cpu_ms),
@@ -176,10 +194,15 @@ fn enough(name: &str, limits: &Limits) -> anyhow::Result<()> {
         ),
         ("stack_kb", limits.stack_kb, LEAST.stack_kb),
     ] {
-        ensure!(
-            value >= least,
-            "language \"{name}\": limits.{limit} is {value}; at least {least} is needed"
-        );
+        if value < least {
+            return Err(Mistake {
+                bound: Some((value, least)),
+                ..Mistake::new(
+                    format!("limits.{limit}"),
+                    format!("limits.{limit} is {value}; at least {least} is needed"),
+                )
+            });
+        }
     }
     Ok(())
 }
@@ -190,75 +213,310 @@ fn parse(text: &str) -> anyhow::Result<Vec<Language>> {
     let all = file.limits.over(&Limits::default());
     let mut seen = BTreeSet::new();
     let mut languages = Vec::with_capacity(file.language.len());
-    for entry in file.language {
+    for mut entry in file.language {
         let name = entry.name.clone();
         let words = std::iter::once(&entry.name).chain(&entry.aliases);
         for word in words {
-            ensure!(
-                is_name(word),
-                "language \"{name}\": \"{word}\" may have only a-z, 0-9, and + # . _ -"
-            );
             ensure!(
                 seen.insert(word.clone()),
                 "language \"{name}\": \"{word}\" is taken by another one"
             );
         }
-        ensure!(!entry.run.is_empty(), "language \"{name}\": run is empty");
-        ensure!(
-            entry.compile.as_ref().is_none_or(|c| !c.is_empty()),
-            "language \"{name}\": compile is empty; leave it out"
-        );
-        ensure!(
-            !entry.source.is_empty() && !entry.source.contains('/'),
-            "language \"{name}\": source should be a file name"
-        );
-        ensure!(
-            entry.zygote.is_empty() || entry.compile.is_none(),
-            "language \"{name}\": zygote is for languages without a compile step"
-        );
-        if let Some(variable) = entry
-            .zygote
-            .keys()
-            .find(|name| entry.env.contains_key(*name))
-        {
-            bail!(
-                "language \"{name}\": {variable} is in zygote and in env; what it has in env would be lost"
-            );
-        }
-        let limits = entry.limits.over(&all);
-        enough(&name, &limits)?;
-        let (own_step, all_step) = (entry.compile_limits, file.compile_limits);
-        let compile_limits = StepLimits {
-            cpu_ms: own_step.cpu_ms.or(all_step.cpu_ms).unwrap_or(10_000),
-            wall_ms: own_step.wall_ms.or(all_step.wall_ms).unwrap_or(20_000),
-        };
-        ensure!(
-            compile_limits.cpu_ms > 0 && compile_limits.wall_ms > 0,
-            "language \"{name}\": compile_limits has a 0"
-        );
-        languages.push(Language {
-            title: entry.title.unwrap_or_else(|| name.clone()),
-            name,
-            aliases: entry.aliases,
-            image: entry.image.unwrap_or_else(|| file.image.clone()),
-            source: entry.source,
-            compile: entry.compile,
-            run: entry.run,
-            env: entry.env,
-            zygote: entry.zygote,
-            extensions: entry.extensions,
-            limits,
-            compile_limits,
-            example: entry.example,
-        });
+        entry.image.get_or_insert_with(|| file.image.clone());
+        let language = define(entry, &all, file.compile_limits)
+            .with_context(|| format!("language \"{name}\""))?;
+        languages.push(language);
     }
     Ok(languages)
+}
+
+/// Why something cannot be a language.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Mistake {
+    /// What is wrong.
+    pub field: String,
+    /// In words.
+    pub text: String,
+    /// The value and the limit that it misses.
+    pub bound: Option<(u64, u64)>,
+}
+
+impl Mistake {
+    fn new(field: impl Into<String>, text: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            text: text.into(),
+            bound: None,
+        }
+    }
+
+    fn many(field: &str, value: usize, limit: usize) -> Self {
+        let (value, limit) = (value as u64, limit as u64);
+        let text = format!("{field} is {value}; at most {limit} is allowed");
+        Self {
+            bound: Some((value, limit)),
+            ..Self::new(field, text)
+        }
+    }
+}
+
+/// Makes a language of what was said of it; the limits that it does not name are these.
+///
+/// # Errors
+/// What cannot be, with the field.
+pub fn define(
+    entry: Definition,
+    limits: &Limits,
+    compile_limits: PartialStepLimits,
+) -> Result<Language, Mistake> {
+    let name = entry.name;
+    for (field, word) in
+        std::iter::once(("name", &name)).chain(entry.aliases.iter().map(|alias| ("aliases", alias)))
+    {
+        if !is_name(word) {
+            return Err(Mistake::new(
+                field,
+                format!(
+                    "\"{}\" is no name: it should have 1 to {MAX_NAME} of a-z, 0-9, and + # . _ -",
+                    beginning(word)
+                ),
+            ));
+        }
+    }
+    for (field, count, most) in [
+        ("aliases", entry.aliases.len(), MAX_ALIASES),
+        ("extensions", entry.extensions.len(), MAX_ALIASES),
+        ("env", entry.env.len(), MAX_VARIABLES),
+        ("zygote", entry.zygote.len(), MAX_VARIABLES),
+        ("example", entry.example.len(), MAX_EXAMPLE),
+        (
+            "title",
+            entry.title.as_ref().map_or(0, String::len),
+            MAX_TITLE,
+        ),
+    ] {
+        if count > most {
+            return Err(Mistake::many(field, count, most));
+        }
+    }
+    let title = entry.title.unwrap_or_else(|| name.clone());
+    if title.contains(char::is_control) {
+        return Err(Mistake::new("title", "title has control characters"));
+    }
+    let Some(image) = entry.image else {
+        return Err(Mistake::new("image", "image is missing"));
+    };
+    if !is_image(&image) {
+        return Err(Mistake::new(
+            "image",
+            format!(
+                "\"{}\" is not the name of an image, such as python:3.13, or host:5000/name@sha256:…",
+                beginning(&image)
+            ),
+        ));
+    }
+    for (field, command) in [
+        ("run", Some(&entry.run)),
+        ("compile", entry.compile.as_ref()),
+        ("version_command", entry.version_command.as_ref()),
+    ] {
+        command.map_or(Ok(()), |command| is_command(field, command))?;
+    }
+    let is_file = !entry.source.is_empty()
+        && entry.source.len() <= MAX_SOURCE
+        && !entry.source.starts_with('-')
+        && !entry.source.contains(['/', '\0'])
+        && !matches!(entry.source.as_str(), "." | "..");
+    if !is_file {
+        return Err(Mistake::new(
+            "source",
+            format!(
+                "source should be a file name of at most {MAX_SOURCE} bytes that does not begin with -"
+            ),
+        ));
+    }
+    for extension in &entry.extensions {
+        if !is_name(extension) || extension.starts_with('.') {
+            return Err(Mistake::new(
+                "extensions",
+                format!(
+                    "\"{}\" is no extension; it should be like py, without the dot",
+                    beginning(extension)
+                ),
+            ));
+        }
+    }
+    for (field, variables) in [("env", &entry.env), ("zygote", &entry.zygote)] {
+        for (variable, value) in variables {
+            let sound = !variable.is_empty()
+                && variable.len() <= MAX_WORD
+                && value.len() <= MAX_WORD
+                && !variable.contains(['=', '\0'])
+                && !value.contains('\0');
+            if !sound {
+                return Err(Mistake::new(
+                    format!("{field}.{}", beginning(variable)),
+                    format!(
+                        "{field}: a variable has a name that is not empty and has no =, and neither name nor value has NUL or more than {MAX_WORD} bytes"
+                    ),
+                ));
+            }
+        }
+    }
+    if !entry.zygote.is_empty() && entry.compile.is_some() {
+        return Err(Mistake::new(
+            "zygote",
+            "zygote is for languages without a compile step",
+        ));
+    }
+    if let Some(variable) = entry
+        .zygote
+        .keys()
+        .find(|name| entry.env.contains_key(*name))
+    {
+        return Err(Mistake::new(
+            "zygote",
+            format!("{variable} is in zygote and in env; what it has in env would be lost"),
+        ));
+    }
+    let limits = entry.limits.over(limits);
+    enough(&limits)?;
+    let (own_step, all_step) = (entry.compile_limits, compile_limits);
+    let compile_limits = StepLimits {
+        cpu_ms: own_step.cpu_ms.or(all_step.cpu_ms).unwrap_or(10_000),
+        wall_ms: own_step.wall_ms.or(all_step.wall_ms).unwrap_or(20_000),
+    };
+    if compile_limits.cpu_ms == 0 || compile_limits.wall_ms == 0 {
+        return Err(Mistake::new("compile_limits", "compile_limits has a 0"));
+    }
+    Ok(Language {
+        title,
+        name,
+        aliases: entry.aliases,
+        image,
+        source: entry.source,
+        compile: entry.compile,
+        run: entry.run,
+        env: entry.env,
+        zygote: entry.zygote,
+        extensions: entry.extensions,
+        limits,
+        compile_limits,
+        example: entry.example,
+        version_command: entry.version_command,
+    })
+}
+
+/// That no limit is over what a job may ask for.
+///
+/// # Errors
+/// The first one that is.
+pub fn within(language: &Language, most: &Limits) -> Result<(), Mistake> {
+    let mut limits = language.limits;
+    if let Some((limit, wanted, most)) = lower(&mut limits, most).first() {
+        return Err(Mistake {
+            bound: Some((*wanted, *most)),
+            ..Mistake::new(
+                format!("limits.{limit}"),
+                format!("limits.{limit} is {wanted}; at most {most} is allowed"),
+            )
+        });
+    }
+    let StepLimits { cpu_ms, wall_ms } = language.compile_limits;
+    for (limit, value) in [("cpu_ms", cpu_ms), ("wall_ms", wall_ms)] {
+        if value > MAX_COMPILE_MS {
+            return Err(Mistake {
+                bound: Some((value, MAX_COMPILE_MS)),
+                ..Mistake::new(
+                    format!("compile_limits.{limit}"),
+                    format!(
+                        "compile_limits.{limit} is {value}; at most {MAX_COMPILE_MS} is allowed"
+                    ),
+                )
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Enough of a text to know it by.
+fn beginning(text: &str) -> String {
+    text.chars().take(60).filter(|c| !c.is_control()).collect()
+}
+
+/// A command without a shell.
+fn is_command(field: &str, command: &[String]) -> Result<(), Mistake> {
+    if command.first().is_none_or(String::is_empty) {
+        return Err(Mistake::new(
+            field,
+            if field == "run" {
+                "run is empty".to_owned()
+            } else {
+                format!("{field} is empty; leave it out")
+            },
+        ));
+    }
+    if command.len() > MAX_WORDS {
+        return Err(Mistake::many(field, command.len(), MAX_WORDS));
+    }
+    match command
+        .iter()
+        .find(|word| word.len() > MAX_WORD || word.contains('\0'))
+    {
+        Some(word) if word.len() > MAX_WORD => Err(Mistake::many(field, word.len(), MAX_WORD)),
+        Some(_) => Err(Mistake::new(field, format!("{field} has a NUL byte"))),
+        None => Ok(()),
+    }
+}
+
+/// What an engine takes for the name of an image, and no more: the name becomes part of a path of the engine's API.
+fn is_image(name: &str) -> bool {
+    let (name, digest) = match name.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (name, None),
+    };
+    let digest_is_one = digest.is_none_or(|digest| {
+        digest.split_once(':').is_some_and(|(kind, hex)| {
+            matches!((kind, hex.len()), ("sha256", 64) | ("sha512", 128))
+                && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        })
+    });
+    let last = name.rfind('/').map_or(0, |slash| slash + 1);
+    let (repository, tag) = match name[last..].find(':') {
+        Some(colon) => (&name[..last + colon], Some(&name[last + colon + 1..])),
+        None => (name, None),
+    };
+    let is_word = |word: &str, more: &[u8]| {
+        word.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && !word.contains("..")
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b) || more.contains(&b))
+    };
+    let tag_is_one = tag.is_none_or(|tag| {
+        let bytes = tag.as_bytes();
+        let sound = |b: &u8| b.is_ascii_alphanumeric() || b"._-".contains(b);
+        !bytes.is_empty() && bytes.len() <= 128 && bytes.iter().all(sound) && !tag.contains("..")
+    });
+    name.len() <= 255
+        && digest_is_one
+        && tag_is_one
+        && repository.split('/').enumerate().all(|(n, part)| {
+            // Only the registry, if it is named, has a port.
+            let more: &[u8] = if n == 0 && repository.contains('/') {
+                b":"
+            } else {
+                b""
+            };
+            is_word(part, more)
+        })
 }
 
 /// Names stand in URLs and in keys of the ledger.
 fn is_name(word: &str) -> bool {
     !word.is_empty()
-        && word.len() <= 40
+        && word.len() <= MAX_NAME
         && word
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+#._-".contains(&b))
@@ -271,8 +529,126 @@ pub fn find<'a>(languages: &'a [Language], name: &str) -> Option<&'a Language> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// As little of a language as can be.
+    pub(crate) fn plain(name: &str) -> Language {
+        let text = format!("image='x'\n[[language]]\nname='{name}'\nsource='a'\nrun=['run']\n");
+        parse(&text).unwrap().remove(0)
+    }
+
+    #[test]
+    fn images_have_the_names_that_engines_know() {
+        let digest = "a".repeat(64);
+        for name in [
+            "python",
+            "python:3.13",
+            "quorun/sandbox:0.1.0",
+            "registry.example:5000/a/b:v1",
+            "localhost:5000/x",
+            &format!("python@sha256:{digest}"),
+            &format!("python:3@sha256:{digest}"),
+        ] {
+            assert!(is_image(name), "{name}");
+        }
+        for name in [
+            "",
+            "-rm",
+            "a b",
+            "../containers/x",
+            "a/../b",
+            "a//b",
+            "/a",
+            "a/",
+            "a:",
+            "a:b:c",
+            "a:..",
+            "a?x=1",
+            "a#b",
+            "a%2e",
+            "a\0",
+            "é",
+            "a@sha256:00",
+            "a@",
+            &format!("a@sha256:{}", "A".repeat(64)),
+            &"a".repeat(256),
+        ] {
+            assert!(!is_image(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_language_is_said_by_field() {
+        let words = |words: &[&str]| {
+            words
+                .iter()
+                .map(|word| (*word).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let good = || Definition {
+            name: "a".to_owned(),
+            image: Some("a".to_owned()),
+            source: "a".to_owned(),
+            run: words(&["a"]),
+            ..Definition::default()
+        };
+        let define =
+            |definition| define(definition, &Limits::default(), PartialStepLimits::default());
+        assert!(define(good()).is_ok());
+        type Spoil = fn(&mut Definition);
+        let spoiled: [(&str, Spoil); 22] = [
+            ("name", |d| d.name = "A".to_owned()),
+            ("name", |d| d.name = "a@1".to_owned()),
+            ("name", |d| d.name = "a".repeat(41)),
+            ("aliases", |d| d.aliases = vec![String::new()]),
+            ("aliases", |d| d.aliases = vec!["a".to_owned(); 17]),
+            ("title", |d| d.title = Some("t".repeat(201))),
+            ("title", |d| d.title = Some("a\nb".to_owned())),
+            ("image", |d| d.image = None),
+            ("image", |d| d.image = Some("a b".to_owned())),
+            ("run", |d| d.run.clear()),
+            ("run", |d| d.run = vec![String::new()]),
+            ("run", |d| d.run = vec!["a".to_owned(); 65]),
+            ("compile", |d| d.compile = Some(Vec::new())),
+            ("compile", |d| d.compile = Some(vec!["a\0".to_owned()])),
+            ("version_command", |d| {
+                d.version_command = Some(vec!["a".repeat(4097)])
+            }),
+            ("source", |d| d.source = "a/b".to_owned()),
+            ("source", |d| d.source = "..".to_owned()),
+            ("source", |d| d.source = "-a".to_owned()),
+            ("extensions", |d| d.extensions = vec![".py".to_owned()]),
+            ("env.A=B", |d| {
+                drop(d.env.insert("A=B".to_owned(), String::new()))
+            }),
+            ("zygote.", |d| {
+                drop(d.zygote.insert(String::new(), String::new()))
+            }),
+            ("example", |d| d.example = "a".repeat(20_000)),
+        ];
+        for (field, spoil) in spoiled {
+            let mut definition = good();
+            spoil(&mut definition);
+            let mistake = define(definition).unwrap_err();
+            assert_eq!(mistake.field, field, "{mistake}");
+        }
+    }
+
+    #[test]
+    fn an_admin_s_language_has_limits_within_the_nodes_own() {
+        let mut language = plain("a");
+        assert!(within(&language, &HIGH).is_ok());
+        let most = Limits { cpu_ms: 1, ..HIGH };
+        let mistake = within(&language, &most).unwrap_err();
+        assert_eq!(
+            (mistake.field.as_str(), mistake.bound),
+            ("limits.cpu_ms", Some((2000, 1)))
+        );
+        language.compile_limits.wall_ms = 600_001;
+        let mistake = within(&language, &HIGH).unwrap_err();
+        assert_eq!(mistake.field, "compile_limits.wall_ms");
+    }
 
     /// Ceilings that nothing reaches.
     const HIGH: Limits = Limits {
@@ -338,7 +714,7 @@ mod tests {
             let text = format!(
                 "image='x'\n[[language]]\nname='a'\nsource='a'\nrun=['a']\nlimits={{{limit}}}\n"
             );
-            let error = parse(&text).unwrap_err().to_string();
+            let error = format!("{:#}", parse(&text).unwrap_err());
             assert!(error.contains(words) && error.contains("\"a\""), "{error}");
         }
     }
@@ -386,6 +762,7 @@ mod tests {
         assert!(
             parse(&empty)
                 .unwrap_err()
+                .root_cause()
                 .to_string()
                 .contains("run is empty")
         );
@@ -395,6 +772,7 @@ mod tests {
         assert!(
             parse(&compiled)
                 .unwrap_err()
+                .root_cause()
                 .to_string()
                 .contains("without a compile step")
         );
@@ -404,6 +782,7 @@ mod tests {
         assert!(
             parse(&twice_set)
                 .unwrap_err()
+                .root_cause()
                 .to_string()
                 .contains("A is in zygote and in env")
         );

@@ -95,6 +95,8 @@ struct Inner {
     removed: watch::Sender<bool>,
     /// The leader says that this node is not a member.
     outside: watch::Sender<bool>,
+    /// What this node can run.
+    runnable: watch::Receiver<BTreeSet<String>>,
     /// Lost nodes, with the incarnation whose sandboxes have been looked for on this node's engine.
     swept: Mutex<BTreeMap<NodeId, u64>>,
 }
@@ -109,6 +111,7 @@ impl Membership {
         executor: Executor,
         liveness: Liveness,
         disk: DiskSpace,
+        runnable: watch::Receiver<BTreeSet<String>>,
     ) -> Self {
         let announce = Notify::new();
         announce.notify_one();
@@ -126,6 +129,7 @@ impl Membership {
                 news: Notify::new(),
                 removed: watch::Sender::new(false),
                 outside: watch::Sender::new(false),
+                runnable,
                 swept: Mutex::default(),
             }),
         }
@@ -246,21 +250,21 @@ impl Membership {
     /// Announces this node whenever that is due, until another process has taken its place or it was removed.
     pub async fn announce(&self) -> Refusal {
         let inner = &self.inner;
-        let languages: BTreeSet<String> = inner
-            .config
-            .languages
-            .iter()
-            .map(|l| l.name.clone())
-            .collect();
+        let mut runnable = inner.runnable.clone();
         loop {
-            inner.announce.notified().await;
+            tokio::select! {
+                () = inner.announce.notified() => {}
+                // The same announcement with other languages; what runs is not touched by it.
+                Ok(()) = runnable.changed() => {}
+            }
             loop {
+                let languages = runnable.borrow_and_update().clone();
                 let command = Command::NodeUp {
                     node: inner.config.id,
                     incarnation: inner.incarnation,
                     http: inner.config.advertise_http.clone(),
                     slots: inner.config.slots,
-                    languages: languages.clone(),
+                    languages,
                     version: crate::VERSION.to_owned(),
                 };
                 let deadline = Instant::now() + ANNOUNCE_DEADLINE;
@@ -438,6 +442,7 @@ impl Membership {
         let mut status = self.inner.consensus.status();
         let _ = tokio::time::timeout(SELF_DEADLINE, status.wait_for(|now| now.initialized)).await;
         let (mut friends, mut strangers) = (1, 0);
+        let mut without_proof = BTreeSet::new();
         while !waiting.is_empty() {
             for id in waiting.clone() {
                 let gone = {
@@ -452,6 +457,16 @@ impl Membership {
                     Some(Ok(_)) => {
                         friends += 1;
                         waiting.remove(&id);
+                    }
+                    // It may get the secret, or the right one, while this node runs: said once, and asked again.
+                    Some(Err(status))
+                        if status.code() == Code::Unauthenticated && without_proof.insert(id) =>
+                    {
+                        error!(
+                            peer = id,
+                            reason = status.message(),
+                            "a peer does not take the calls of this node"
+                        );
                     }
                     Some(Err(status)) if status.code() == Code::FailedPrecondition => {
                         strangers += 1;

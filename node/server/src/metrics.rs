@@ -113,6 +113,7 @@ pub struct Inner {
     fenced: AtomicU64,
     given_back: AtomicU64,
     retries: AtomicU64,
+    finishes: AtomicU64,
     requests: Vec<Requests>,
 }
 
@@ -144,6 +145,7 @@ impl Default for Metrics {
                 fenced: AtomicU64::new(0),
                 given_back: AtomicU64::new(0),
                 retries: AtomicU64::new(0),
+                finishes: AtomicU64::new(0),
                 requests: ROUTES.iter().map(|_| requests()).collect(),
             }),
         }
@@ -217,6 +219,17 @@ impl Inner {
     /// The ledger shows a further attempt of a job.
     pub fn retried(&self) {
         one_more(&self.retries);
+    }
+
+    /// A job has got its result, anywhere in the cluster.
+    pub fn finished(&self) {
+        one_more(&self.finishes);
+    }
+
+    /// How many jobs this node has seen finish.
+    #[must_use]
+    pub fn finishes(&self) -> u64 {
+        self.finishes.load(Ordering::Relaxed)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -10,16 +10,22 @@ use quorun_consensus::{Handle, Member, Notice};
 use quorun_executor::{Executor, Labels, Options};
 use quorun_ledger::{Command, Event, NodeId};
 use quorun_proto::v1::peer_server::PeerServer;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use crate::access::config::is_loopback;
+use crate::callbacks::{Callbacks, Sender};
+use crate::catalogue::Catalogue;
 use crate::config::Config;
+use crate::console::Consoles;
 use crate::disk_space;
-use crate::http::{self, App, Clients};
+use crate::http::{self, App, Clients, Server};
 use crate::identity;
+use crate::images::Images;
+use crate::insight::{Counted, Throughput};
 use crate::jobs::Jobs;
 use crate::join;
 use crate::liveness::Liveness;
@@ -27,7 +33,7 @@ use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::output::Outputs;
 use crate::peer_service::PeerService;
-use crate::pressure::{Client, Pressure};
+use crate::pressure::Pressure;
 use crate::roster::Roster;
 use crate::scheduler::Scheduler;
 use crate::settings::{ClusterSettings, Effective};
@@ -71,16 +77,32 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         version = crate::VERSION,
         "node starts"
     );
+    if config.access.peers.secrets.is_empty()
+        && config.access.peers.tls.is_none()
+        && !is_loopback(config.peer.ip())
+    {
+        warn!(
+            address = %config.peer,
+            "whoever reaches the peer port can take part in the cluster: give all nodes a --cluster-secret-file, or --peer-tls-…"
+        );
+    }
     let (executor, upkeep) = start_executor(&config, incarnation)?;
     let mut tasks = JoinSet::new();
     tasks.spawn(upkeep);
     let told_by = config.free_mib_file.as_deref();
     let (guard, disk) = disk_space::Guard::new(&config.data, config.min_free_mib, told_by);
     tasks.spawn(guard.run());
+    if let Some(tokens) = config.access.tokens.clone() {
+        tasks.spawn(tokens.follow());
+    }
+    if let Some(certificate) = config.access.certificate.clone() {
+        tasks.spawn(certificate.follow());
+    }
 
     let process = uuid::Uuid::now_v7().to_string();
     let liveness = Liveness::new(config.node_timeout);
     let outputs = Outputs::default();
+    let consoles = Consoles::default();
     let watchers = Watchers::default();
     let (eligible, eligible_now) = watch::channel(BTreeSet::new());
     let options = quorun_consensus::Options {
@@ -95,19 +117,25 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         log_kept: quorun_consensus::Options::LOG_KEPT,
         incarnation: Some(incarnation),
         queue: Some(config.ceilings.queue),
+        access: config.access.peers.clone(),
         dial: config.dial.clone(),
     };
+    let told_images = Arc::new(OnceLock::new());
     let service = {
         let (id, process, liveness) = (config.id, process.clone(), liveness.clone());
         let (outputs, watchers) = (outputs.clone(), watchers.clone());
+        let consoles = consoles.clone();
+        let images = Arc::clone(&told_images);
         move |consensus: &Handle| {
             Routes::new(PeerServer::new(PeerService {
                 id,
                 process,
                 liveness,
                 outputs,
+                consoles,
                 watchers,
                 consensus: consensus.clone(),
+                images,
             }))
         }
     };
@@ -116,6 +144,17 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
             .await
             .context("start the consensus")?;
 
+    let catalogue = Catalogue::new(config.languages.clone());
+    catalogue.changed(&consensus).await?;
+    let images = Images::new(
+        config.id,
+        consensus.clone(),
+        executor.clone(),
+        catalogue.clone(),
+        config.pulls,
+    );
+    let _ = told_images.set(images.clone());
+    tasks.spawn(images.clone().run());
     let membership = Membership::new(
         config.clone(),
         incarnation,
@@ -123,20 +162,21 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         executor.clone(),
         liveness.clone(),
         disk.clone(),
+        images.runnable(),
     );
     membership.meet_self(&process).await?;
     let settings = ClusterSettings::new(Effective::own(&config));
     settings.changed(&consensus).await?;
 
     let metrics = Metrics::default();
-    let languages = Arc::new(config.languages.clone());
+    let throughput = Throughput::default();
     let worker = Worker::new(
         (config.id, incarnation),
         consensus.clone(),
         executor.clone(),
-        outputs.clone(),
+        (outputs.clone(), consoles.clone()),
         membership.clone(),
-        Arc::clone(&languages),
+        (catalogue.clone(), images.clone()),
         metrics.clone(),
     );
     let scheduler = Scheduler {
@@ -154,12 +194,22 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         settings: settings.clone(),
     };
     tasks.spawn(roster.run());
+    let due = Arc::new(Notify::new());
+    let callbacks = Callbacks {
+        consensus: consensus.clone(),
+        sender: Sender::new(config.callback_allow_private)?,
+        news: Arc::clone(&due),
+        backoff: config.callback_backoff,
+    };
+    tasks.spawn(callbacks.run());
     tasks.spawn(dispatch(
         notices,
         worker.clone(),
         watchers.clone(),
         membership.clone(),
-        (settings.clone(), consensus.clone(), metrics.clone()),
+        (settings.clone(), consensus.clone()),
+        (metrics.clone(), throughput.clone(), due),
+        catalogue.clone(),
     ));
     let reporting = membership.clone();
     tasks.spawn(async move { reporting.report().await });
@@ -168,17 +218,19 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         config.id,
         consensus.clone(),
         watchers,
-        outputs,
+        (outputs, consoles),
         config.ceilings.queue,
         disk,
-        metrics.clone(),
+        (metrics.clone(), throughput, catalogue.clone()),
     );
     let mut bounds = config.bounds;
     bounds.connections = crate::process::room_for(bounds.connections);
     let forms = config.join.is_empty();
     let closing = CancellationToken::new();
     let app = App {
-        languages,
+        catalogue,
+        images,
+        peers_languages: Arc::default(),
         jobs,
         consensus: consensus.clone(),
         membership: membership.clone(),
@@ -248,7 +300,7 @@ fn switch_bug_on() -> anyhow::Result<()> {
     let bug = quorun_ledger::bugs::Bug::named(&name)
         .with_context(|| format!("QUORUN_BUG: there is no bug named {name}"))?;
     bug.switch_on();
-    error!(bug = name, "this node has a bug");
+    tracing::error!(bug = name, "this node has a bug");
     Ok(())
 }
 
@@ -291,16 +343,24 @@ fn serve_http(
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let address = listener.local_addr().context("the HTTP listener")?;
     let listener = tokio::net::TcpListener::from_std(listener).context("the HTTP listener")?;
-    let clients = Clients::new(listener, app.pressure.clone(), app.metrics.clone());
-    let service = http::router(app).into_make_service_with_connect_info::<Client>();
-    info!(%address, "listening for clients");
-    Ok(tokio::spawn(async move {
-        let serve = axum::serve(clients, service)
-            .with_graceful_shutdown(async move { closing.cancelled().await });
-        if let Err(error) = serve.await {
-            error!(%error, "serving clients ended");
-        }
-    }))
+    let access = &app.config.access;
+    let certificate = access.certificate.clone();
+    let (pressure, metrics) = (app.pressure.clone(), app.metrics.clone());
+    let secure = certificate.is_some();
+    info!(%address, tls = secure, tokens = access.tokens.is_some(), "listening for clients");
+    if access.tokens.is_none() && !is_loopback(address.ip()) {
+        warn!(
+            %address,
+            "there are no tokens: whoever reaches this address can run programs and change the cluster (--open)"
+        );
+    }
+    let server = Server {
+        clients: Clients::new(listener, pressure, metrics, secure),
+        idle: access.idle,
+        certificate,
+        router: http::router(app),
+    };
+    Ok(tokio::spawn(server.run(closing)))
 }
 
 /// Passes on what the ledger says to those it concerns.
@@ -309,7 +369,9 @@ async fn dispatch(
     worker: Worker,
     watchers: Watchers,
     membership: Membership,
-    (settings, consensus, metrics): (ClusterSettings, Handle, Metrics),
+    (settings, consensus): (ClusterSettings, Handle),
+    (metrics, throughput, due): (Metrics, Throughput, Arc<Notify>),
+    catalogue: Catalogue,
 ) {
     while let Some(notice) = notices.recv().await {
         let result = match notice {
@@ -319,9 +381,32 @@ async fn dispatch(
                     if matches!(event, Event::Assigned { attempt: 2.., .. }) {
                         metrics.retried();
                     }
+                    if matches!(event, Event::Finished { .. }) {
+                        metrics.finished();
+                    }
+                    // Not what is replayed after a start.
+                    if membership.announced() {
+                        match event {
+                            Event::Assigned { .. } => throughput.count(Counted::Started, at),
+                            Event::Finished { .. } => throughput.count(Counted::Finished, at),
+                            _ => {}
+                        }
+                    }
                     let done = match event {
+                        Event::LanguagesChanged => catalogue.changed(&consensus).await,
+                        Event::NodeChanged { node } => {
+                            let known = membership.node_changed(node).await;
+                            known.and(catalogue.changed(&consensus).await)
+                        }
                         Event::SettingsChanged => settings.changed(&consensus).await,
-                        event => event_of(event, at, &worker, &watchers, &membership).await,
+                        Event::CallbackDue { .. } => {
+                            due.notify_one();
+                            Ok(())
+                        }
+                        event => {
+                            event_of(event, at, &worker, &watchers);
+                            Ok(())
+                        }
                     };
                     result = result.and(done);
                 }
@@ -336,6 +421,7 @@ async fn dispatch(
                 known
                     .and(reconciled)
                     .and(settings.changed(&consensus).await)
+                    .and(catalogue.changed(&consensus).await)
             }
         };
         if let Err(error) = result {
@@ -344,13 +430,7 @@ async fn dispatch(
     }
 }
 
-async fn event_of(
-    event: Event,
-    at: Instant,
-    worker: &Worker,
-    watchers: &Watchers,
-    membership: &Membership,
-) -> Result<(), crate::ledger::ReadFailed> {
+fn event_of(event: Event, at: Instant, worker: &Worker, watchers: &Watchers) {
     match event {
         Event::Queued { job } => {
             debug!(%job, "job queued");
@@ -375,10 +455,12 @@ async fn event_of(
             debug!(%job, "job finished");
             watchers.finished(job, at);
         }
-        Event::NodeChanged { node } => membership.node_changed(node).await?,
-        Event::SettingsChanged => {} // not a matter of these
+        // Not a matter of these.
+        Event::NodeChanged { .. }
+        | Event::LanguagesChanged
+        | Event::SettingsChanged
+        | Event::CallbackDue { .. } => {}
     }
-    Ok(())
 }
 
 /// Leaves the cluster's work to the others: takes nothing new, finishes what it has, gives the leadership away.

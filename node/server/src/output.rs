@@ -1,22 +1,47 @@
 //! What running attempts print, while they print it.
 //!
-//! The worker puts chunks in; listeners, on this node or on others through [`Watch`](quorun_proto::v1), read every
-//! attempt from its first byte at their own pace. The size is bounded by the output caps of the jobs that run here.
+//! The worker puts pieces in; listeners, on this node or on others through [`Watch`](quorun_proto::v1), read every
+//! attempt from wherever they want, at their own pace. All of it is kept until the report of the attempt is settled: its
+//! size is bounded by the output caps of the jobs that run here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quorun_executor::Chunk;
+use quorun_executor::{CaseEnded, Chunk};
 use quorun_ledger::JobId;
 use tokio::sync::watch;
+
+use crate::resume::{Position, slot};
 
 /// One attempt of one job.
 pub type Attempt = (JobId, u32);
 
+/// What a listener hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Something was printed.
+    Output(Chunk),
+    /// A test case has ended.
+    Case(CaseEnded),
+}
+
+impl Piece {
+    /// Whether a listener who has come so far knows all of it.
+    fn is_before(&self, position: &Position) -> bool {
+        match self {
+            Self::Output(chunk) => {
+                let end = chunk.offset.saturating_add(chunk.data.len() as u64);
+                end <= position.heard[slot(chunk.stream)]
+            }
+            Self::Case(case) => case.index < position.cases,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Tape {
-    chunks: Mutex<Vec<Chunk>>,
-    /// How many chunks there are, and whether there will be no more.
+    pieces: Mutex<Vec<Piece>>,
+    /// How many pieces there are, and whether there will be no more.
     progress: watch::Sender<(usize, bool)>,
 }
 
@@ -39,14 +64,15 @@ impl Outputs {
         }
     }
 
-    /// Listens to an attempt from its first byte; `None` when it does not run here.
+    /// Listens to an attempt from a position, or from somewhat before it; `None` when it does not run here.
     #[must_use]
-    pub fn listen(&self, attempt: Attempt) -> Option<Listener> {
+    pub fn listen(&self, attempt: Attempt, from: Position) -> Option<Listener> {
         let tape = self.lock().get(&attempt).map(Arc::clone)?;
         let progress = tape.progress.subscribe();
         Some(Listener {
             tape,
             progress,
+            from,
             next: 0,
         })
     }
@@ -67,14 +93,23 @@ pub struct Recorder {
 impl Recorder {
     /// Adds what was printed.
     pub fn push(&self, chunk: Chunk) {
+        self.add(Piece::Output(chunk));
+    }
+
+    /// Adds how a test case ended.
+    pub fn case(&self, case: CaseEnded) {
+        self.add(Piece::Case(case));
+    }
+
+    fn add(&self, piece: Piece) {
         let count = {
-            let mut chunks = self
+            let mut pieces = self
                 .tape
-                .chunks
+                .pieces
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            chunks.push(chunk);
-            chunks.len()
+            pieces.push(piece);
+            pieces.len()
         };
         self.tape.progress.send_modify(|p| p.0 = count);
     }
@@ -86,7 +121,15 @@ impl Drop for Recorder {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.attempt);
-        self.tape.progress.send_modify(|p| p.1 = true);
+        // The result has all of it. A listener that does not read must not keep it for ever.
+        let mut pieces = self
+            .tape
+            .pieces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *pieces = Vec::new();
+        drop(pieces);
+        self.tape.progress.send_replace((0, true));
     }
 }
 
@@ -95,28 +138,35 @@ impl Drop for Recorder {
 pub struct Listener {
     tape: Arc<Tape>,
     progress: watch::Receiver<(usize, bool)>,
+    from: Position,
     next: usize,
 }
 
 impl Listener {
-    /// The next chunk, once there is one; `None` when the attempt is over.
-    pub async fn next(&mut self) -> Option<Chunk> {
-        let next = self.next;
-        let (count, _) = *self
-            .progress
-            .wait_for(|(count, over)| *count > next || *over)
-            .await
-            .ok()?;
-        if count <= next {
-            return None;
+    /// The next piece, once there is one; `None` when the attempt is over, whether or not all of it was heard.
+    pub async fn next(&mut self) -> Option<Piece> {
+        loop {
+            let next = self.next;
+            let (count, _) = *self
+                .progress
+                .wait_for(|(count, over)| *count > next || *over)
+                .await
+                .ok()?;
+            if count <= next {
+                return None;
+            }
+            let pieces = self
+                .tape
+                .pieces
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            while let Some(piece) = pieces.get(self.next) {
+                self.next += 1;
+                if !piece.is_before(&self.from) {
+                    return Some(piece.clone());
+                }
+            }
         }
-        self.next += 1;
-        let chunks = self
-            .tape
-            .chunks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        chunks.get(next).cloned()
     }
 }
 
@@ -134,19 +184,73 @@ mod tests {
         }
     }
 
+    fn case(index: u32) -> CaseEnded {
+        CaseEnded {
+            index,
+            result: quorun_ledger::TestResult {
+                outcome: quorun_ledger::Outcome::without_run(quorun_ledger::Verdict::Accepted, "x"),
+                stdout: Bytes::new(),
+                stderr: Bytes::new(),
+                stdout_truncated: false,
+                stderr_truncated: false,
+                name: None,
+                hidden: false,
+                score: None,
+                checker: None,
+            },
+        }
+    }
+
     #[tokio::test]
     async fn a_late_listener_hears_everything_and_the_end() {
         let outputs = Outputs::default();
         let attempt = (JobId::new(uuid::Uuid::now_v7()), 1);
-        assert!(outputs.listen(attempt).is_none());
+        let start = Position::default();
+        assert!(outputs.listen(attempt, start).is_none());
         let recorder = outputs.record(attempt);
         recorder.push(chunk(0, "a"));
-        let mut listener = outputs.listen(attempt).unwrap();
+        let mut listener = outputs.listen(attempt, start).unwrap();
         recorder.push(chunk(1, "b"));
-        assert_eq!(listener.next().await.unwrap().data, "a");
-        assert_eq!(listener.next().await.unwrap().data, "b");
+        recorder.case(case(0));
+        assert_eq!(listener.next().await, Some(Piece::Output(chunk(0, "a"))));
+        assert_eq!(listener.next().await, Some(Piece::Output(chunk(1, "b"))));
+        assert_eq!(listener.next().await, Some(Piece::Case(case(0))));
         drop(recorder);
         assert!(listener.next().await.is_none());
-        assert!(outputs.listen(attempt).is_none());
+        assert!(outputs.listen(attempt, start).is_none());
+    }
+
+    #[tokio::test]
+    async fn who_has_heard_something_is_given_the_rest() {
+        let outputs = Outputs::default();
+        let attempt = (JobId::new(uuid::Uuid::now_v7()), 1);
+        let recorder = outputs.record(attempt);
+        recorder.push(chunk(0, "abc"));
+        recorder.push(chunk(3, "def"));
+        recorder.case(case(0));
+        recorder.case(case(1));
+        let from: Position = "1-4-0-1".parse().unwrap();
+        let mut listener = outputs.listen(attempt, from).unwrap();
+        assert_eq!(listener.next().await, Some(Piece::Output(chunk(3, "def"))));
+        assert_eq!(listener.next().await, Some(Piece::Case(case(1))));
+        drop(recorder);
+        assert!(listener.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_does_not_read_keeps_nothing_of_an_attempt_that_is_over() {
+        let outputs = Outputs::default();
+        let attempt = (JobId::new(uuid::Uuid::now_v7()), 1);
+        let recorder = outputs.record(attempt);
+        let data = Bytes::from(vec![b'x'; 1 << 20]);
+        recorder.push(Chunk {
+            stream: Stream::Stdout,
+            offset: 0,
+            data: data.clone(),
+        });
+        let mut listener = outputs.listen(attempt, Position::default()).unwrap();
+        drop(recorder);
+        assert!(data.is_unique());
+        assert!(listener.next().await.is_none());
     }
 }

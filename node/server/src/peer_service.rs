@@ -1,24 +1,29 @@
 //! What this node answers its peers outside the log.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::Stream;
 use quorun_consensus::{Error as ConsensusError, Handle};
 use quorun_executor::Stream as Std;
-use quorun_ledger::{JobId, JobState};
+use quorun_ledger::{JobId, JobState, codec};
 use quorun_proto::FROM_KEY;
 use quorun_proto::v1::peer_server::Peer;
 use quorun_proto::v1::{
-    Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest, MoveLeaderReply,
-    MoveLeaderRequest, OutputChunk, Stream as WireStream, WatchReply, WatchRequest,
-    watch_reply::Event,
+    AttachReply, AttachRequest, Blank, HeartbeatReply, HeartbeatRequest, HelloReply, HelloRequest,
+    LanguagesReply, MoveLeaderReply, MoveLeaderRequest, OutputChunk, Stream as WireStream,
+    TestEnded, WatchReply, WatchRequest, attach_request, watch_reply::Event,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use crate::console::Consoles;
+use crate::images::Images;
 use crate::ledger;
 use crate::liveness::Liveness;
-use crate::output::{Listener, Outputs};
+use crate::output::{Outputs, Piece};
+use crate::resume::Position;
+use crate::talk;
 use crate::watchers::Watchers;
 
 /// How long a peer waits for an attempt that this node has not heard of yet.
@@ -35,21 +40,29 @@ pub struct PeerService {
     pub liveness: Liveness,
     /// What runs here.
     pub outputs: Outputs,
+    /// What runs here and may be talked to.
+    pub consoles: Consoles,
     /// Who waits for news of jobs.
     pub watchers: Watchers,
     /// The cluster.
     pub consensus: Handle,
+    /// What can be run here; not there yet while the node starts.
+    pub images: Arc<OnceLock<Images>>,
 }
 
 impl PeerService {
-    /// The listener to an attempt. This node may be behind the one that asks, so it waits for the assignment, until
+    /// What there is of an attempt on this node. It may be behind the one that asks, so it waits for the assignment, until
     /// the ledger says that the attempt is over.
-    async fn listener(&self, job: JobId, attempt: u32) -> Option<Listener> {
+    async fn find<T>(
+        &self,
+        (job, attempt): (JobId, u32),
+        there: impl Fn() -> Option<T>,
+    ) -> Option<T> {
         let mut watch = self.watchers.watch(job);
         let found = async {
             loop {
-                if let Some(listener) = self.outputs.listen((job, attempt)) {
-                    return Some(listener);
+                if let Some(found) = there() {
+                    return Some(found);
                 }
                 let record = ledger::read(&self.consensus, move |view| view.job(job)).await;
                 match record.ok()? {
@@ -132,6 +145,18 @@ impl Peer for PeerService {
         Ok(Response::new(MoveLeaderReply { leader }))
     }
 
+    async fn languages(
+        &self,
+        _request: Request<Blank>,
+    ) -> Result<Response<LanguagesReply>, Status> {
+        let images = self
+            .images
+            .get()
+            .ok_or_else(|| Status::unavailable("the node is starting"))?;
+        let languages = images.report();
+        Ok(Response::new(LanguagesReply { languages }))
+    }
+
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchReply, Status>> + Send>>;
 
     async fn watch(
@@ -143,29 +168,82 @@ impl Peer for PeerService {
             .job
             .parse()
             .map_err(|_| Status::invalid_argument("job is not an id"))?;
+        let from = Position {
+            attempt: request.attempt,
+            heard: [request.stdout_from, request.stderr_from],
+            cases: request.tests_from,
+            ended: false,
+        };
+        let attempt = (job, request.attempt);
         let listener = self
-            .listener(job, request.attempt)
+            .find(attempt, || self.outputs.listen(attempt, from))
             .await
             .ok_or_else(|| Status::not_found("the attempt does not run here"))?;
         let events = futures::stream::unfold(Some(listener), |listener| async move {
             let mut listener = listener?;
             let (event, rest) = match listener.next().await {
-                Some(chunk) => {
-                    let stream = match chunk.stream {
-                        Std::Stdout => WireStream::Stdout,
-                        Std::Stderr => WireStream::Stderr,
-                    };
-                    let output = OutputChunk {
-                        stream: stream.into(),
-                        offset: chunk.offset,
-                        data: chunk.data,
-                    };
-                    (Event::Output(output), Some(listener))
-                }
+                Some(piece) => (event(piece), Some(listener)),
                 None => (Event::End(Blank {}), None),
             };
             Some((Ok(WatchReply { event: Some(event) }), rest))
         });
         Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<AttachRequest>>,
+    ) -> Result<Response<AttachReply>, Status> {
+        let mut said = request.into_inner();
+        let first = tokio::time::timeout(WATCH_PATIENCE, said.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no first message"))??;
+        let Some(attach_request::Said::Attempt(to)) = first.and_then(|first| first.said) else {
+            return Err(Status::invalid_argument(
+                "the first message names the attempt",
+            ));
+        };
+        let job: JobId = to
+            .job
+            .parse()
+            .map_err(|_| Status::invalid_argument("job is not an id"))?;
+        let attempt = (job, to.attempt);
+        let mut attached = self
+            .find(attempt, || self.consoles.attach(attempt))
+            .await
+            .ok_or_else(|| Status::not_found("the attempt does not run here"))?;
+        loop {
+            let message = tokio::select! {
+                message = said.message() => message?,
+                () = attached.over() => None,
+            };
+            let Some(message) = message else {
+                return Ok(Response::new(AttachReply {}));
+            };
+            let said = talk::from_wire(message)
+                .ok_or_else(|| Status::invalid_argument("a message that means nothing"))?;
+            attached.say(said).await;
+        }
+    }
+}
+
+/// A piece of a running attempt, for a peer.
+fn event(piece: Piece) -> Event {
+    match piece {
+        Piece::Output(chunk) => {
+            let stream = match chunk.stream {
+                Std::Stdout => WireStream::Stdout,
+                Std::Stderr => WireStream::Stderr,
+            };
+            Event::Output(OutputChunk {
+                stream: stream.into(),
+                offset: chunk.offset,
+                data: chunk.data,
+            })
+        }
+        Piece::Case(case) => Event::Test(TestEnded {
+            index: case.index,
+            result: codec::encode(&case.result).into(),
+        }),
     }
 }

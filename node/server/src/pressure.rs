@@ -9,6 +9,9 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::pace::Pace;
 
 /// What this node takes on at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,8 @@ pub struct Full {
     pub value: u64,
     /// How much there may be.
     pub limit: u64,
+    /// When to come again, seconds.
+    pub retry_s: u64,
 }
 
 /// What one client has.
@@ -88,6 +93,9 @@ const SHARDS: usize = 16;
 struct Inner {
     bounds: Bounds,
     node: [AtomicU64; THINGS],
+    /// How often some of each was given back.
+    freed: [AtomicU64; THINGS],
+    paces: [Pace; THINGS],
     clients: [Mutex<HashMap<Client, Load>>; SHARDS],
 }
 
@@ -105,6 +113,8 @@ impl Pressure {
             inner: Arc::new(Inner {
                 bounds,
                 node: Default::default(),
+                freed: Default::default(),
+                paces: Default::default(),
                 clients: Default::default(),
             }),
         }
@@ -128,6 +138,7 @@ impl Pressure {
             whose,
             value,
             limit,
+            retry_s: inner.come_again(thing),
         };
         if amount > for_all {
             return Err(full(Whose::Node, amount, for_all));
@@ -185,8 +196,14 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn come_again(&self, thing: Thing) -> u64 {
+        let freed = self.freed[thing as usize].load(Ordering::Relaxed);
+        self.paces[thing as usize].come_again(freed, Instant::now())
+    }
+
     fn give_back(&self, client: Client, thing: Thing, amount: u64) {
         self.node[thing as usize].fetch_sub(amount, Ordering::Relaxed);
+        self.freed[thing as usize].fetch_add(1, Ordering::Relaxed);
         let mut clients = self.shard(client);
         if let Some(load) = clients.get_mut(&client) {
             load.0[thing as usize] -= amount;
@@ -255,6 +272,7 @@ mod tests {
             whose: Whose::Client,
             value: 3,
             limit: 2,
+            retry_s: 1,
         };
         assert_eq!(
             pressure.take(a, Thing::Connections, 1).unwrap_err(),

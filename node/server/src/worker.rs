@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use quorun_consensus::{Handle, ProposeError};
-use quorun_executor::{Executor, Task};
+use quorun_executor::{Executor, Task, Watched};
 use quorun_ledger::{
-    Command, Completion, JobId, JobResult, JobState, Language, NodeId, Reply, Verdict,
+    Checker, Command, Completion, JobId, JobResult, JobState, NodeId, Reply, Verdict,
+    language::needed,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::languages;
+use crate::catalogue::Catalogue;
+use crate::console::Consoles;
+use crate::images::Images;
 use crate::ledger;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
@@ -40,8 +43,10 @@ struct Inner {
     consensus: Handle,
     executor: Executor,
     outputs: Outputs,
+    consoles: Consoles,
     membership: Membership,
-    languages: Arc<Vec<Language>>,
+    catalogue: Catalogue,
+    images: Images,
     metrics: Metrics,
     /// What runs, with the attempt and the way to end it.
     running: Mutex<HashMap<JobId, (u32, CancellationToken)>>,
@@ -64,9 +69,9 @@ impl Worker {
         (node, incarnation): (NodeId, u64),
         consensus: Handle,
         executor: Executor,
-        outputs: Outputs,
+        (outputs, consoles): (Outputs, Consoles),
         membership: Membership,
-        languages: Arc<Vec<Language>>,
+        (catalogue, images): (Catalogue, Images),
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -76,8 +81,10 @@ impl Worker {
                 consensus,
                 executor,
                 outputs,
+                consoles,
                 membership,
-                languages,
+                catalogue,
+                images,
                 metrics,
                 running: Mutex::default(),
                 tasks: TaskTracker::new(),
@@ -248,7 +255,8 @@ impl Inner {
         };
         let executed = began.elapsed();
         let completion = match report {
-            Report::Result(result) => {
+            Report::Result(mut result) => {
+                result.output.attempt_us = u64::try_from(executed.as_micros()).ok();
                 let verdict = result.outcome.verdict;
                 let ran = Duration::from_micros(result.outcome.wall_us);
                 self.metrics.program.took(ran);
@@ -304,28 +312,85 @@ impl Inner {
             Ok(None) => return Report::Release("its submission is not in the ledger".to_owned()),
             Err(error) => return Report::Release(error.to_string()),
         };
-        let Some(language) = languages::find(&self.languages, &spec.language).cloned() else {
+        let Some(language) = self.catalogue.of_job(&spec) else {
             return Report::Result(Box::new(JobResult::internal_error(format!(
                 "node {} does not know the language {}",
                 self.node, spec.language
             ))));
         };
+        let checker = match &spec.checker {
+            Checker::Program(program) => {
+                let known = self.catalogue.current();
+                let Some(known) = known.find(&program.language) else {
+                    return Report::Result(Box::new(JobResult::internal_error(format!(
+                        "node {} does not know the checker's language {}",
+                        self.node, program.language
+                    ))));
+                };
+                Some(known.language.clone())
+            }
+            _ => None,
+        };
+        if let Some(definition) = &spec.definition {
+            // The language may be another one by now, or be gone, and its image with it.
+            let needs = needed(&spec.language, Some(definition.version));
+            if !self.images.has(&needs)
+                && let Some(reason) = self.images.is_missing(&language).await
+            {
+                return Report::Release(format!(
+                    "what the language {} was when the job was accepted cannot run on node {}: {reason}",
+                    spec.language, self.node
+                ));
+            }
+        }
         let (chunks, mut printed) = mpsc::channel(CHUNKS);
+        let (cases, mut ended) = mpsc::unbounded_channel();
         let recorder = Arc::clone(recorder);
         let record = tokio::spawn(async move {
-            while let Some(chunk) = printed.recv().await {
-                recorder.push(chunk);
+            loop {
+                tokio::select! {
+                    Some(chunk) = printed.recv() => recorder.push(chunk),
+                    Some(case) = ended.recv() => recorder.case(case),
+                    else => return,
+                }
             }
         });
+        let (desk, interaction) = spec
+            .interactive
+            .then(|| self.consoles.open((job, attempt), spec.terminal))
+            .unzip();
         let task = Task {
             job,
             attempt,
             language,
             spec,
+            checker,
         };
-        self.metrics.start.since(assigned);
-        let result = self.executor.execute(task, chunks, cancel).await;
-        // Ends by itself once the executor has dropped its sender.
+        if let Some(desk) = &desk {
+            tokio::select! {
+                () = desk.somebody_comes() => {}
+                () = cancel.cancelled() => {}
+            }
+        } else {
+            self.metrics.start.since(assigned);
+        }
+        let watched = Watched {
+            output: chunks,
+            cases,
+            interaction,
+        };
+        let alone = async {
+            match &desk {
+                Some(desk) => desk.watch_over().await,
+                None => std::future::pending().await,
+            }
+        };
+        let result = tokio::select! {
+            result = self.executor.execute_watched(task, watched, cancel) => result,
+            never = alone => match never {},
+        };
+        drop(desk);
+        // Ends by itself once the executor has dropped its senders.
         let _ = record.await;
         match result {
             Ok(result) => Report::Result(Box::new(result)),

@@ -9,7 +9,8 @@
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use quorun_warden::protocol::{
-    Decoder, Event, File, Limits, MAX_OUTPUT, Program, Request, Run, Step, StepKind, Stream, encode,
+    Collect, Decoder, Event, File, Limits, MAX_OUTPUT, Program, Request, Run, Step, StepKind,
+    Stream, encode,
 };
 
 fn main() {
@@ -36,13 +37,16 @@ fn run(source: usize) -> Request {
         }]),
         compile: None,
         hold: None,
+        data: Vec::new(),
         run: Step {
             argv: words.map(str::to_owned).to_vec(),
             env: Vec::new(),
             limits,
         },
+        collect: Collect::default(),
         stdin: Vec::new(),
         close_stdin: true,
+        terminal: None,
         zygote: None,
     }))
 }

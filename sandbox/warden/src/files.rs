@@ -91,6 +91,40 @@ pub(crate) fn write(root: &Path, files: &[File]) -> Result<(), WriteError> {
     Ok(())
 }
 
+/// Opens a file that a job was to leave below `root`, and says how large it is: a file with content of its own, reached by
+/// no link. Neither is anything else opened, nor is anybody waited for.
+pub(crate) fn open(root: &Path, name: &str) -> Result<(OwnedFd, u64), String> {
+    let parts = parts(name.as_bytes())?;
+    let absent = |error: Errno| match error {
+        Errno::NOENT => "there is no such file".to_owned(),
+        Errno::LOOP | Errno::NOTDIR => {
+            "it is reached by a link, or below what is no folder".to_owned()
+        }
+        error => error.to_string(),
+    };
+    let Some((name, folders)) = parts.split_last() else {
+        return Err("the name is empty".into());
+    };
+    let mut folder = rustix::fs::openat(CWD, root, FOLDER, Mode::empty()).map_err(absent)?;
+    for part in folders {
+        folder = rustix::fs::openat(&folder, part, FOLDER, Mode::empty()).map_err(absent)?;
+    }
+    let is_file = |stat: &rustix::fs::Stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(u64::try_from(stat.st_size).unwrap_or_default()),
+        FileType::Symlink => Err("it is a link".to_owned()),
+        FileType::Directory => Err("it is a folder".to_owned()),
+        _ => Err("it is no regular file".to_owned()),
+    };
+    // Looked at before it is opened, because opening alone can do something to what is no file; and after, because
+    // only that cannot change any more.
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    is_file(&rustix::fs::statat(&folder, name, flags).map_err(absent)?)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&folder, name, flags, Mode::empty()).map_err(absent)?;
+    let size = is_file(&rustix::fs::fstat(&file).map_err(absent)?)?;
+    Ok((file, size))
+}
+
 /// Splits a name into its parts, refusing all that could lead out of the box.
 pub(crate) fn parts(name: &[u8]) -> Result<Vec<CString>, &'static str> {
     if name.is_empty() {
@@ -409,6 +443,48 @@ mod tests {
         wipe(&base).unwrap();
         assert!(is_empty(&base).unwrap());
         assert!(outside.path().join("keep").exists());
+    }
+
+    #[test]
+    fn only_a_file_of_the_box_is_opened_and_nothing_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), b"secret").unwrap();
+        let base = root.path();
+        std::fs::create_dir_all(base.join("a/b")).unwrap();
+        std::fs::write(base.join("a/b/c"), b"content").unwrap();
+        std::fs::write(base.join("locked"), b"content").unwrap();
+        std::os::unix::fs::symlink(outside.path(), base.join("out")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), base.join("link")).unwrap();
+        std::os::unix::fs::symlink("a/b/c", base.join("inside")).unwrap();
+        std::os::unix::fs::symlink("loop", base.join("loop")).unwrap();
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(CWD, base.join("fifo"), FileType::Fifo, mode, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(base.join("socket")).unwrap();
+        let sparse = std::fs::File::create(base.join("sparse")).unwrap();
+        sparse.set_len(1 << 40).unwrap();
+
+        assert_eq!(open(base, "a/b/c").unwrap().1, 7);
+        assert_eq!(open(base, "sparse").unwrap().1, 1 << 40);
+        for (name, words) in [
+            ("missing", "no such file"),
+            ("a/missing", "no such file"),
+            ("a/b/c/d", "link"),
+            ("a", "folder"),
+            ("a/b", "folder"),
+            ("link", "link"),
+            ("inside", "link"),
+            ("loop", "link"),
+            ("out/secret", "link"),
+            ("fifo", "no regular file"),
+            ("socket", "no regular file"),
+            ("../secret", "`..`"),
+            ("/etc/passwd", "relative"),
+            ("", "empty"),
+        ] {
+            let error = open(base, name).unwrap_err();
+            assert!(error.contains(words), "{name}: {error}");
+        }
     }
 
     #[test]

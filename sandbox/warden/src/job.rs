@@ -3,13 +3,16 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use quorun_warden::protocol::{LimitHit, Limits, MAX_OUTPUT, OUTPUT_EXCESS, Report, StepKind};
+use quorun_warden::protocol::{
+    LimitHit, Limits, MAX_OUTPUT, OUTPUT_EXCESS, Report, StepKind, WindowSize,
+};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::cgroup::Cgroup;
 use crate::processes::{self, Reaped};
 use crate::spawn::Started;
+use crate::terminal::{self, END_OF_INPUT};
 
 /// How often the processes are looked at where no cgroup does it.
 const SAMPLE_EVERY: Duration = Duration::from_millis(20);
@@ -43,6 +46,7 @@ pub(crate) struct Active {
     pub(crate) stdin: Feed,
     pub(crate) stdout: Capture,
     pub(crate) stderr: Capture,
+    terminal: Option<OwnedFd>,
     limits: Limits,
     main: Pid,
     started: Instant,
@@ -79,6 +83,7 @@ impl Active {
             stdin,
             stdout: Capture::new(program.stdout, cap),
             stderr: Capture::new(program.stderr, cap),
+            terminal: program.terminal,
             limits,
             main: program.pid,
             started: before.started,
@@ -153,6 +158,14 @@ impl Active {
         // SAFETY: the group is the step's own (it is a session leader), not reaped yet, so its number is not reused.
         unsafe {
             libc::kill(-self.main.as_raw_nonzero().get(), signal);
+        }
+    }
+
+    /// Gives its terminal another size, if it has one.
+    pub(crate) fn resize(&self, size: WindowSize) {
+        if let Some(warden) = &self.terminal {
+            // The kernel takes any size of a terminal that is open.
+            let _ = terminal::resize(warden, size);
         }
     }
 
@@ -311,15 +324,21 @@ pub(crate) struct Feed {
     fed: u64,
     /// Ends when nothing is waiting any more.
     closing: bool,
+    /// It is a terminal: its end is said, not the end of the descriptor.
+    terminal: bool,
 }
 
 impl Feed {
-    pub(crate) fn new(data: Vec<u8>, closing: bool) -> Self {
-        Self {
+    pub(crate) fn new(data: Vec<u8>, closing: bool, terminal: bool) -> Self {
+        let mut feed = Self {
             waiting: data,
-            closing,
+            terminal,
             ..Self::default()
+        };
+        if closing {
+            feed.close();
         }
+        feed
     }
 
     fn open(&mut self, fd: OwnedFd) {
@@ -351,6 +370,9 @@ impl Feed {
     }
 
     pub(crate) fn close(&mut self) {
+        if self.terminal && !self.closing {
+            self.waiting.push(END_OF_INPUT);
+        }
         self.closing = true;
         self.write();
     }

@@ -14,6 +14,7 @@ mod memory;
 mod options;
 mod processes;
 mod spawn;
+mod terminal;
 mod warden;
 mod zygote;
 

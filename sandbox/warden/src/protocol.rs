@@ -15,9 +15,10 @@
 //! ← CompileDone
 //! ← Held                        only if the run asked for it: an archive of the box, as the program will find it
 //! ← Started(run)                not after a failed compile step
-//! → Stdin … CloseStdin, Signal  at any time while it runs, or Kill
+//! → Stdin … CloseStdin, Signal, Resize  at any time while it runs, or Kill
 //! ← Fed …                       how much of what came by Stdin the program has been given
 //! ← Output(run) …
+//! ← File …                      only if the run asked for files that the program was to leave
 //! ← Done                        every process of the job is gone; its output is complete
 //! ← Clean                       every writable folder is empty again: the next Run may come
 //! ```
@@ -36,7 +37,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The protocol's version; changes with every change of its types.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// No frame is longer than this, bytes. What does not fit is an error, never an allocation.
 pub const MAX_FRAME: usize = 64 << 20;
@@ -79,6 +80,11 @@ pub enum Request {
         /// Number of the signal.
         signal: i32,
     },
+    /// The size of the program's terminal, if it has one.
+    Resize {
+        /// The new one.
+        size: WindowSize,
+    },
     /// End the job: the node does not want it any more. Answered by [`Event::Done`] like any other end.
     Kill,
 }
@@ -101,16 +107,41 @@ pub struct Run {
     pub compile: Option<Step>,
     /// Hold what the box holds when the program starts, if it is at most this much, bytes.
     pub hold: Option<u64>,
+    /// Written below the box just before the program starts: the compile step has not seen them, and they are not held.
+    pub data: Vec<File>,
     /// The program.
     pub run: Step,
+    /// What is read of the box when the program has ended.
+    pub collect: Collect,
     /// What the program reads.
     #[serde(with = "serde_bytes")]
     pub stdin: Vec<u8>,
     /// The program's stdin ends after [`Self::stdin`]; otherwise it stays open for [`Request::Stdin`].
     pub close_stdin: bool,
+    /// The program's stdin, stdout and stderr are a terminal of this size instead of pipes; what it prints comes as its
+    /// stdout. The end of stdin is then a control-D.
+    pub terminal: Option<WindowSize>,
     /// This run may be given the interpreter that waits, if [`Self::run`] is what it was started for; and this one is
     /// started after it. With `None` there is neither.
     pub zygote: Option<Zygote>,
+}
+
+/// Files below the box that the node wants to have when the program has ended, however it did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collect {
+    /// Their names, as for [`File::name`].
+    pub names: Vec<String>,
+    /// What is sent of all of them together, in their order, bytes.
+    pub bytes: u64,
+}
+
+/// The size of a terminal, characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in each.
+    pub columns: u16,
 }
 
 /// An interpreter that is started ahead of the run that it is for, and waits just before it opens its program. It serves
@@ -220,6 +251,17 @@ pub enum Event {
         data: Vec<u8>,
         /// Nothing follows.
         last: bool,
+    },
+    /// A part of a file of [`Run::collect`], or the news that there is none. Each name comes in its turn, with one event
+    /// at least.
+    File {
+        /// Which of the names.
+        index: u32,
+        /// What is there, and how large it is; or why it cannot be had, for people.
+        size: Result<u64, String>,
+        /// The bytes that follow those of the part before, at most [`MAX_OUTPUT`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
     },
     /// The run has ended and none of its processes is left.
     Done(End),
@@ -508,13 +550,16 @@ mod tests {
             }]),
             compile: None,
             hold: Some(1 << 20),
+            data: Vec::new(),
             run: Step {
                 argv: vec!["python3".into(), "main.py".into()],
                 env: vec![("A".into(), "b".into())],
                 limits,
             },
+            collect: Collect::default(),
             stdin: vec![0, 1, 2, 255],
             close_stdin: true,
+            terminal: None,
             zygote: None,
         }))
     }

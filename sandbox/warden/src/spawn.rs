@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use quorun_warden::protocol::{Limits, StartError, Step};
+use quorun_warden::protocol::{Limits, StartError, Step, WindowSize};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -16,6 +16,7 @@ use rustix::process::{DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid}
 
 use crate::files::ActingAs;
 use crate::memory::Withheld;
+use crate::terminal;
 
 /// The user that a job runs as; its group has the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ impl User {
 pub(crate) struct Place<'a> {
     /// What waits for the program and must not be inherited by it.
     pub(crate) waiting: &'a [u8],
+    /// It has a terminal of this size in the place of pipes.
+    pub(crate) terminal: Option<WindowSize>,
     pub(crate) work: &'a Path,
     pub(crate) tmp: &'a Path,
     pub(crate) path: &'a str,
@@ -52,6 +55,8 @@ pub(crate) struct Started {
     pub(crate) stdin: OwnedFd,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
+    /// The warden's end of the program's terminal, if it has one.
+    pub(crate) terminal: Option<OwnedFd>,
 }
 
 /// A descriptor that a program gets beside stdin, stdout and stderr. Its source is one of [`pipe_away`].
@@ -89,18 +94,11 @@ pub(crate) fn spawn(
     let sandbox = |what: &str, error: io::Error| SpawnError::Sandbox(format!("{what}: {error}"));
     let image = Image::new(place, step)?;
     let words = pipe_away().map_err(|error| sandbox("pipe", error))?;
-    let [stdin, stdout, stderr] = {
-        // Made as the job's user, so that a program may open its own /dev/stdin and /dev/stdout.
-        let _acting = ActingAs::new(place.user).map_err(|error| sandbox("setuid", error))?;
-        pipes().map_err(|error| sandbox("pipe", error))?
-    };
+    let ends = Ends::new(place)?;
     let plan = Plan {
         image: &image,
-        redirect: [
-            stdin.read.as_raw_fd(),
-            stdout.write.as_raw_fd(),
-            stderr.write.as_raw_fd(),
-        ],
+        redirect: ends.program.each_ref().map(AsRawFd::as_raw_fd),
+        terminal: ends.terminal.is_some(),
         words: words.write.as_raw_fd(),
         handed,
         user: place.user,
@@ -119,6 +117,7 @@ pub(crate) fn spawn(
     };
     drop(withheld);
     drop(words.write);
+    drop(ends.program);
     // Exec closes the other end; until then a failure is told as its stage and its errno.
     let mut message = Vec::with_capacity(FAILURE_LENGTH);
     File::from(words.read)
@@ -143,10 +142,64 @@ pub(crate) fn spawn(
     Ok(Started {
         pid,
         cpu_us: 0,
-        stdin: stdin.write,
-        stdout: stdout.read,
-        stderr: stderr.read,
+        stdin: ends.stdin,
+        stdout: ends.stdout,
+        stderr: ends.stderr,
+        terminal: ends.terminal,
     })
+}
+
+/// What a program talks through.
+struct Ends {
+    /// Its stdin, stdout and stderr.
+    program: [OwnedFd; 3],
+    /// The warden's.
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    terminal: Option<OwnedFd>,
+}
+
+impl Ends {
+    fn new(place: &Place<'_>) -> Result<Self, SpawnError> {
+        let sandbox =
+            |what: &'static str| move |error| SpawnError::Sandbox(format!("{what}: {error}"));
+        match place.terminal {
+            Some(size) => Self::terminal(size).map_err(sandbox("terminal")),
+            None => {
+                // Made as the job's user, so that a program may open its own /dev/stdin and /dev/stdout.
+                let _acting = ActingAs::new(place.user).map_err(sandbox("setuid"))?;
+                Self::pipes().map_err(sandbox("pipe"))
+            }
+        }
+    }
+
+    fn pipes() -> io::Result<Self> {
+        let (stdin, stdout, stderr) = (pipe()?, pipe()?, pipe()?);
+        Ok(Self {
+            program: [stdin.read, stdout.write, stderr.write],
+            stdin: stdin.write,
+            stdout: stdout.read,
+            stderr: stderr.read,
+            terminal: None,
+        })
+    }
+
+    /// All three are one terminal. The warden's stderr is a pipe that nobody writes to.
+    fn terminal(size: WindowSize) -> io::Result<Self> {
+        let ends = terminal::open(size)?;
+        Ok(Self {
+            program: [
+                ends.program.try_clone()?,
+                ends.program.try_clone()?,
+                ends.program,
+            ],
+            stdin: ends.warden.try_clone()?,
+            stdout: ends.warden.try_clone()?,
+            stderr: pipe()?.read,
+            terminal: Some(ends.warden),
+        })
+    }
 }
 
 /// A pipe's two ends.
@@ -158,10 +211,6 @@ pub(crate) struct Pipe {
 fn pipe() -> Result<Pipe, Errno> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     Ok(Pipe { read, write })
-}
-
-fn pipes() -> io::Result<[Pipe; 3]> {
-    Ok([pipe()?, pipe()?, pipe()?])
 }
 
 /// A pipe whose descriptors are out of the way of those that a program gets.
@@ -330,6 +379,8 @@ fn rlimits(limits: &Limits, own_user: bool) -> Rlimits {
 struct Plan<'a> {
     image: &'a Image,
     redirect: [RawFd; 3],
+    /// They are a terminal, which becomes that of the program's session.
+    terminal: bool,
     words: RawFd,
     handed: &'a [Handed],
     user: Option<User>,
@@ -360,10 +411,14 @@ impl Plan<'_> {
         // A session of its own, hence a process group of its own and no terminal.
         rustix::process::setsid().map_err(at(Stage::Session))?;
         for (target, source) in (0..).zip(self.redirect) {
-            // SAFETY: `source` is an open pipe of the warden's and above 2, because the warden has 0, 1 and 2 open.
+            // SAFETY: `source` is an open descriptor of the warden's and above 2, because the warden has 0, 1 and 2 open.
             if unsafe { libc::dup2(source, target) } < 0 {
                 return Err((Stage::Redirect, last_errno()));
             }
+        }
+        if self.terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
+                .map_err(at(Stage::Redirect))?;
         }
         rustix::process::umask(Mode::from_raw_mode(0o022));
         reset_signals();

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use quorun_warden::protocol::{
-    self, Decoder, End, Event, LimitHit, MAX_OUTPUT, Program, Ready, Report, Request, Run, Step,
-    StepKind, Stream, Zygote,
+    self, Collect, Decoder, End, Event, LimitHit, MAX_OUTPUT, Program, Ready, Report, Request, Run,
+    Step, StepKind, Stream, WindowSize, Zygote,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::Mode;
@@ -76,8 +76,14 @@ struct Job {
     run: Step,
     /// Somebody talks to the program, and waits for its answers.
     interactive: bool,
+    /// The size of the program's terminal, if it has one.
+    terminal: Option<WindowSize>,
     /// The box is to be held before the run step.
     hold: Option<u64>,
+    /// Is written after that.
+    data: Vec<protocol::File>,
+    /// Is read when the run step has ended.
+    collect: Collect,
     /// Waits for the run step.
     stdin: Feed,
     active: Option<Active>,
@@ -349,6 +355,15 @@ impl Warden {
                 }
                 Ok(())
             }
+            (Request::Resize { size }, Some(job)) => {
+                if let Some(terminal) = &mut job.terminal {
+                    *terminal = size;
+                    if let Some(active) = &job.active {
+                        active.resize(size);
+                    }
+                }
+                Ok(())
+            }
             (Request::Kill, Some(job)) => {
                 job.cancelled = true;
                 if let Some(active) = &mut job.active {
@@ -390,9 +405,12 @@ impl Warden {
             program,
             compile,
             hold,
+            data,
             run,
+            collect,
             stdin,
             close_stdin,
+            terminal,
             zygote,
         } = run;
         self.next_zygote = zygote.filter(|_| !self.no_zygotes);
@@ -403,21 +421,17 @@ impl Warden {
             user,
             run,
             interactive: !close_stdin,
+            terminal,
             hold,
-            stdin: Feed::new(stdin, close_stdin),
+            data,
+            collect,
+            stdin: Feed::new(stdin, close_stdin, terminal.is_some()),
             active: None,
             zygote: waiting,
             cancelled: false,
         });
         if let Err(error) = self.fill_box(user, &program) {
-            let (message, submission) = match error {
-                WriteError::Submission(message) => (message, true),
-                WriteError::Sandbox(message) => (message, false),
-            };
-            return self.done(End::Failed {
-                message,
-                submission,
-            });
+            return self.not_written(error);
         }
         // Not needed any more, and a program's memory is measured from what the warden has at the fork.
         drop(program);
@@ -465,7 +479,7 @@ impl Warden {
             return Ok(());
         };
         let user = self.take_user();
-        match Waiting::start(&self.place(user, &[]), zygote) {
+        match Waiting::start(&self.place(user, &[], None), zygote) {
             Ok(waiting) => self.zygote = Some(waiting),
             Err(error) => self.give_up_zygotes(&format!("cannot be started: {error:?}")),
         }
@@ -479,9 +493,15 @@ impl Warden {
         self.next_zygote = None;
     }
 
-    fn place<'a>(&'a self, user: Option<User>, waiting: &'a [u8]) -> Place<'a> {
+    fn place<'a>(
+        &'a self,
+        user: Option<User>,
+        waiting: &'a [u8],
+        terminal: Option<WindowSize>,
+    ) -> Place<'a> {
         Place {
             waiting,
+            terminal,
             work: &self.options.work,
             tmp: &self.options.tmp,
             path: &self.options.path,
@@ -500,6 +520,86 @@ impl Warden {
                 "there is no archive to start from".into(),
             )),
         }
+    }
+
+    /// The run ends because something could not be written into its box.
+    fn not_written(&mut self, error: WriteError) -> io::Result<()> {
+        let (message, submission) = match error {
+            WriteError::Submission(message) => (message, true),
+            WriteError::Sandbox(message) => (message, false),
+        };
+        self.done(End::Failed {
+            message,
+            submission,
+        })
+    }
+
+    /// Writes what the compile step was not to see.
+    fn add_data(&self, user: Option<User>, data: &[protocol::File]) -> Result<(), WriteError> {
+        let _acting = ActingAs::new(user)
+            .map_err(|error| WriteError::Sandbox(format!("becoming the job's user: {error}")))?;
+        files::write(&self.options.work, data)
+    }
+
+    /// Sends the files that the run was to leave. None of its processes is left, or none that could be ended: whatever is
+    /// there is read as it is, as far as it goes.
+    fn send_files(&mut self) -> io::Result<()> {
+        let Some(job) = &mut self.job else {
+            return Ok(());
+        };
+        let collect = std::mem::take(&mut job.collect);
+        if collect.names.is_empty() {
+            return Ok(());
+        }
+        let acting = ActingAs::new(job.user).map_err(|error| error.to_string());
+        let mut rest = collect.bytes;
+        for (index, name) in (0..).zip(&collect.names) {
+            let opened = match &acting {
+                Ok(_) => files::open(&self.options.work, name),
+                Err(error) => Err(format!("becoming the job's user: {error}")),
+            };
+            let (file, size) = match opened {
+                Ok((file, size)) => (file, size),
+                Err(reason) => {
+                    self.send_file(index, Err(reason), 0)?;
+                    continue;
+                }
+            };
+            let mut offset = 0;
+            loop {
+                let length = MAX_OUTPUT.min(usize::try_from(rest).unwrap_or(MAX_OUTPUT));
+                let read = match rustix::io::pread(&file, &mut self.buffer[..length], offset) {
+                    Ok(read) => read,
+                    Err(Errno::INTR) => continue,
+                    Err(error) => {
+                        self.send_file(index, Err(error.to_string()), 0)?;
+                        break;
+                    }
+                };
+                // The first part also says that the file is there.
+                if read > 0 || offset == 0 {
+                    self.send_file(index, Ok(size), read)?;
+                }
+                rest -= read as u64;
+                offset += read as u64;
+                if read == 0 {
+                    break;
+                }
+            }
+        }
+        drop(acting);
+        Ok(())
+    }
+
+    /// Sends the beginning of the buffer as a part of a file.
+    fn send_file(
+        &mut self,
+        index: u32,
+        size: Result<u64, String>,
+        length: usize,
+    ) -> io::Result<()> {
+        let data = self.buffer[..length].to_vec();
+        self.send(&Event::File { index, size, data })
     }
 
     /// Holds what the box holds now, as a run asked for.
@@ -567,9 +667,17 @@ impl Warden {
             return Ok(());
         };
         let (step, user, hold) = (job.run.clone(), job.user, job.hold.take());
+        let data = std::mem::take(&mut job.data);
         if let Some(limit) = hold {
             self.hold(user, limit)?;
         }
+        if !data.is_empty()
+            && let Err(error) = self.add_data(user, &data)
+        {
+            return self.not_written(error);
+        }
+        // Not needed any more, as above.
+        drop(data);
         self.start_step(StepKind::Run, &step)
     }
 
@@ -592,7 +700,11 @@ impl Warden {
         };
         let started = match ahead {
             Some(program) => Ok(program),
-            None => spawn::spawn(&self.place(job.user, job.stdin.waiting()), step, &[]),
+            None => {
+                let terminal = job.terminal.filter(|_| kind == StepKind::Run);
+                let place = self.place(job.user, job.stdin.waiting(), terminal);
+                spawn::spawn(&place, step, &[])
+            }
         };
         let Some(job) = &mut self.job else {
             return Ok(());
@@ -600,7 +712,7 @@ impl Warden {
         match started {
             Ok(program) => {
                 let stdin = match kind {
-                    StepKind::Compile => Feed::new(Vec::new(), true),
+                    StepKind::Compile => Feed::new(Vec::new(), true, false),
                     StepKind::Run => std::mem::take(&mut job.stdin),
                 };
                 let limits = step.limits;
@@ -665,7 +777,10 @@ impl Warden {
 
     fn step_done(&mut self, kind: StepKind, report: Report) -> io::Result<()> {
         match kind {
-            StepKind::Run => self.done(End::Ran(report)),
+            StepKind::Run => {
+                self.send_files()?;
+                self.done(End::Ran(report))
+            }
             StepKind::Compile => {
                 let compiled = report.exit_code == Some(0) && report.limit.is_none();
                 self.send(&Event::CompileDone(report))?;
@@ -886,8 +1001,8 @@ fn free_what_is_in_flight() {
     drop(UnixStream::pair());
 }
 
-/// Keeps programs from making terminals. The machine has so many of them for all containers together; a runtime that has
-/// its own kernel, and its own terminals, may refuse.
+/// Keeps programs from making terminals; the warden makes the one of a run that is to have one. The machine has so many of
+/// them for all containers together; a runtime that has its own kernel, and its own terminals, may refuse.
 fn close_terminals() {
     match rustix::fs::chmod("/dev/pts/ptmx", Mode::from_raw_mode(0o600)) {
         Err(error) if error != Errno::NOENT => {

@@ -11,8 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use quorun_warden::protocol::{
-    self, Decoder, End, Event, File, Limits, Program, Report, Request, Run, Step, StepKind, Stream,
-    Zygote,
+    self, Collect, Decoder, End, Event, File, Limits, Program, Report, Request, Run, Step,
+    StepKind, Stream, Zygote,
 };
 
 /// Far longer than it takes.
@@ -85,6 +85,7 @@ fn job() -> Run {
         }]),
         compile: None,
         hold: None,
+        data: Vec::new(),
         run: Step {
             argv: vec!["/bin/sh".into(), "main.sh".into()],
             env: Vec::new(),
@@ -99,8 +100,10 @@ fn job() -> Run {
                 stack_bytes: 8 << 20,
             },
         },
+        collect: Collect::default(),
         stdin: b"hello\n".to_vec(),
         close_stdin: true,
+        terminal: None,
         zygote: None,
     }
 }

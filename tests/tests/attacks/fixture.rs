@@ -109,6 +109,7 @@ pub(crate) struct Job {
     times: StepLimits,
     compile_times: StepLimits,
     output_kb: u64,
+    outputs: Vec<String>,
     cancelled: bool,
 }
 
@@ -127,6 +128,7 @@ impl Job {
             times: patient,
             compile_times: patient,
             output_kb: OUTPUT_KB,
+            outputs: Vec::new(),
             cancelled: false,
         }
         .file(toolchain.source, source)
@@ -209,6 +211,12 @@ impl Job {
         self
     }
 
+    /// One more file that is to come back.
+    pub(crate) fn output(mut self, name: impl Into<String>) -> Self {
+        self.outputs.push(name.into());
+        self
+    }
+
     /// Cancelled as soon as it prints something.
     pub(crate) fn cancelled(mut self) -> Self {
         self.cancelled = true;
@@ -250,9 +258,11 @@ impl Job {
             limits,
             compile_limits: self.compile_times,
             example: String::new(),
+            version_command: None,
         };
         let spec = JobSpec {
             language: language.name.clone(),
+            definition: None,
             files: self.files.clone(),
             entrypoint: self.toolchain.source.to_owned(),
             stdin: self.stdin.clone(),
@@ -261,16 +271,22 @@ impl Job {
             limits,
             labels: Vec::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
+            outputs: self.outputs.clone(),
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         Task {
             job: JobId::new(uuid::Uuid::now_v7()),
             attempt: 1,
             language,
             spec,
+            checker: None,
         }
     }
 

@@ -22,5 +22,6 @@ mod files;
 mod kernel;
 mod leftovers;
 mod network;
+mod outputs;
 mod secrets;
 mod warden;

@@ -26,6 +26,8 @@ mod kernel;
 mod leftovers;
 #[path = "../attacks/network.rs"]
 mod network;
+#[path = "../attacks/outputs.rs"]
+mod outputs;
 #[path = "../attacks/secrets.rs"]
 mod secrets;
 #[path = "../attacks/warden.rs"]

@@ -205,6 +205,7 @@ impl Jobs {
         let job = JobId::from_slice(&id.to_be_bytes())?;
         let spec = JobSpec {
             language: "c".to_owned(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main.c".to_owned(),
                 content: self.source.clone(),
@@ -212,14 +213,18 @@ impl Jobs {
             entrypoint: "main.c".to_owned(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
             limits: Limits::default(),
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 86_400_000,
             max_attempts: 3,
+            ..JobSpec::default()
         };
         let submit = Command::Submit {
             id: job,
@@ -239,6 +244,7 @@ impl Jobs {
                 wall_us: 2345,
                 memory_kb: 3456,
                 message: None,
+                judged: None,
             },
             output: Output {
                 stdout: Bytes::from_static(b"ok\n"),

@@ -26,6 +26,7 @@ fn submit(number: u64, size: usize) -> Command {
         id: job(number),
         spec: JobSpec {
             language: "python".to_owned(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main.py".to_owned(),
                 content: Bytes::from(vec![byte; size]),
@@ -33,6 +34,8 @@ fn submit(number: u64, size: usize) -> Command {
             entrypoint: "main.py".to_owned(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
@@ -46,8 +49,10 @@ fn submit(number: u64, size: usize) -> Command {
             },
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         },
         key: None,
     }

@@ -33,6 +33,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 use super::MAX_MESSAGE;
+use super::access::{PeerAccess, PeerTls};
 use super::check::Identity;
 use crate::blocking::blocking;
 use crate::error::Error;
@@ -81,6 +82,7 @@ pub(crate) struct Peers {
     runtime: tokio::runtime::Handle,
     /// See [`Options::dial`](crate::Options::dial).
     dial: BTreeMap<String, String>,
+    access: PeerAccess,
     channels: Mutex<BTreeMap<(NodeId, Lane), (String, Channel)>>,
 }
 
@@ -90,23 +92,30 @@ impl Peers {
         id: NodeId,
         runtime: tokio::runtime::Handle,
         dial: BTreeMap<String, String>,
+        access: PeerAccess,
     ) -> Self {
         Self {
             cluster,
             id,
             runtime,
             dial,
+            access,
             channels: Mutex::new(BTreeMap::new()),
         }
     }
 
     /// That an address can be dialled at all.
     pub(crate) fn check_address(address: &str) -> Result<(), Error> {
-        endpoint(Lane::Consensus, address).map(drop)
+        endpoint(Lane::Consensus, address, None).map(drop)
+    }
+
+    /// That calls can be made with these certificates at all.
+    pub(crate) fn check_certificates(tls: &PeerTls) -> Result<(), Error> {
+        endpoint(Lane::Consensus, "localhost:1", Some(tls)).map(drop)
     }
 
     fn transport(&self, lane: Lane, target: NodeId, address: &str) -> Result<PeerTransport, Error> {
-        let identity = Identity::new(self.cluster, self.id, target);
+        let identity = Identity::new(self.cluster, self.id, target, &self.access.secrets);
         let address = self.dial.get(address).map_or(address, String::as_str);
         let mut channels = self.channels.lock();
         let channel = match channels.get(&(target, lane)) {
@@ -114,7 +123,7 @@ impl Peers {
             _ => {
                 // The connection lives on consensus' own runtime, whoever asks for it first.
                 let _entered = self.runtime.enter();
-                let channel = connect_lazy(&endpoint(lane, address)?);
+                let channel = connect_lazy(&endpoint(lane, address, self.access.tls.as_ref())?);
                 channels.insert((target, lane), (address.to_owned(), channel.clone()));
                 channel
             }
@@ -150,13 +159,14 @@ impl Peers {
     }
 }
 
-fn endpoint(lane: Lane, address: &str) -> Result<Endpoint, Error> {
+fn endpoint(lane: Lane, address: &str, tls: Option<&PeerTls>) -> Result<Endpoint, Error> {
     let patience = match lane {
         Lane::Consensus | Lane::Peer => PING_PATIENCE,
         Lane::Snapshot => SNAPSHOT_PING_PATIENCE,
     };
     // The name is looked up anew for every connection: a container may come back with another address.
-    Endpoint::from_shared(format!("http://{address}"))
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map(|endpoint| {
             endpoint
                 .connect_timeout(CONNECT)
@@ -167,7 +177,22 @@ fn endpoint(lane: Lane, address: &str) -> Result<Endpoint, Error> {
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
         })
-        .map_err(|error| Error::Options(format!("the peer address {address:?}: {error}")))
+        .map_err(|error| Error::Options(format!("the peer address {address:?}: {error}")))?;
+    match tls {
+        None => Ok(endpoint),
+        Some(tls) => endpoint
+            .tls_config(tls.client())
+            .map_err(|error| of_certificates(&error)),
+    }
+}
+
+/// What is wrong with certificates or their key.
+pub(crate) fn of_certificates(error: &tonic::transport::Error) -> Error {
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    Error::Options(format!(
+        "the certificates for the peer port cannot be used: {error}{}",
+        cause.unwrap_or_default()
+    ))
 }
 
 fn connect_lazy(endpoint: &Endpoint) -> Channel {
@@ -551,7 +576,13 @@ mod tests {
 
     async fn connection_to(address: String) -> Connection {
         let runtime = tokio::runtime::Handle::current();
-        let peers = Arc::new(Peers::new(ClusterId([1; 16]), 1, runtime, BTreeMap::new()));
+        let peers = Arc::new(Peers::new(
+            ClusterId([1; 16]),
+            1,
+            runtime,
+            BTreeMap::new(),
+            PeerAccess::default(),
+        ));
         let member = Member {
             peer: address,
             http: String::new(),

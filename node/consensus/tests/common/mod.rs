@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorun_consensus::{ClusterId, Error, Handle, Member, Notice, Options, Status};
+use quorun_consensus::{ClusterId, Error, Handle, Member, Notice, Options, PeerAccess, Status};
 use quorun_ledger::{
     Command, Completion, JobId, JobResult, JobSpec, Limits, NodeId, Outcome, Output, Reply,
     SourceFile, StateHash, Verdict,
@@ -149,6 +149,13 @@ struct Hello(Handle, NodeId);
 
 #[tonic::async_trait]
 impl Peer for Hello {
+    async fn languages(
+        &self,
+        _: Request<v1::Blank>,
+    ) -> Result<Response<v1::LanguagesReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("languages"))
+    }
+
     type WatchStream = tokio_stream::Empty<Result<v1::WatchReply, tonic::Status>>;
 
     async fn hello(
@@ -181,6 +188,13 @@ impl Peer for Hello {
         _: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, tonic::Status> {
         Err(tonic::Status::unimplemented("watch"))
+    }
+
+    async fn attach(
+        &self,
+        _: Request<tonic::Streaming<v1::AttachRequest>>,
+    ) -> Result<Response<v1::AttachReply>, tonic::Status> {
+        Err(tonic::Status::unimplemented("attach"))
     }
 }
 
@@ -262,6 +276,8 @@ pub struct Cluster {
     pub log_kept: u64,
     /// Addresses that all nodes dial at another address.
     pub dial: BTreeMap<String, String>,
+    /// By what the nodes know each other.
+    pub access: PeerAccess,
 }
 
 pub fn init_logs() {
@@ -301,6 +317,7 @@ impl Cluster {
             snapshot_after: 20_000,
             log_kept: Options::LOG_KEPT,
             dial: BTreeMap::new(),
+            access: PeerAccess::default(),
         }
     }
 
@@ -335,6 +352,7 @@ impl Cluster {
         options.snapshot_after = self.snapshot_after;
         options.log_kept = self.log_kept;
         options.dial = self.dial.clone();
+        options.access = self.access.clone();
         options
     }
 

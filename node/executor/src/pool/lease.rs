@@ -43,8 +43,8 @@ impl Lease {
     /// A job is about to run in it.
     pub(crate) fn count_job(&mut self) {
         if let Some(sandbox) = &mut self.sandbox {
-            let plan = &self.pool.shared.plan;
-            self.pool.stock().count_job(sandbox, plan, Instant::now());
+            let mut stock = self.pool.stock();
+            stock.count_job(sandbox, &self.pool.plan(), Instant::now());
             // Its successor is made while the job runs.
             self.pool.shared.work.notify_one();
         }
@@ -130,8 +130,8 @@ impl<'a> Wish<'a> {
 
 impl Drop for Wish<'_> {
     fn drop(&mut self) {
-        let plan = &self.pool.shared.plan;
         let mut stock = self.pool.stock();
-        stock.leave(self.key, self.order, self.counted, plan, Instant::now());
+        let plan = self.pool.plan();
+        stock.leave(self.key, self.order, self.counted, &plan, Instant::now());
     }
 }

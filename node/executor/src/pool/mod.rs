@@ -16,7 +16,7 @@ mod stock;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
@@ -39,7 +39,7 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct Shared {
     engine: Engine,
-    plan: Plan,
+    plan: RwLock<Arc<Plan>>,
     stock: Mutex<Stock>,
     /// Something changed that somebody may wait for.
     changed: Notify,
@@ -58,7 +58,7 @@ impl Pool {
         Self {
             shared: Arc::new(Shared {
                 engine,
-                plan,
+                plan: RwLock::new(Arc::new(plan)),
                 stock: Mutex::new(stock),
                 changed: Notify::new(),
                 work: Notify::new(),
@@ -72,6 +72,41 @@ impl Pool {
         &self.shared.engine
     }
 
+    /// How many sandboxes, and of which kinds, as it is now.
+    fn plan(&self) -> Arc<Plan> {
+        let plan = self.shared.plan.read();
+        Arc::clone(&plan.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on these kinds are kept warm. What is idle of those that no longer are goes at once.
+    pub(crate) fn keep(&self, kinds: Vec<Key>) {
+        let old = self.plan();
+        if old.kinds == kinds {
+            return;
+        }
+        let new = Arc::new(Plan {
+            capacity: Plan::capacity(old.slots, kinds.len()),
+            kinds,
+            ..*old
+        });
+        let mut gone = Vec::new();
+        {
+            let mut stock = self.stock();
+            for key in old.kinds.iter().filter(|key| !new.kinds.contains(key)) {
+                stock.give_up(key, &mut gone);
+            }
+            // While nobody decides by the old one.
+            *self
+                .shared
+                .plan
+                .write()
+                .unwrap_or_else(PoisonError::into_inner) = new;
+        }
+        self.remove_all(gone);
+        self.shared.changed.notify_waiters();
+        self.shared.work.notify_one();
+    }
+
     fn stock(&self) -> MutexGuard<'_, Stock> {
         // Nothing panics while it holds the lock; if something did, the counts may be off by one, which is no danger.
         self.shared
@@ -82,7 +117,6 @@ impl Pool {
 
     /// A sandbox for a job of this owner: a warm one if there is one. May be dropped while it waits.
     pub(crate) async fn acquire(&self, key: &Key, owner: &Owner) -> Result<Lease, MakeError> {
-        let plan = &self.shared.plan;
         let mut wish = Wish::new(self, key);
         let mut ordered: Option<Ordered> = None;
         loop {
@@ -96,9 +130,10 @@ impl Pool {
             let mut gone = Vec::new();
             let decision = {
                 let mut stock = self.stock();
+                let plan = self.plan();
                 let now = Instant::now();
                 let has_ordered = wish.order.is_some();
-                let decision = stock.decide(key, owner, has_ordered, plan, now, &mut gone);
+                let decision = stock.decide(key, owner, has_ordered, &plan, now, &mut gone);
                 match &decision {
                     Decision::Take(sandbox) => wish.counted = sandbox.is_counted(),
                     Decision::Make(order) => wish.order = Some(*order),
@@ -205,11 +240,12 @@ impl Pool {
 
     /// Looks after the pool once: throws away what has ended or is not needed, makes what is missing.
     pub(crate) fn tend(&self, now: Instant) {
-        let plan = &self.shared.plan;
         let mut gone = Vec::new();
         let mut missing = Vec::new();
         if !self.shared.closing.is_cancelled() {
             let mut stock = self.stock();
+            let plan = self.plan();
+            let plan = &*plan;
             stock.shrink(plan, now, &mut gone);
             while let Some(key) = stock.grow(plan, now, &mut gone) {
                 missing.push(key);

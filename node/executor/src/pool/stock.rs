@@ -33,6 +33,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Sandboxes in all, for so many jobs at one time and kinds that are kept warm: beside those in use there is room for as
+    /// many as all slots can need of another kind.
+    pub(crate) fn capacity(slots: usize, kinds: usize) -> usize {
+        slots + slots.max(kinds)
+    }
+
     /// How many of a kind are kept whether they are used or not.
     fn least(&self, key: &Key) -> usize {
         usize::from(self.kinds.contains(key))
@@ -565,6 +571,22 @@ impl Stock {
             let mut keys = kinds.keys().chain(idle.iter().map(|s| &s.key));
             keys.any(|key| key.image == *image)
         });
+    }
+
+    /// A kind is not kept any more: what is idle of it goes, and that it was needed is forgotten.
+    pub(crate) fn give_up(&mut self, key: &Key, gone: &mut Vec<Made>) {
+        if let Some(kind) = self.kinds.get_mut(key) {
+            kind.peak.forget();
+            kind.failing = None;
+        }
+        let (idle, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.idle)
+            .into_iter()
+            .partition(|sandbox| sandbox.key == *key);
+        self.idle = kept;
+        for sandbox in idle {
+            self.count(Discard::Evicted);
+            gone.push(sandbox.made);
+        }
     }
 
     /// All idle ones, to be removed because everything ends.

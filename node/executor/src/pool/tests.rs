@@ -253,7 +253,7 @@ impl World {
     fn check(&self) {
         let counts = self.pool.counts();
         let total = counts["warm"] + counts["busy"] + counts["starting"];
-        let capacity = self.pool.shared.plan.capacity as u64;
+        let capacity = self.pool.plan().capacity as u64;
         assert!(total <= capacity, "{counts:?}");
         let mut ids: Vec<_> = self.running.iter().map(|(_, l)| l.id()).collect();
         ids.sort_unstable();
@@ -328,4 +328,34 @@ proptest! {
             world.end().await;
         });
     }
+}
+
+#[tokio::test]
+async fn kinds_come_and_go_at_run_time() {
+    let fake = Fake::new(true);
+    let pool = pool(&fake, 2, 100);
+    let mut now = Instant::now();
+    settle(&pool, now).await;
+    // The first kind is needed by every slot at the start.
+    assert_eq!((fake.alive_of(&key(0)), fake.alive_of(&key(1))), (2, 0));
+    pool.keep(vec![key(1), key(2), key(3)]);
+    settle(&pool, now).await;
+    assert_eq!(fake.alive_of(&key(0)), 0, "given up at once");
+    for kind in 1..=3 {
+        assert_eq!(fake.alive_of(&key(kind)), 1, "one of each is kept warm");
+    }
+    // What is in use of a kind that goes is left to its job, and not kept afterwards.
+    let lease = pool.acquire(&key(2), &owner(0)).await.unwrap();
+    pool.keep(vec![key(3)]);
+    settle(&pool, now).await;
+    assert_eq!((fake.alive_of(&key(1)), fake.alive_of(&key(2))), (0, 1));
+    lease.keep();
+    now += Duration::from_secs(600);
+    settle(&pool, now).await;
+    assert_eq!((fake.alive_of(&key(2)), fake.alive_of(&key(3))), (0, 1));
+    // Nor is a job refused whose kind nobody keeps.
+    let lease = pool.acquire(&key(7), &owner(0)).await.unwrap();
+    lease.keep();
+    pool.close().await;
+    assert_eq!(fake.alive(), 0);
 }

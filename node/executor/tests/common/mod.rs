@@ -51,6 +51,7 @@ pub fn language(name: &str, compile: Option<&[&str]>, run: &[&str]) -> Language 
             wall_ms: 60_000,
         },
         example: String::new(),
+        version_command: None,
     }
 }
 
@@ -104,6 +105,15 @@ pub fn c() -> Language {
     )
 }
 
+/// The size of a terminal that never changes.
+pub fn no_size() -> tokio::sync::watch::Receiver<quorun_ledger::job::Terminal> {
+    let size = quorun_ledger::job::Terminal {
+        rows: 24,
+        columns: 80,
+    };
+    tokio::sync::watch::channel(size).1
+}
+
 /// A task that is changed before it is run.
 pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
     Task {
@@ -111,6 +121,7 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
         attempt: 1,
         spec: JobSpec {
             language: language.name.clone(),
+            definition: None,
             files: vec![SourceFile {
                 name: "main".to_owned(),
                 content: source.into(),
@@ -118,15 +129,20 @@ pub fn task(language: Language, source: impl Into<Bytes>) -> Task {
             entrypoint: "main".to_owned(),
             stdin: Bytes::new(),
             tests: Vec::new(),
+            interactive: false,
+            terminal: None,
             stop_on_failure: false,
             args: Vec::new(),
             env: BTreeMap::new(),
             limits: limits(),
             labels: Vec::new(),
             isolation_key: None,
+            owner: None,
             retention_ms: 0,
             max_attempts: 3,
+            ..JobSpec::default()
         },
+        checker: None,
         language,
     }
 }
@@ -162,6 +178,7 @@ pub fn cases(cases: &[(&str, Option<&str>)]) -> Vec<TestCase> {
         .map(|(stdin, expected)| TestCase {
             stdin: Bytes::copy_from_slice(stdin.as_bytes()),
             expected: expected.map(|text| Bytes::copy_from_slice(text.as_bytes())),
+            ..TestCase::default()
         })
         .collect()
 }

@@ -679,7 +679,11 @@ macro_rules! suite {
                     print('end')\n";
                 let mut task = common::task(common::python(), source);
                 task.spec.stdin = Bytes::from_static(b"first\n");
-                let interaction = quorun_executor::Interaction { stdin, signals };
+                let interaction = quorun_executor::Interaction {
+                    stdin,
+                    signals,
+                    sizes: common::no_size(),
+                };
                 let job = executor.execute_interactive(task, output, interaction, CancellationToken::new());
                 let talk = async {
                     let mut seen = String::new();
@@ -723,7 +727,11 @@ macro_rules! suite {
                 let (to_stdin, stdin) = mpsc::channel(1);
                 let (to_signals, signals) = mpsc::channel(1);
                 let task = common::task(common::perl(), "$| = 1; print 'on'; sleep 600");
-                let interaction = quorun_executor::Interaction { stdin, signals };
+                let interaction = quorun_executor::Interaction {
+                    stdin,
+                    signals,
+                    sizes: common::no_size(),
+                };
                 let job = executor.execute_interactive(task, output, interaction, CancellationToken::new());
                 let talk = async {
                     chunks.recv().await.expect("it runs");
@@ -748,6 +756,97 @@ macro_rules! suite {
                 .await
                 .unwrap();
                 assert_eq!(result.unwrap().outcome.signal, Some(15));
+            });
+        }
+
+        #[test]
+        fn each_test_case_is_told_when_it_has_ended() {
+            $with(|executor| async move {
+                let mut task = common::task(common::python(), "import sys\nprint(1)\nsys.exit(int(input()))");
+                task.spec.tests = ["0", "3", "0"]
+                    .map(|stdin| quorun_ledger::job::TestCase {
+                        stdin: Bytes::from(stdin),
+                        expected: (stdin == "0").then(|| Bytes::from("nothing")),
+                        name: Some(format!("exits with {stdin}")),
+                        hidden: true,
+                        ..Default::default()
+                    })
+                    .to_vec();
+                let (output, _chunks) = mpsc::channel(1);
+                let (cases, mut told) = mpsc::unbounded_channel();
+                let watched = quorun_executor::Watched {
+                    output,
+                    cases,
+                    interaction: None,
+                };
+                let result = executor
+                    .execute_watched(task, watched, CancellationToken::new())
+                    .await
+                    .unwrap();
+                let mut heard = Vec::new();
+                while let Some(case) = told.recv().await {
+                    assert_eq!(case.index as usize, heard.len());
+                    heard.push(case.result);
+                }
+                let mut tests = result.output.tests;
+                assert!(tests.iter().any(|test| !test.stdout.is_empty()));
+                for test in &mut tests {
+                    // What was printed is not told.
+                    test.stdout.clear();
+                    test.stderr.clear();
+                }
+                assert_eq!(heard, tests);
+                assert_eq!(heard[1].outcome.exit_code, Some(3));
+                let verdict = quorun_ledger::job::Verdict::WrongAnswer;
+                assert_eq!(heard[0].outcome.verdict, verdict);
+                assert_eq!(heard.len(), 3);
+            });
+        }
+
+        #[test]
+        fn a_program_may_have_a_terminal_and_the_next_one_has_none() {
+            $with(|executor| async move {
+                let source = "import os, sys\n\
+                    print([os.isatty(n) for n in range(3)])\n\
+                    try:\n    size = os.get_terminal_size()\n    print(size.lines, size.columns)\n\
+                    \x20   open('/dev/tty', 'w').write('named\\n')\n\
+                    except OSError:\n    print('none')\n\
+                    for line in sys.stdin:\n    print('got', line.strip())\n";
+                let size = |rows, columns| quorun_ledger::job::Terminal { rows, columns };
+                let (output, mut chunks) = mpsc::channel(4);
+                let (to_stdin, stdin) = mpsc::channel(4);
+                let (_to_signals, signals) = mpsc::channel(4);
+                let (_to_sizes, sizes) = tokio::sync::watch::channel(size(1, 1));
+                let interaction = quorun_executor::Interaction {
+                    stdin,
+                    signals,
+                    sizes,
+                };
+                let mut task = common::task(common::python(), source);
+                task.spec.terminal = Some(size(12, 34));
+                let job = executor.execute_interactive(task, output, interaction, CancellationToken::new());
+                let talk = async {
+                    to_stdin.send(Bytes::from("typed\n")).await.unwrap();
+                    drop(to_stdin);
+                    while chunks.recv().await.is_some() {}
+                };
+                let (result, ()) = tokio::time::timeout(common::PATIENCE, async {
+                    tokio::join!(job, talk)
+                })
+                .await
+                .unwrap();
+                let result = result.unwrap();
+                let shown = String::from_utf8_lossy(&result.output.stdout);
+                // What is typed is shown when it comes, before or behind what the program prints.
+                for line in ["[True, True, True]\r\n", "12 34\r\n", "named\r\n", "typed\r\n", "got typed\r\n"] {
+                    assert!(shown.contains(line), "{line:?} in {shown:?} {:?}", result.outcome);
+                }
+                assert!(result.output.stderr.is_empty(), "{result:?}");
+                assert_eq!(result.outcome.exit_code, Some(0));
+                let (output, _chunks) = mpsc::channel(1);
+                let plain = common::task(common::python(), source);
+                let result = executor.execute(plain, output, CancellationToken::new()).await;
+                common::assert_prints(&result.unwrap(), b"[False, False, False]\nnone\n");
             });
         }
 

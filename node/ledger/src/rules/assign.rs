@@ -22,7 +22,7 @@ pub(super) fn assign<S: Store>(
     let Some(record) = tx.nodes.get(&node) else {
         return Ok(Reply::Rejected(Rejection::UnknownNode));
     };
-    if !record.has_room() || !record.languages.contains(&job.language) {
+    if !record.has_room() || !record.languages.contains(&*job.needs()) {
         return Ok(Reply::Rejected(Rejection::NoRoom));
     }
     let attempt = jobs::start(tx, job, node)?;

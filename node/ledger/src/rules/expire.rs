@@ -6,6 +6,8 @@ use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 use crate::view;
 
+use super::{callback, owners};
+
 /// Removes jobs in the order of their expiry, as long as they are over their time or all together over `keep_bytes`.
 pub(super) fn expire<S: Store>(
     tx: &mut Transaction<S>,
@@ -28,8 +30,10 @@ pub(super) fn expire<S: Store>(
         tx.counters.finished -= 1;
         tx.counters.finished_bytes -= job.weight;
         if let Some(value) = &job.key {
-            tx.remove(keys::idempotency(value))?;
+            tx.remove(keys::idempotency(job.owner.as_deref(), value))?;
         }
+        owners::expired(tx, &job)?;
+        callback::forget(tx, &job)?;
         tx.remove(key.to_vec())?;
         tx.remove(keys::spec(id))?;
         tx.remove(keys::output(id))?;

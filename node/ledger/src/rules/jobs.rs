@@ -7,26 +7,27 @@ use crate::node::NodeId;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
-/// Queues a job behind all others.
+use super::{callback, owners};
+
+/// Queues a job behind all others of its level.
 pub(super) fn enqueue_back<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
-    let order = tx.counters.back;
-    tx.counters.back += 1;
+    let order = tx.counters.place_behind(job.priority);
     enqueue(tx, job, order)
 }
 
-/// Queues a job before all others.
+/// Queues a job before all others of its level.
 fn enqueue_front<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
-    let order = tx.counters.front;
-    tx.counters.front -= 1;
+    let order = tx.counters.place_before(job.priority);
     enqueue(tx, job, order)
 }
 
 fn enqueue<S: Store>(tx: &mut Transaction<S>, mut job: Job, order: u64) -> Result<(), StoreError> {
     job.state = JobState::Queued;
     job.order = Some(order);
-    tx.counters.queued += 1;
-    tx.counters.queued_bytes += job.weight;
-    tx.put(keys::queued(&job.language, order), &job.id)?;
+    tx.counters
+        .enters_queue(&job.language, job.priority, job.weight);
+    owners::queued(tx, &job)?;
+    tx.put(keys::queued(&job.needs(), order), &job.id)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Queued { job: job.id });
     Ok(())
@@ -37,9 +38,10 @@ fn dequeue<S: Store>(tx: &mut Transaction<S>, job: &mut Job) -> Result<(), Store
     let order = job.order.take().ok_or_else(|| {
         StoreError::Inconsistent(format!("job {} is queued but has no place", job.id))
     })?;
-    tx.counters.queued -= 1;
-    tx.counters.queued_bytes -= job.weight;
-    tx.remove(keys::queued(&job.language, order))
+    tx.counters
+        .leaves_queue(&job.language, job.priority, job.weight);
+    owners::dequeued(tx, job)?;
+    tx.remove(keys::queued(&job.needs(), order))
 }
 
 /// Gives a queued job to a node as its next attempt. The caller has checked that the node has room.
@@ -49,6 +51,7 @@ pub(super) fn start<S: Store>(
     node: NodeId,
 ) -> Result<u32, StoreError> {
     dequeue(tx, &mut job)?;
+    tx.counters.served(job.priority);
     job.state = JobState::Running;
     job.attempt += 1;
     job.node = Some(node);
@@ -102,6 +105,7 @@ pub(super) fn finish<S: Store>(
             )));
         }
     }
+    owners::finished(tx, &job)?;
     job.state = JobState::Finished;
     job.finished_ms = Some(tx.counters.time_ms);
     job.outcome = Some(result.outcome);
@@ -114,7 +118,7 @@ pub(super) fn finish<S: Store>(
     tx.put(keys::output(job.id), &result.output)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Finished { job: job.id });
-    Ok(())
+    callback::due(tx, &job)
 }
 
 /// What happens to a running job whose attempt came to nothing: back to the front of the queue, or, when its attempts

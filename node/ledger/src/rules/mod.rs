@@ -1,11 +1,14 @@
 //! What each command does to the ledger. One file for each kind; `jobs` holds the steps that several of them share.
 
 mod assign;
+mod callback;
 mod cancel;
 mod complete;
 mod expire;
 mod jobs;
+mod languages;
 mod nodes;
+mod owners;
 pub(crate) mod placement;
 mod submit;
 
@@ -15,6 +18,8 @@ use crate::keys;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
+pub use languages::MAX_ENTRIES as MAX_LANGUAGES;
+
 /// Applies one command.
 pub(crate) fn apply<S: Store>(
     tx: &mut Transaction<S>,
@@ -23,6 +28,7 @@ pub(crate) fn apply<S: Store>(
 ) -> Result<Reply, StoreError> {
     match command {
         Command::Submit { id, spec, key } => submit::submit(tx, id, &spec, key, queue),
+        Command::SubmitAll { jobs } => submit::submit_all(tx, jobs, queue),
         Command::Assign { job, node } => assign::assign(tx, job, node),
         Command::Complete {
             job,
@@ -64,6 +70,24 @@ pub(crate) fn apply<S: Store>(
             tx.events.push(Event::SettingsChanged);
             Ok(Reply::Configured)
         }
+        Command::CallbackTried {
+            job,
+            attempt,
+            outcome,
+            retry_ms,
+        } => callback::tried(tx, job, attempt, outcome, retry_ms),
+        Command::SetLanguage {
+            image,
+            language,
+            disabled,
+            expected,
+        } => languages::set(tx, image, *language, disabled, expected),
+        Command::DisableLanguage {
+            name,
+            disabled,
+            expected,
+        } => languages::disable(tx, &name, disabled, expected),
+        Command::RemoveLanguage { name, expected } => languages::remove(tx, &name, expected),
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
     }
 }

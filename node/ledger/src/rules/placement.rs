@@ -1,9 +1,10 @@
 //! The end of every batch: queued jobs go to free slots.
 //!
 //! The node is the least busy one, busy being attempts divided by slots; ties go round, starting behind the node that
-//! was assigned a job last. The job is the one nearest to the front that any of the nodes can run, so that a job whose
-//! language nobody can run just now holds nobody up. Nothing here looks at more of the queue than the first job of
-//! each language.
+//! was assigned a job last. The level of the queue is the one whose turn it is ([`crate::priority`]), and in it the job is
+//! the one nearest to the front that any of the nodes can run, so that a job whose language nobody can run just now holds
+//! nobody up, and neither does a level of such jobs. Nothing here looks at more of the queue than the first job of each
+//! language in each level.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -11,6 +12,7 @@ use std::collections::BTreeSet;
 use crate::job::JobId;
 use crate::keys;
 use crate::node::{Node, NodeId};
+use crate::priority::Priority;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 use crate::view;
@@ -46,18 +48,32 @@ fn next<S: Store>(
     if free.is_empty() {
         return Ok(None);
     }
-    let mut best: Option<(u64, JobId, NodeId)> = None;
+    let mut best: [Option<(u64, JobId, NodeId)>; 3] = [None; 3];
+    let one_level = tx.counters.waiting_levels().count() <= 1;
     let (mut from, to) = keys::queue();
     while let Some((key, value)) = tx.first(&from, &to)? {
         let (language, order) = keys::parts_of_queued(&key).ok_or_else(|| view::malformed(&key))?;
-        if best.is_none_or(|(first, _, _)| order < first)
-            && let Some(node) = least_busy(&free, language, tx.counters.turn)
-        {
-            best = Some((order, view::decode(&key, &value)?, node));
+        let level = Priority::of_order(order);
+        let Some(node) = least_busy(&free, language, tx.counters.turn) else {
+            from = keys::after_language(language);
+            continue;
+        };
+        let best = &mut best[level as usize];
+        if best.is_none_or(|(first, _, _)| order < first) {
+            *best = Some((order, view::decode(&key, &value)?, node));
         }
-        from = keys::after_language(language);
+        from = if one_level {
+            keys::after_language(language)
+        } else {
+            level.places(language).1
+        };
     }
-    Ok(best.map(|(_, job, node)| (job, node)))
+    let found = |level: &Priority| best[*level as usize].is_some();
+    let levels = Priority::ALL.into_iter().filter(found);
+    let next = tx.counters.turns.next(levels);
+    Ok(next
+        .and_then(|level| best[level as usize])
+        .map(|(_, job, node)| (job, node)))
 }
 
 /// The least busy of the nodes that can run the language.

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quorun_ledger::{
-    Applied, Batch, Command, Event, JobId, JobResult, JobSpec, Limits, MemoryStore, NodeId,
-    Outcome, Output, QueueBound, Reply, SourceFile, Transaction, Verdict, View,
+    Applied, Batch, Command, Event, JobId, JobResult, JobSpec, Language, Limits, MemoryStore,
+    NodeId, Outcome, Output, Priority, QueueBound, Reply, SourceFile, StepLimits, Transaction,
+    Verdict, View,
 };
 
 pub struct Ledger {
@@ -63,9 +64,33 @@ pub fn id(n: u8) -> JobId {
     JobId::from_slice(&bytes).unwrap()
 }
 
+/// As little of a language as can be.
+pub fn language(name: &str) -> Language {
+    Language {
+        name: name.to_owned(),
+        aliases: Vec::new(),
+        title: String::new(),
+        image: "image".to_owned(),
+        source: "main".to_owned(),
+        compile: None,
+        run: vec!["run".to_owned()],
+        env: BTreeMap::new(),
+        zygote: BTreeMap::new(),
+        extensions: Vec::new(),
+        limits: Limits::default(),
+        compile_limits: StepLimits {
+            cpu_ms: 1,
+            wall_ms: 1,
+        },
+        example: String::new(),
+        version_command: None,
+    }
+}
+
 pub fn spec(language: &str) -> JobSpec {
     JobSpec {
         language: language.to_owned(),
+        definition: None,
         files: vec![SourceFile {
             name: "main".to_owned(),
             content: Bytes::from_static(b"print(1)"),
@@ -73,6 +98,8 @@ pub fn spec(language: &str) -> JobSpec {
         entrypoint: "main".to_owned(),
         stdin: Bytes::new(),
         tests: Vec::new(),
+        interactive: false,
+        terminal: None,
         stop_on_failure: false,
         args: Vec::new(),
         env: BTreeMap::new(),
@@ -86,8 +113,10 @@ pub fn spec(language: &str) -> JobSpec {
         },
         labels: Vec::new(),
         isolation_key: None,
+        owner: None,
         retention_ms: 60_000,
         max_attempts: 3,
+        ..JobSpec::default()
     }
 }
 
@@ -95,6 +124,17 @@ pub fn submit(n: u8) -> Command {
     Command::Submit {
         id: id(n),
         spec: spec("python"),
+        key: None,
+    }
+}
+
+pub fn submit_with(id: JobId, priority: Priority) -> Command {
+    Command::Submit {
+        id,
+        spec: JobSpec {
+            priority,
+            ..spec("python")
+        },
         key: None,
     }
 }
@@ -120,6 +160,7 @@ pub fn result(text: &str) -> JobResult {
             wall_us: 20,
             memory_kb: 30,
             message: None,
+            judged: None,
         },
         output: Output {
             stdout: Bytes::copy_from_slice(text.as_bytes()),

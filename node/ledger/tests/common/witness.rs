@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use quorun_ledger::callback::MAX_ATTEMPTS;
 use quorun_ledger::{
-    Applied, Command, Event, Job, JobId, JobState, MemoryStore, NodeId, Output, Reply, StateHash,
-    View, keys,
+    Applied, Command, DeliveryState, Event, Job, JobId, JobState, MemoryStore, NodeId, Output,
+    OwnerLoad, Priority, Reply, StateHash, View, Waiting, keys,
 };
 
 /// For each command the job that it submits, if it submits one.
@@ -40,12 +41,49 @@ impl Witness {
                 self.accepted.insert(*job);
             }
         }
+        for reply in &applied.replies {
+            if let Reply::SubmittedAll { jobs } = reply {
+                self.accepted.extend(jobs.iter().map(|taken| taken.job));
+            }
+        }
         let ended = applied.events.iter().filter_map(|event| match event {
             Event::Finished { job } => Some(*job),
             _ => None,
         });
         self.ended.extend(ended);
         self.look(store);
+    }
+
+    /// What is kept of the owners is what their jobs say, and nothing else is kept.
+    fn look_at_owners(&self, store: &MemoryStore) {
+        let view = View::new(store);
+        let mut loads: BTreeMap<String, OwnerLoad> = BTreeMap::new();
+        let mut owned = BTreeSet::new();
+        for job in self.accepted.iter().filter_map(|id| view.job(*id).unwrap()) {
+            let Some(owner) = &job.owner else { continue };
+            let spec = view.spec(job.id).unwrap().unwrap();
+            assert_eq!(spec.owner.map(|owner| owner.name).as_ref(), Some(owner));
+            owned.insert(keys::owned(owner, job.id));
+            if let Some(key) = &job.key {
+                assert_eq!(view.key(Some(owner), key).unwrap().unwrap().job, job.id);
+            }
+            if job.state == JobState::Finished {
+                continue;
+            }
+            let load = loads.entry(owner.clone()).or_default();
+            load.unfinished += 1;
+            if job.state == JobState::Queued {
+                load.queued += 1;
+                load.queued_bytes += job.weight;
+            }
+        }
+        let kept = |letter: u8| store.iter().filter(move |(key, _)| key[0] == letter);
+        assert_eq!(kept(b'u').count(), owned.len());
+        assert!(kept(b'u').all(|(key, _)| owned.contains(&key[..])));
+        assert_eq!(kept(b'v').count(), loads.len());
+        for (owner, load) in &loads {
+            assert_eq!(view.owner_load(owner).unwrap(), *load, "{owner}");
+        }
     }
 
     fn look(&mut self, store: &MemoryStore) {
@@ -61,6 +99,9 @@ impl Witness {
                 held.entry(job).or_default().push((node.id, attempt));
             }
         }
+        let mut levels: BTreeMap<Priority, Waiting> = BTreeMap::new();
+        let mut languages: BTreeMap<String, Waiting> = BTreeMap::new();
+        let (mut due, mut callbacks) = (BTreeSet::new(), 0);
         let (mut queued, mut running, mut finished, mut finished_bytes) = (0, 0, 0, 0);
         for id in &self.accepted {
             let Some(job) = view.job(*id).unwrap() else {
@@ -73,12 +114,22 @@ impl Witness {
                 continue;
             };
             assert!(job.attempt <= job.max_attempts);
+            callbacks += usize::from(job.callback);
             assert!(view.spec(*id).unwrap().is_some());
             let current = job.node.map(|node| (node, job.attempt));
             match job.state {
                 JobState::Queued => {
                     queued += 1;
-                    let place = keys::queued(&job.language, job.order.unwrap());
+                    let order = job.order.unwrap();
+                    assert_eq!(Priority::of_order(order), job.priority);
+                    for waiting in [
+                        levels.entry(job.priority).or_default(),
+                        languages.entry(job.language.clone()).or_default(),
+                    ] {
+                        waiting.jobs += 1;
+                        waiting.bytes += job.weight;
+                    }
+                    let place = keys::queued(&job.needs(), order);
                     assert!(store.iter().any(|(key, _)| key[..] == place[..]));
                     assert!(!held.contains_key(id), "queued, but {:?}", held[id]);
                 }
@@ -91,6 +142,16 @@ impl Witness {
                     finished_bytes += job.weight;
                     assert!(job.outcome.is_some());
                     let output = view.output(*id).unwrap().unwrap();
+                    if job.callback {
+                        let delivery = view.delivery(*id).unwrap().unwrap();
+                        assert_ne!(delivery.state, DeliveryState::Waiting);
+                        assert_eq!(
+                            delivery.due_ms.is_some(),
+                            delivery.state == DeliveryState::Pending
+                        );
+                        due.extend(delivery.due_ms.map(|due| keys::due(due, *id)));
+                        assert!(delivery.attempts.len() <= MAX_ATTEMPTS);
+                    }
                     let expiry = keys::expiry(job.expires_ms().unwrap(), *id);
                     assert!(store.iter().any(|(key, _)| key[..] == expiry[..]));
                     let now = (job, output);
@@ -99,11 +160,21 @@ impl Witness {
                 }
             }
         }
+        self.look_at_owners(store);
+        let places = |table: u8| store.iter().filter(move |(key, _)| key[0] == table);
+        assert!(places(b'w').map(|(key, _)| key.to_vec()).eq(due));
+        let deliveries = places(b'h').count();
+        assert_eq!(deliveries, callbacks, "one delivery for each callback");
         let counters = view.counters().unwrap();
         assert_eq!(counters.queued, queued);
         assert_eq!(counters.running, running);
         assert_eq!(counters.finished, finished);
         assert_eq!(counters.finished_bytes, finished_bytes);
+        for level in Priority::ALL {
+            let waiting = levels.get(&level).copied().unwrap_or_default();
+            assert_eq!(counters.waiting(level), waiting, "{level:?}");
+        }
+        assert_eq!(counters.languages, languages);
         let places = store.iter().filter(|(key, _)| key[0] == b'q').count();
         assert_eq!(places as u64, queued, "one place for each queued job");
         let mut hash = StateHash::default();

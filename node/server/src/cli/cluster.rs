@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::Subcommand;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::Target;
-use super::client::{Client, problem};
+use super::table::{table, text};
+use super::target::Target;
 
 /// Look at a cluster, and change it.
 #[derive(Debug, Subcommand)]
@@ -17,9 +16,6 @@ pub enum ClusterCommand {
     Status {
         #[command(flatten)]
         target: Target,
-        /// Print the answer of /v1/cluster as it is
-        #[arg(long)]
-        json: bool,
     },
     /// Give a node a place before it comes: whoever then joins from this address has it (quorun serve --join)
     Add {
@@ -77,22 +73,21 @@ pub enum ClusterCommand {
 /// Does what the command says.
 pub async fn cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
     match command {
-        ClusterCommand::Status { target, json } => {
+        ClusterCommand::Status { target } => {
             let body = ask(&target, Method::GET, "/v1/cluster", None).await?;
-            if json {
-                println!("{body:#}");
-            } else {
-                print!("{}", table(&body));
-            }
+            say(&target, &body, || print!("{}", status(&body)));
         }
         ClusterCommand::Add { peer, http, target } => {
             let request = json!({ "peer": peer, "http": http });
             let body = ask(&target, Method::POST, "/v1/cluster/nodes", Some(request)).await?;
-            println!(
-                "node {} has a place; start it with: quorun serve --join {} --peer {peer}",
-                text(&body["id"]),
-                target.url
-            );
+            let client = target.client()?;
+            say(&target, &body, || {
+                println!(
+                    "node {} has a place; start it with: quorun serve --join {} --peer {peer}",
+                    text(&body["id"]),
+                    client.base()
+                );
+            });
         }
         ClusterCommand::Remove { node, target } => {
             let path = format!("/v1/cluster/nodes/{node}");
@@ -102,22 +97,26 @@ pub async fn cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
             } else {
                 "is being removed"
             };
-            println!(
-                "node {node} {state}; jobs that went to others: {}",
-                text(&body["requeued"])
-            );
+            say(&target, &body, || {
+                println!(
+                    "node {node} {state}; jobs that went to others: {}",
+                    text(&body["requeued"])
+                );
+            });
         }
         ClusterCommand::Drain { node, undo, target } => {
             let path = format!("/v1/cluster/nodes/{node}/drain");
             let request = json!({ "draining": !undo });
-            ask(&target, Method::POST, &path, Some(request)).await?;
+            let body = ask(&target, Method::POST, &path, Some(request)).await?;
             let work = if undo { "work again" } else { "no more work" };
-            println!("node {node} is given {work}");
+            say(&target, &body, || println!("node {node} is given {work}"));
         }
         ClusterCommand::MoveLeader { node, target } => {
             let request = json!({ "node": node });
             let body = ask(&target, Method::POST, "/v1/cluster/leader", Some(request)).await?;
-            println!("node {} leads", text(&body["leader"]));
+            say(&target, &body, || {
+                println!("node {} leads", text(&body["leader"]));
+            });
         }
         ClusterCommand::Settings {
             retention_s,
@@ -126,38 +125,57 @@ pub async fn cluster(command: ClusterCommand) -> anyhow::Result<ExitCode> {
             reset,
             target,
         } => {
-            const PATH: &str = "/v1/cluster/settings";
             let given = [
                 ("retention_s", retention_s),
                 ("retention_mb", retention_mb),
                 ("replace_voter_s", replace_voter_s),
             ];
-            let mut body = ask(&target, Method::GET, PATH, None).await?;
-            if reset || given.iter().any(|(_, value)| value.is_some()) {
-                let mut set = if reset { json!({}) } else { body["set"].take() };
-                for (name, value) in given {
-                    if let Some(value) = value {
-                        set[name] = value.into();
-                    }
+            let body = settings(&target, &given, reset).await?;
+            say(&target, &body, || {
+                for (name, _) in given {
+                    let own = body["set"][name].is_null();
+                    let origin = if own {
+                        "the node's own"
+                    } else {
+                        "the cluster's"
+                    };
+                    let effective = text(&body["effective"][name]);
+                    println!("{name:<16} {effective:>10}  {origin}");
                 }
-                ask(&target, Method::PUT, PATH, Some(set)).await?;
-                body = ask(&target, Method::GET, PATH, None).await?;
-            }
-            for (name, _) in given {
-                let own = body["set"][name].is_null();
-                let origin = if own {
-                    "the node's own"
-                } else {
-                    "the cluster's"
-                };
-                println!(
-                    "{name:<16} {:>10}  {origin}",
-                    text(&body["effective"][name])
-                );
-            }
+            });
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Changes the settings that are given, and reads all of them.
+async fn settings(
+    target: &Target,
+    given: &[(&str, Option<u64>)],
+    reset: bool,
+) -> anyhow::Result<Value> {
+    const PATH: &str = "/v1/cluster/settings";
+    let mut body = ask(target, Method::GET, PATH, None).await?;
+    if reset || given.iter().any(|(_, value)| value.is_some()) {
+        let mut set = if reset { json!({}) } else { body["set"].take() };
+        for (name, value) in given {
+            if let Some(value) = value {
+                set[*name] = (*value).into();
+            }
+        }
+        ask(target, Method::PUT, PATH, Some(set)).await?;
+        body = ask(target, Method::GET, PATH, None).await?;
+    }
+    Ok(body)
+}
+
+/// Says an answer to a program as it is, or to a person in words.
+fn say(target: &Target, body: &Value, words: impl FnOnce()) {
+    if target.json {
+        println!("{body:#}");
+    } else {
+        words();
+    }
 }
 
 /// Sends a request that must succeed.
@@ -167,28 +185,16 @@ async fn ask(
     path: &str,
     body: Option<Value>,
 ) -> anyhow::Result<Value> {
-    let client = Client::new(&target.url)?;
-    let (status, answer) = client.json(method, path, body.as_ref()).await?;
-    if !status.is_success() {
-        bail!("{status}: {}", problem(&answer));
-    }
-    Ok(answer)
+    target.client()?.ask(method, path, body.as_ref()).await
 }
 
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-fn table(body: &Value) -> String {
+fn status(body: &Value) -> String {
     let mut rows = vec![
         [
             "node", "role", "state", "busy", "http", "peer", "applied", "version",
         ]
-        .map(str::to_owned),
+        .map(str::to_owned)
+        .to_vec(),
     ];
     let nodes = body["nodes"].as_array().cloned().unwrap_or_default();
     for node in &nodes {
@@ -204,7 +210,7 @@ fn table(body: &Value) -> String {
         } else {
             "ready".to_owned()
         };
-        rows.push([
+        rows.push(vec![
             text(&node["id"]),
             if leads {
                 "leader".to_owned()
@@ -230,17 +236,6 @@ fn table(body: &Value) -> String {
     if body["leader"].is_null() {
         out.push_str("there is no leader: fewer than half of the voters reach each other\n");
     }
-    let widths: Vec<usize> = (0..rows[0].len())
-        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
-        .collect();
-    for row in rows {
-        let cells: Vec<_> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
+    out.push_str(&table(&rows));
     out
 }

@@ -7,8 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use http::{Method, StatusCode};
 
-use super::Target;
-use super::client::Client;
+use super::target::Target;
 
 /// How long a node may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,7 +21,7 @@ pub struct HealthArgs {
 
 /// Exits with 0 if the node is ready; prints why not otherwise.
 pub async fn health(args: HealthArgs) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&args.target.url)?;
+    let client = args.target.client()?;
     let answer = client.json(Method::GET, "/readyz", None);
     let (status, body) = tokio::time::timeout(PATIENCE, answer)
         .await

@@ -4,18 +4,27 @@ mod arenas;
 mod bench;
 pub mod client;
 mod cluster;
+mod completions;
 mod dev;
 mod health;
+mod jobs;
+mod languages_set;
 mod local;
 mod run;
 mod serve;
+mod stream;
+mod table;
+mod target;
+mod token;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 /// Exit code for a command line or configuration that is not right.
 const USAGE: u8 = 2;
+/// Exit code of `quorun run` when Quorun, not the program, is the reason; as `docker run` has it.
+const NOT_RUN: u8 = 125;
 
 /// Run other people's code on a small cluster of identical nodes.
 ///
@@ -35,26 +44,26 @@ enum Command {
     /// Run a whole cluster on this machine, for a first look and for development
     Dev(dev::DevArgs),
     /// Run a program on a cluster: print what it prints, exit as it exits
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
+    /// List jobs, newest first
+    Jobs(jobs::JobsArgs),
+    /// Show what a job has printed
+    Logs(jobs::LogsArgs),
+    /// Cancel jobs
+    Cancel(jobs::CancelArgs),
+    /// Show what can be run
+    Languages(jobs::LanguagesArgs),
     /// Look at a cluster, and change it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Make API tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     Bench(Box<bench::BenchArgs>),
     /// Exit with 0 if a node can take requests and work, with 1 otherwise
     Health(health::HealthArgs),
-}
-
-/// Which node to talk to.
-#[derive(Args, Clone, Debug)]
-struct Target {
-    /// Any node of the cluster
-    #[arg(
-        long,
-        env = "QUORUN_URL",
-        default_value = "http://127.0.0.1:8080",
-        value_name = "URL"
-    )]
-    url: String,
+    /// Print what makes a shell complete this command line
+    Completions(completions::CompletionsArgs),
 }
 
 /// Parses the command line and does what it says.
@@ -77,10 +86,16 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Serve(args) => serve::serve(*args).await,
             Command::Dev(args) => dev::dev(args).await,
-            Command::Run(args) => run::run(args).await,
+            Command::Run(args) => run::run(*args).await,
+            Command::Jobs(args) => jobs::jobs(args).await,
+            Command::Logs(args) => jobs::logs(args).await,
+            Command::Cancel(args) => jobs::cancel(args).await,
+            Command::Languages(args) => jobs::languages(args).await,
             Command::Cluster(command) => cluster::cluster(command).await,
+            Command::Token(command) => token::token(command),
             Command::Bench(args) => bench::bench(*args).await,
             Command::Health(args) => health::health(args).await,
+            Command::Completions(args) => completions::completions::<Cli>(&args),
         }
     });
     // What is still blocked in a read of the disk must not hold the end up.

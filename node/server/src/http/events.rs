@@ -1,60 +1,135 @@
 //! `GET /v1/jobs/{id}/events`: a job as server-sent events, from its state now to its end.
 //!
 //! `state`: `{state, attempt, node}`. `output`: `{attempt, stream, offset, text}`, with `base64` in the place of `text`
-//! where the bytes are not UTF-8. `replaced`: `{attempt}`, when another attempt has taken over after output was sent.
-//! `finished`: the job, as `GET /v1/jobs/{id}` has it. `error`: `{detail}`. Nothing comes after the last three.
+//! where the bytes are not UTF-8. `test`: `{attempt, index, verdict, …}`. `replaced`: `{attempt, by}`, when what was sent
+//! of an attempt is void because another one has taken over. `finished`: the job, as `GET /v1/jobs/{id}` has it. `error`:
+//! `{detail}`. Nothing comes after the last two.
+//!
+//! Each event but `error` has an id, which says how far the stream has come. A client that sends the last one it got goes
+//! on from there, at any node.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{ConnectInfo, Path, State};
-use axum::response::Sse;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::response::sse::{Event, KeepAlive};
-use futures::{Stream, StreamExt};
+use axum::response::{IntoResponse, Response, Sse};
+use futures::StreamExt;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use quorun_executor::Stream as Std;
+use quorun_ledger::{JobState, TestResult};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::judged;
 use super::problem::Problem;
 use super::{App, gate, job_id, path, view};
-use crate::follow::Followed;
+use crate::follow::{Followed, Told};
 use crate::jobs::Error;
 use crate::pressure::Client;
+use crate::resume::{Heard, Position};
+
+/// How often something is sent, so that nobody on the way takes the connection for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Where a client says what it got last.
+const LAST_EVENT_ID: &str = "last-event-id";
+
+/// The query.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    last_event_id: Option<String>,
+}
 
 /// Follows a job.
 pub async fn events(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>> + Send>, Problem> {
+    query: Result<Query<Params>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let id = job_id(&path(id)?)?;
+    let last = last_event_id(&headers, query)?;
     // Whether there is such a job is a question to the cluster; from then on this node waits for its own copy.
-    app.jobs.get(id, false).await?;
+    let details = app.jobs.get(id, false).await?;
+    let heard = Heard::from_id(last.as_deref());
+    let end = last
+        .and_then(|id| id.parse::<Position>().ok())
+        .filter(|position| position.ended);
+    let job = &details.job;
+    if job.state == JobState::Finished && end.is_some_and(|end| end.attempt == job.attempt) {
+        // For an EventSource of a browser this is the word not to come again.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let waits = gate::wait(&app, client)?;
-    let events = app.jobs.follow(id).map(move |item| {
+    let events = app.jobs.follow(id, heard).map(move |item| {
         let _waits = &waits;
-        let (name, data) = event(item);
-        Ok(Event::default().event(name).data(data.to_string()))
+        Ok::<_, Infallible>(event(item))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+    let mut response = Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response();
+    // What stands in between must not keep events until it has many.
+    let headers = response.headers_mut();
+    headers.insert(
+        header::HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    Ok(response)
 }
 
-fn event(item: Result<Followed, Error>) -> (&'static str, Value) {
-    match item {
-        Ok(Followed::State {
+/// What the client got last. The header counts: that is what is sent anew by itself. Something that is not text is not an
+/// id, which is settled with the others that are none.
+pub fn last_event_id(
+    headers: &HeaderMap,
+    query: Result<Query<Params>, QueryRejection>,
+) -> Result<Option<String>, Problem> {
+    let Query(params) = query.map_err(|error| {
+        Problem::invalid(
+            "query",
+            format!("the query may have last_event_id=ID: {error}"),
+        )
+    })?;
+    let sent = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
+    let id = sent
+        .map(|id| String::from_utf8_lossy(id).into_owned())
+        .or(params.last_event_id);
+    Ok(id.filter(|id| !id.is_empty()))
+}
+
+fn event(item: Result<Told, Error>) -> Event {
+    let (followed, position) = match item {
+        Ok(told) => told,
+        Err(error) => {
+            let detail = json!({ "detail": error.to_string() });
+            return Event::default().event("error").data(detail.to_string());
+        }
+    };
+    let (name, data) = shown(followed);
+    Event::default()
+        .event(name)
+        .id(position.to_string())
+        .data(data.to_string())
+}
+
+fn shown(followed: Followed) -> (&'static str, Value) {
+    match followed {
+        Followed::State {
             state,
             attempt,
             node,
-        }) => (
+        } => (
             "state",
             json!({ "state": state.as_str(), "attempt": attempt, "node": node }),
         ),
-        Ok(Followed::Output {
+        Followed::Output {
             attempt,
             stream,
             offset,
             data,
-        }) => {
+        } => {
             let mut object = Map::new();
             let name = match stream {
                 Std::Stdout => "stdout",
@@ -70,8 +145,23 @@ fn event(item: Result<Followed, Error>) -> (&'static str, Value) {
             }
             ("output", Value::Object(object))
         }
-        Ok(Followed::Replaced { attempt }) => ("replaced", json!({ "attempt": attempt })),
-        Ok(Followed::Finished(details)) => ("finished", view::details(&details)),
-        Err(error) => ("error", json!({ "detail": error.to_string() })),
+        Followed::Case {
+            attempt,
+            index,
+            result,
+        } => ("test", case(attempt, index, &result)),
+        Followed::Replaced(replaced) => (
+            "replaced",
+            json!({ "attempt": replaced.attempt, "by": replaced.by }),
+        ),
+        Followed::Finished(details) => ("finished", view::details(&details)),
     }
+}
+
+/// How a test case ended. What it printed stays in the job: it may be secret.
+fn case(attempt: u32, index: u32, result: &TestResult) -> Value {
+    let mut object = judged::ended(result);
+    object.insert("attempt".to_owned(), attempt.into());
+    object.insert("index".to_owned(), index.into());
+    Value::Object(object)
 }

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use http::{HeaderMap, header};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 
 use super::App;
 use super::problem::Problem;
+use crate::access::Caller;
 use crate::jobs::Place;
 use crate::pressure::{Client, Held, Thing};
 
@@ -28,14 +30,14 @@ pub struct Entry {
 /// Lets a submission in, whose body may have `limit` bytes, or says why not.
 pub async fn enter(
     app: &App,
-    client: Client,
+    (client, caller): (Client, &Caller),
     headers: &HeaderMap,
     body: Body,
     limit: usize,
     waits: bool,
 ) -> Result<(Entry, Body), Problem> {
     let began = Instant::now();
-    match grant(app, client, headers, limit, waits, began).await {
+    match grant(app, (client, caller), headers, limit, waits, began).await {
         Ok(entry) => Ok((entry, body)),
         Err(problem) => Err(turn_away(problem, headers, body).await),
     }
@@ -43,7 +45,7 @@ pub async fn enter(
 
 async fn grant(
     app: &App,
-    client: Client,
+    (client, caller): (Client, &Caller),
     headers: &HeaderMap,
     limit: usize,
     waits: bool,
@@ -62,7 +64,10 @@ async fn grant(
         .take(client, Thing::BodyBytes, bytes)
         .inspect_err(|full| app.metrics.refused(full))?;
     let key = headers.get("idempotency-key").and_then(|k| k.to_str().ok());
-    let place = app.jobs.admit(began, key, announced.unwrap_or(0), body);
+    let owner = caller.owner();
+    let place = app
+        .jobs
+        .admit(began, owner, key, announced.unwrap_or(0), body);
     Ok(Entry {
         place: place.await?,
         waits,
@@ -86,7 +91,10 @@ fn length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Refuses a request whose body has not been read.
-async fn turn_away(problem: Problem, headers: &HeaderMap, mut body: Body) -> Problem {
+pub async fn turn_away(problem: Problem, headers: &HeaderMap, mut body: Body) -> Problem {
+    if body.is_end_stream() {
+        return problem;
+    }
     let asks_first = headers.contains_key(header::EXPECT);
     if asks_first || length(headers).is_none_or(|length| length > SMALL) {
         return problem.close();

@@ -1,36 +1,35 @@
-//! `/v1/jobs`: submit, look, list, cancel.
+//! `/v1/jobs`: submit one, look at it, cancel it.
 
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use quorun_ledger::{JobFilter, JobId, JobState};
+use quorun_ledger::JobState;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::gate::{self, Entry};
+use super::judged::Show;
 use super::problem::Problem;
 use super::submission::{JobRequest, idempotency};
+use super::view::Encoding;
 use super::{App, body, job_id, path, view};
+use crate::access::Caller;
 use crate::jobs::{Details, Error};
 use crate::pressure::Client;
 
 /// The longest `?wait=`, seconds.
-const MAX_WAIT_S: u64 = 300;
-/// Jobs on one page of a list.
-const PAGE: usize = 50;
-/// The largest page.
-const MAX_PAGE: usize = 500;
-
+pub const MAX_WAIT_S: u64 = 300;
 /// The query of a submission.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SubmitParams {
     wait: Option<String>,
+    encoding: Option<String>,
 }
 
 /// The query of a look at one job.
@@ -39,18 +38,8 @@ pub struct SubmitParams {
 pub struct GetParams {
     consistency: Option<String>,
     wait: Option<String>,
-}
-
-/// The query of a list.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ListParams {
-    state: Option<String>,
-    language: Option<String>,
-    label: Option<String>,
-    limit: Option<String>,
-    cursor: Option<String>,
-    consistency: Option<String>,
+    encoding: Option<String>,
+    include: Option<String>,
 }
 
 fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
@@ -63,15 +52,21 @@ fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
 pub async fn submit(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
+    Extension(caller): Extension<Caller>,
     query: Result<Query<SubmitParams>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let patience = wait(params(query)?.wait.as_deref())?;
+    let params = params(query)?;
+    let patience = wait(params.wait.as_deref())?;
+    let show = Show {
+        encoding: encoding(params.encoding.as_deref())?,
+        cases: None,
+    };
     let rules = app.rules();
     let limit = rules.json_body_limit();
     let waits = patience.is_some();
-    let (entry, body) = gate::enter(&app, client, &headers, body, limit, waits).await?;
+    let (entry, body) = gate::enter(&app, (client, &caller), &headers, body, limit, waits).await?;
     let Entry {
         mut place,
         waits: _waits,
@@ -86,16 +81,16 @@ pub async fn submit(
     if let Some(patience) = patience {
         let finished = app.jobs.finish(&mut accepted, Instant::now() + patience);
         if let Some(details) = unless_ending(&app, finished).await? {
-            return Ok(answer(StatusCode::OK, &details));
+            return Ok(answer(StatusCode::OK, &details, &show));
         }
     }
     let details = app.jobs.accepted(&mut accepted).await?;
-    Ok(answer(StatusCode::ACCEPTED, &details))
+    Ok(answer(StatusCode::ACCEPTED, &details, &show))
 }
 
 /// The job once it has finished; `None` when the time is up, or when this node is about to end: the client can go on
 /// waiting at another one.
-async fn unless_ending(
+pub async fn unless_ending(
     app: &App,
     finished: impl Future<Output = Result<Option<Details>, Error>>,
 ) -> Result<Option<Details>, Problem> {
@@ -116,6 +111,11 @@ pub async fn get(
     let id = job_id(&path(id)?)?;
     let stale = stale(params.consistency.as_deref())?;
     let patience = wait(params.wait.as_deref())?;
+    let mut show = Show {
+        encoding: encoding(params.encoding.as_deref())?,
+        cases: None,
+    };
+    let with_cases = includes_tests(params.include.as_deref())?;
     let mut details = app.jobs.get(id, stale).await?;
     if let Some(patience) = patience
         && details.job.state != JobState::Finished
@@ -127,63 +127,10 @@ pub async fn get(
             None => app.jobs.get(id, stale).await?,
         };
     }
-    Ok(Json(view::details(&details)).into_response())
-}
-
-/// Lists jobs.
-pub async fn list(
-    State(app): State<App>,
-    query: Result<Query<ListParams>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
-    let params = params(query)?;
-    let stale = stale(params.consistency.as_deref())?;
-    let state = match params.state.as_deref() {
-        None => None,
-        Some("queued") => Some(JobState::Queued),
-        Some("running") => Some(JobState::Running),
-        Some("finished") => Some(JobState::Finished),
-        Some(other) => {
-            return Err(Problem::invalid(
-                "state",
-                format!("state is \"{other}\"; it should be queued, running or finished"),
-            ));
-        }
-    };
-    let language = match params.language {
-        None => None,
-        Some(name) => Some(app.rules().language(&name)?.name.clone()),
-    };
-    let limit = match params.limit.as_deref() {
-        None => PAGE,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|n| (1..=MAX_PAGE).contains(n))
-            .ok_or_else(|| {
-                Problem::invalid(
-                    "limit",
-                    format!("limit is \"{text}\"; it should be 1 to {MAX_PAGE}"),
-                )
-            })?,
-    };
-    let cursor: Option<JobId> = match params.cursor.as_deref() {
-        None => None,
-        Some(text) => Some(text.parse().map_err(|_| {
-            Problem::invalid(
-                "cursor",
-                format!("cursor is \"{text}\"; it should be the next_cursor of an earlier answer"),
-            )
-        })?),
-    };
-    let filter = JobFilter {
-        state,
-        language,
-        label: params.label,
-    };
-    let page = app.jobs.list(filter, cursor, limit, stale).await?;
-    let jobs: Vec<_> = page.jobs.iter().map(view::summary).collect();
-    let next = page.next.map(|id| id.to_string());
-    Ok(Json(json!({ "jobs": jobs, "next_cursor": next })))
+    if with_cases {
+        show.cases = Some(app.jobs.cases(id).await?);
+    }
+    Ok(Json(view::details_as(&details, &show)).into_response())
 }
 
 /// Cancels a job.
@@ -195,15 +142,16 @@ pub async fn cancel(
     Ok(Json(view::details(&details)))
 }
 
-fn answer(status: StatusCode, details: &Details) -> Response {
-    let mut response = (status, Json(view::details(details))).into_response();
+fn answer(status: StatusCode, details: &Details, show: &Show) -> Response {
+    let mut response = (status, Json(view::details_as(details, show))).into_response();
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/jobs/{}", details.job.id)) {
         response.headers_mut().insert(header::LOCATION, location);
     }
     response
 }
 
-fn wait(text: Option<&str>) -> Result<Option<Duration>, Problem> {
+/// How long a client waits, if it does.
+pub fn wait(text: Option<&str>) -> Result<Option<Duration>, Problem> {
     let Some(text) = text else { return Ok(None) };
     let seconds = text
         .parse::<f64>()
@@ -221,7 +169,31 @@ fn wait(text: Option<&str>) -> Result<Option<Duration>, Problem> {
     )))
 }
 
-fn stale(text: Option<&str>) -> Result<bool, Problem> {
+fn encoding(text: Option<&str>) -> Result<Encoding, Problem> {
+    match text {
+        None | Some("text") => Ok(Encoding::Text),
+        Some("base64") => Ok(Encoding::Base64),
+        Some(other) => Err(Problem::invalid(
+            "encoding",
+            format!("encoding is \"{other}\"; it should be text (the default) or base64"),
+        )),
+    }
+}
+
+/// Whether the answer is to have the test cases as they were submitted.
+fn includes_tests(text: Option<&str>) -> Result<bool, Problem> {
+    match text {
+        None => Ok(false),
+        Some("tests") => Ok(true),
+        Some(other) => Err(Problem::invalid(
+            "include",
+            format!("include is \"{other}\"; it should be tests, or left out"),
+        )),
+    }
+}
+
+/// Whether this node's own copy will do.
+pub fn stale(text: Option<&str>) -> Result<bool, Problem> {
     match text {
         None | Some("linearizable") => Ok(false),
         Some("stale") => Ok(true),

@@ -1,13 +1,15 @@
 //! `POST /lang/{language}`: the body is the program, the answer is what it printed.
 
+use std::future::ready;
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -19,9 +21,11 @@ use super::gate::{self, Entry};
 use super::problem::Problem;
 use super::submission::{JobRequest, empty_source, idempotency};
 use super::{App, body, path, view};
+use crate::access::Caller;
 use crate::follow::Followed;
 use crate::jobs::{Details, Error};
 use crate::pressure::{Client, Held};
+use crate::resume::Heard;
 
 /// The longest that the answer is waited for: the client may also ask for the job later.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -49,6 +53,7 @@ pub struct Params {
 pub async fn run(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
+    Extension(caller): Extension<Caller>,
     language: Result<Path<String>, PathRejection>,
     query: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
@@ -64,7 +69,7 @@ pub async fn run(
     let rules = app.rules();
     rules.language(&language)?;
     let limit = app.config.ceilings.source_bytes;
-    let (entry, body) = gate::enter(&app, client, &headers, body, limit, true).await?;
+    let (entry, body) = gate::enter(&app, (client, &caller), &headers, body, limit, true).await?;
     let Entry { mut place, waits } = entry;
     let source = body::read(&headers, body, limit).await?;
     place.body_is(source.len());
@@ -93,7 +98,7 @@ pub async fn run(
     let mut accepted = app.jobs.submit(place, spec, key).await?;
     let job = accepted.job;
     if params.stream == Some(true) {
-        return Ok(stream(&app, job, waits));
+        return Ok(streamed(&app, job, waits));
     }
     let waited = tokio::select! {
         waited = app.jobs.finish(&mut accepted, Instant::now() + PATIENCE) => waited?,
@@ -191,12 +196,14 @@ fn figures(details: &Details) -> HeaderMap {
 
 /// The same text as without streaming, as it is printed: stdout live, and behind it what is shown when stdout stayed
 /// empty. The figures come as trailers.
-fn stream(app: &App, job: JobId, waits: Option<Held>) -> Response {
-    let followed = app.jobs.follow(job);
+fn streamed(app: &App, job: JobId, waits: Option<Held>) -> Response {
+    let followed = app.jobs.follow(job, Heard::from_id(None));
+    let start = (Printed::Nothing, waits);
     let frames = followed
-        .scan((false, waits), |(printed, _), item| {
-            let frames = frames(item, printed);
-            std::future::ready(Some(futures::stream::iter(frames)))
+        .scan(start, |(printed, _), item| {
+            let over = *printed == Printed::All;
+            let frames = (!over).then(|| stream::iter(frames(item.map(|told| told.0), printed)));
+            ready(frames)
         })
         .flatten();
     let mut response = Body::new(StreamBody::new(frames)).into_response();
@@ -208,33 +215,51 @@ fn stream(app: &App, job: JobId, waits: Option<Held>) -> Response {
 
 type BodyFrame = Result<Frame<Bytes>, std::convert::Infallible>;
 
-fn frames(item: Result<Followed, Error>, printed: &mut bool) -> Vec<BodyFrame> {
-    let failed = |message: String| {
-        let mut trailers = HeaderMap::new();
-        put(&mut trailers, ERROR, &message);
-        vec![Ok(Frame::trailers(trailers))]
-    };
+/// How much a streamed body has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Printed {
+    Nothing,
+    Something,
+    /// The trailers were sent.
+    All,
+}
+
+fn frames(item: Result<Followed, Error>, printed: &mut Printed) -> Vec<BodyFrame> {
+    let mut frames = Vec::new();
+    let mut failure = None;
     match item {
         Ok(Followed::Output {
             stream: Std::Stdout,
             data,
             ..
         }) => {
-            *printed = true;
-            vec![Ok(Frame::data(data))]
+            *printed = Printed::Something;
+            frames.push(Ok(Frame::data(data)));
         }
         Ok(Followed::Finished(details)) => {
-            let mut frames = Vec::with_capacity(2);
-            if !*printed {
+            if *printed == Printed::Nothing {
                 frames.push(Ok(Frame::data(shown(&details))));
             }
             frames.push(Ok(Frame::trailers(figures(&details))));
-            frames
+            *printed = Printed::All;
         }
-        Ok(Followed::Replaced { attempt }) => failed(format!(
-            "attempt {attempt} was lost after part of its output was sent; the job goes on as another attempt"
-        )),
-        Err(error) => failed(error.to_string()),
-        Ok(Followed::State { .. } | Followed::Output { .. }) => Vec::new(),
+        // What was lost was not sent: the next attempt is the first that the client sees.
+        Ok(Followed::Replaced(_)) if *printed == Printed::Nothing => {}
+        Ok(Followed::Replaced(replaced)) => {
+            failure = Some(format!(
+                "attempt {} was lost after part of its output was sent; the job goes on as attempt {}",
+                replaced.attempt.unwrap_or_default(),
+                replaced.by
+            ));
+        }
+        Err(error) => failure = Some(error.to_string()),
+        Ok(Followed::State { .. } | Followed::Output { .. } | Followed::Case { .. }) => {}
     }
+    if let Some(message) = failure {
+        let mut trailers = HeaderMap::new();
+        put(&mut trailers, ERROR, &message);
+        frames.push(Ok(Frame::trailers(trailers)));
+        *printed = Printed::All;
+    }
+    frames
 }

@@ -3,7 +3,7 @@
 //! A connection that is one too many is told so and closed; what its client sends is looked at only as far as the end of
 //! the head. A connection that is closed before its client has sent all that it wants to send, because the request was
 //! answered from its head alone, goes on being read for a moment and thrown away: else the client's system would throw
-//! away the answer.
+//! away the answer. A client that does not take its answer holds it only for so long.
 
 use std::io;
 use std::pin::Pin;
@@ -11,9 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
 use axum::response::IntoResponse;
-use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -32,6 +30,8 @@ const LINGER_BYTES: usize = 64 << 20;
 const HEAD: Duration = Duration::from_secs(1);
 /// How large it may be.
 const HEAD_BYTES: usize = 16 << 10;
+/// How long an answer is kept for a client that takes nothing of it.
+const UNREAD: Duration = Duration::from_secs(60);
 /// Connections that are being turned away at one time; more are closed without a word.
 const TURNED_AWAY: usize = 256;
 
@@ -40,29 +40,31 @@ pub struct Clients {
     listener: TcpListener,
     pressure: Pressure,
     metrics: Metrics,
+    /// They speak TLS, so that nothing can be said to one that is turned away.
+    secure: bool,
     turned_away: Arc<Semaphore>,
 }
 
 impl Clients {
     /// Takes them from a listener.
-    pub fn new(listener: TcpListener, pressure: Pressure, metrics: Metrics) -> Self {
+    pub fn new(listener: TcpListener, pressure: Pressure, metrics: Metrics, secure: bool) -> Self {
         Self {
             listener,
             pressure,
             metrics,
+            secure,
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY)),
         }
     }
 }
 
-impl Listener for Clients {
-    type Io = Connection;
-    type Addr = Client;
-
-    async fn accept(&mut self) -> (Connection, Client) {
+impl Clients {
+    /// The next connection that fits.
+    pub async fn accept(&mut self) -> (Connection, Client) {
         loop {
-            // It logs what goes wrong, and waits when there are no descriptors left.
-            let (stream, address) = Listener::accept(&mut self.listener).await;
+            // axum's way logs what goes wrong, and waits when there are no descriptors left.
+            let listener = &mut self.listener;
+            let (stream, address) = axum::serve::Listener::accept(listener).await;
             // Small answers must not wait for the acknowledgement of the one before.
             let _ = stream.set_nodelay(true);
             let client = Client::from(address);
@@ -71,7 +73,9 @@ impl Listener for Clients {
                 Err(full) => {
                     self.metrics.refused(&full);
                     debug!(%address, ?full, "a connection was turned away");
-                    if let Ok(permit) = Arc::clone(&self.turned_away).try_acquire_owned() {
+                    if !self.secure
+                        && let Ok(permit) = Arc::clone(&self.turned_away).try_acquire_owned()
+                    {
                         tokio::spawn(async move {
                             // Whether the client has heard it or not, it is over.
                             let _ = turn_away(stream, full).await;
@@ -81,16 +85,6 @@ impl Listener for Clients {
                 }
             }
         }
-    }
-
-    fn local_addr(&self) -> io::Result<Client> {
-        self.listener.local_addr().map(Client::from)
-    }
-}
-
-impl Connected<IncomingStream<'_, Clients>> for Client {
-    fn connect_info(stream: IncomingStream<'_, Clients>) -> Self {
-        *stream.remote_addr()
     }
 }
 
@@ -145,6 +139,8 @@ async fn turn_away(mut stream: TcpStream, full: Full) -> io::Result<()> {
 pub struct Connection {
     stream: TcpStream,
     closing: Closing,
+    /// Runs while the client takes nothing of what it is sent.
+    stalled: Option<Pin<Box<Sleep>>>,
     _held: Held,
 }
 
@@ -164,8 +160,26 @@ impl Connection {
         Self {
             stream,
             closing: Closing::Open,
+            stalled: None,
             _held: held,
         }
+    }
+}
+
+impl Connection {
+    /// Gives a write up that the client has kept waiting for too long.
+    fn unless_stalled<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(UNREAD)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -185,7 +199,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.unless_stalled(cx, written)
     }
 
     fn poll_write_vectored(
@@ -193,7 +208,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.unless_stalled(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

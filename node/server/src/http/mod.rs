@@ -1,18 +1,32 @@
 //! What clients see. One file for each surface; `listener` takes the connections, `gate` decides what is
-//! let in before its body is read, `problem` and `submission` are what they share.
+//! let in before its body is read, `serve` holds connections to their deadlines, `access` knows who sends a request, `problem` and `submission` are what they share.
 
+mod access;
+mod attach;
+mod batch;
 mod body;
+mod callback;
 mod cluster;
+mod cursor;
 mod events;
 mod gate;
 mod health;
+mod interactive;
 mod jobs;
+mod judged;
+mod judging;
 mod lang;
 mod languages;
+mod languages_set;
+mod list;
 mod listener;
+mod many;
 mod members;
 mod metrics;
 mod problem;
+mod query;
+mod queue;
+mod serve;
 mod submission;
 mod view;
 
@@ -28,11 +42,12 @@ use axum::routing::{delete, get, post};
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use quorun_consensus::Handle;
 use quorun_executor::Executor;
-use quorun_ledger::Language;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::catalogue::Catalogue;
 use crate::config::Config;
+use crate::images::Images;
 use crate::jobs::Jobs;
 use crate::liveness::Liveness;
 use crate::membership::Membership;
@@ -43,7 +58,9 @@ use problem::Problem;
 use submission::Rules;
 
 pub use listener::Clients;
+pub use serve::Server;
 pub use submission::largest_body;
+pub use view::details as job_json;
 
 /// How long a client that waits for the end of a job goes on waiting when its node is about to end.
 const LAST_MOMENT: Duration = Duration::from_secs(6);
@@ -54,7 +71,11 @@ pub struct App {
     /// The node's configuration.
     pub config: Arc<Config>,
     /// The languages.
-    pub languages: Arc<Vec<Language>>,
+    pub catalogue: Catalogue,
+    /// What this node can run of them.
+    pub images: Images,
+    /// What the others have said of them a moment ago.
+    pub peers_languages: Arc<languages::Heard>,
     /// The jobs.
     pub jobs: Jobs,
     /// The cluster.
@@ -78,9 +99,10 @@ pub struct App {
 impl App {
     fn rules(&self) -> Rules<'_> {
         Rules {
-            languages: &self.languages,
+            languages: self.catalogue.current(),
             ceilings: &self.config.ceilings,
             retention: self.settings.current().retention,
+            private_callbacks: self.config.callback_allow_private,
         }
     }
 
@@ -93,12 +115,27 @@ impl App {
 
 /// All routes.
 pub fn router(app: App) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/lang/{language}", post(lang::run))
-        .route("/v1/jobs", post(jobs::submit).get(jobs::list))
+        .route(
+            "/v1/jobs",
+            post(jobs::submit).get(list::list).delete(list::cancel),
+        )
+        .route("/v1/jobs/batch", post(batch::submit))
+        .route("/v1/jobs/wait", post(many::wait))
+        .route("/v1/jobs/cancel", post(many::cancel))
+        .route("/v1/queue", get(queue::show))
         .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
         .route("/v1/jobs/{id}/events", get(events::events))
+        .route("/v1/jobs/{id}/attach", get(attach::attach))
         .route("/v1/languages", get(languages::list))
+        .route(
+            "/v1/languages/{name}",
+            get(languages::get)
+                .put(languages::put)
+                .patch(languages::patch)
+                .delete(languages::remove),
+        )
         .route("/v1/cluster", get(cluster::status))
         .route("/v1/cluster/nodes", post(members::admit))
         .route("/v1/cluster/nodes/{id}", delete(members::remove))
@@ -124,6 +161,12 @@ pub fn router(app: App) -> Router {
             )
             .into_response()
         }))
+        .layer(middleware::from_fn_with_state(app.clone(), access::admit));
+    let router = match access::pages(&app.config.access.origins) {
+        Some(pages) => router.layer(pages),
+        None => router,
+    };
+    router
         .layer(middleware::map_response_with_state(
             app.clone(),
             close_when_draining,
@@ -134,7 +177,9 @@ pub fn router(app: App) -> Router {
 
 /// A node that drains keeps no connection open: its clients are better served elsewhere.
 async fn close_when_draining(State(app): State<App>, mut response: Response) -> Response {
-    if app.membership.draining() {
+    // A WebSocket is no connection of HTTP any more, and is told in its own words.
+    let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if app.membership.draining() && !upgraded {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }

@@ -15,7 +15,7 @@ pub struct Problem {
     kind: &'static str,
     title: &'static str,
     members: Map<String, Value>,
-    retry_after: bool,
+    retry_after: Option<u64>,
     close: bool,
 }
 
@@ -34,7 +34,7 @@ impl Problem {
             kind,
             title,
             members,
-            retry_after: false,
+            retry_after: None,
             close: false,
         }
     }
@@ -78,21 +78,47 @@ impl Problem {
         self
     }
 
+    /// The field is part of another one: its name gets what stands before it, also in the detail.
+    pub fn within(mut self, prefix: &str) -> Self {
+        if let Some(Value::String(field)) = self.members.get("field").cloned() {
+            let whole = format!("{prefix}{field}");
+            if let Some(Value::String(detail)) = self.members.get_mut("detail") {
+                *detail = detail.replace(&field, &whole);
+            }
+            self.members.insert("field".to_owned(), whole.into());
+        } else {
+            self.members
+                .insert("field".to_owned(), format!("{prefix}language").into());
+        }
+        self
+    }
+
     /// Closes the connection behind the answer, so that the rest of the request is not read.
     pub fn close(mut self) -> Self {
         self.close = true;
         self
     }
 
-    /// Tells the client to try again soon.
-    pub fn retry(mut self) -> Self {
-        self.retry_after = true;
+    /// The status of its answer.
+    pub const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The same of a part of the request: the field is one of that part.
+    pub fn of_part(mut self, part: &str) -> Self {
+        let field = match self.members.get("field").and_then(Value::as_str) {
+            None | Some("body" | "Idempotency-Key") => part.to_owned(),
+            Some(field) => format!("{part}.{field}"),
+        };
+        self.members.insert("field".to_owned(), field.into());
+        if let Some(Value::String(detail)) = self.members.get_mut("detail") {
+            *detail = format!("{part}: {detail}");
+        }
         self
     }
-}
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    /// The body of its answer.
+    pub fn to_json(&self) -> Value {
         let mut body = Map::new();
         body.insert(
             "type".to_owned(),
@@ -100,15 +126,32 @@ impl IntoResponse for Problem {
         );
         body.insert("title".to_owned(), self.title.into());
         body.insert("status".to_owned(), self.status.as_u16().into());
-        body.extend(self.members);
-        let mut response = (self.status, Json(Value::Object(body))).into_response();
+        body.extend(self.members.clone());
+        Value::Object(body)
+    }
+
+    /// Tells the client to try again soon.
+    pub fn retry(self) -> Self {
+        self.retry_after(1)
+    }
+
+    /// Tells the client to try again after so many seconds.
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.to_json())).into_response();
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         if self.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -128,7 +171,12 @@ impl From<Full> for Problem {
             Thing::Waiting => ("waiting", "requests that wait for a job"),
             Thing::BodyBytes => ("body_bytes", "bytes of request bodies under way"),
         };
-        let Full { value, limit, .. } = full;
+        let Full {
+            value,
+            limit,
+            retry_s,
+            ..
+        } = full;
         let problem = match full.whose {
             Whose::Client => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
@@ -151,7 +199,7 @@ impl From<Full> for Problem {
             .with("field", field)
             .with("value", value)
             .with("limit", limit)
-            .retry()
+            .retry_after(retry_s)
     }
 }
 
@@ -166,17 +214,29 @@ impl From<jobs::Error> for Problem {
                 format!("{detail}; use a new key for a new request"),
             )
             .with("job", job.to_string()),
-            jobs::Error::QueueFull { jobs, limit } => Self::new(
+            jobs::Error::QueueFull {
+                jobs,
+                limit,
+                retry_s,
+            } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "queue-full",
                 "Too many jobs are waiting",
-                detail,
+                if jobs < limit {
+                    format!("{jobs} jobs are waiting and {limit} may, so that these do not fit in as a whole")
+                } else {
+                    detail
+                },
             )
             .with("field", "queue.jobs")
             .with("value", jobs)
             .with("limit", limit)
-            .retry(),
-            jobs::Error::QueueHeavy { bytes, limit } => Self::new(
+            .retry_after(retry_s),
+            jobs::Error::QueueHeavy {
+                bytes,
+                limit,
+                retry_s,
+            } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "queue-full",
                 "The waiting jobs hold too much",
@@ -185,7 +245,17 @@ impl From<jobs::Error> for Problem {
             .with("field", "queue.bytes")
             .with("value", bytes)
             .with("limit", limit)
-            .retry(),
+            .retry_after(retry_s),
+            jobs::Error::OwnerBusy(busy) => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "owner-busy",
+                "The owner of this token has too much under way",
+                detail,
+            )
+            .with("field", busy.field)
+            .with("value", busy.value)
+            .with("limit", busy.limit)
+            .retry_after(busy.retry_s),
             jobs::Error::DiskFull(low) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "disk-full",
@@ -193,6 +263,23 @@ impl From<jobs::Error> for Problem {
                 format!("{detail}; other nodes may still take jobs"),
             )
             .with("left_mib", low.left_mib)
+            .retry(),
+            jobs::Error::LanguageDisabled(language) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "language-disabled",
+                "The language is disabled",
+                format!("{detail}: it takes no jobs until an admin enables it"),
+            )
+            .with("field", "language")
+            .with("language", language),
+            jobs::Error::LanguageNotReady(language) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "language-not-ready",
+                "No node can run the language yet",
+                format!("{detail}; /v1/languages/{language} says how it stands on each node"),
+            )
+            .with("field", "language")
+            .with("language", language)
             .retry(),
             jobs::Error::NotFound(job) => Self::new(
                 StatusCode::NOT_FOUND,

@@ -1,18 +1,23 @@
 //! From a request to a job: filling in the defaults, and checking everything that a client can get wrong.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, SourceFile};
+use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, Priority, SourceFile};
 use serde::Deserialize;
 
+use super::callback::CallbackRequest;
+use super::interactive::{self, TerminalRequest};
+use super::judging::{CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestsRequest};
 use super::problem::Problem;
+use crate::callbacks;
+use crate::catalogue::{self, Known, Snapshot};
 use crate::config::{Ceilings, LEAST};
-use crate::languages;
 use crate::scheduler::KEPT_AT_LEAST;
 
 /// How often a job is tried before it ends with `internal_error`.
@@ -50,6 +55,18 @@ pub struct JobRequest {
     /// The same, for bytes that are not text.
     #[serde(default)]
     pub stdin_base64: Option<String>,
+    /// The inputs that the program is run with, each in a clean state of its own, and what is expected of it.
+    #[serde(default)]
+    pub tests: Option<TestsRequest>,
+    /// The first test case that is not accepted is the last that is run.
+    #[serde(default)]
+    pub stop_on_failure: bool,
+    /// Who compares what was printed with what was expected.
+    #[serde(default)]
+    pub checker: Option<CheckerRequest>,
+    /// Files below the job's folder whose content is part of the result.
+    #[serde(default)]
+    pub outputs: OutputsRequest,
     /// Arguments.
     #[serde(default)]
     pub args: Vec<String>,
@@ -68,6 +85,18 @@ pub struct JobRequest {
     /// How long the finished job is kept, seconds.
     #[serde(default)]
     pub retention_s: Option<u64>,
+    /// Which level of the queue the job waits in.
+    #[serde(default)]
+    pub priority: Option<String>,
+    /// Who is to be told that it has finished.
+    #[serde(default)]
+    pub callback: Option<CallbackRequest>,
+    /// Somebody may talk to the program while it runs.
+    #[serde(default)]
+    pub interactive: bool,
+    /// The terminal that an interactive program gets.
+    #[serde(default)]
+    pub terminal: Option<TerminalRequest>,
 }
 
 /// One file of a request.
@@ -108,18 +137,26 @@ pub const fn largest_body(content: usize) -> usize {
 /// What submissions are checked against.
 pub struct Rules<'a> {
     /// The languages.
-    pub languages: &'a [Language],
+    pub languages: Arc<Snapshot>,
     /// What may be asked for at most.
     pub ceilings: &'a Ceilings,
     /// How long a finished job is kept when the submission does not say.
     pub retention: Duration,
+    /// Whether callbacks may go to private addresses.
+    pub private_callbacks: bool,
 }
 
 impl Rules<'_> {
     /// The language that a client names.
     pub fn language(&self, name: &str) -> Result<&Language, Problem> {
-        languages::find(self.languages, name).ok_or_else(|| {
-            let known: Vec<&str> = self.languages.iter().map(|l| l.name.as_str()).collect();
+        self.known(name).map(|known| &known.language)
+    }
+
+    /// The same, with where it is from.
+    pub fn known(&self, name: &str) -> Result<&Known, Problem> {
+        self.languages.find(name).ok_or_else(|| {
+            let known = self.languages.all().filter(|known| !known.disabled);
+            let known: Vec<&str> = known.map(|k| k.language.name.as_str()).collect();
             Problem::new(
                 StatusCode::NOT_FOUND,
                 "unknown-language",
@@ -135,18 +172,19 @@ impl Rules<'_> {
 
     /// The largest body that can hold an acceptable JSON submission.
     pub fn json_body_limit(&self) -> usize {
-        largest_body(self.ceilings.source_bytes + self.ceilings.stdin_bytes)
+        self.ceilings.largest_json()
     }
 
     /// Turns a request into a job.
     pub fn check(&self, request: JobRequest) -> Result<JobSpec, Problem> {
-        let language = self.language(&request.language)?;
-        let files = self.files(request.source, request.files, language)?;
-        let entrypoint = request.entrypoint.unwrap_or_else(|| files[0].name.clone());
-        if !files.iter().any(|file| file.name == entrypoint) {
+        let known = self.known(&request.language)?;
+        let language = &known.language;
+        let (files, entrypoint) =
+            self.program(request.source, request.files, request.entrypoint, language)?;
+        if request.tests.is_some() && (request.stdin.is_some() || request.stdin_base64.is_some()) {
             return Err(Problem::invalid(
-                "entrypoint",
-                format!("entrypoint \"{entrypoint}\" is not the name of one of the files"),
+                "stdin",
+                "a job with tests has no stdin of its own; each of the tests has one",
             ));
         }
         let stdin = bytes("stdin", request.stdin, request.stdin_base64)?.unwrap_or_default();
@@ -192,21 +230,76 @@ impl Rules<'_> {
                 MAX_RETENTION_S,
             ));
         }
+        let limits = self.limits(&request.limits, &language.limits)?;
+        let judging = JudgingRequest {
+            tests: request.tests,
+            stop_on_failure: request.stop_on_failure,
+            checker: request.checker,
+            outputs: request.outputs,
+        };
+        let Judging {
+            tests,
+            stop_on_failure,
+            checker,
+            outputs,
+        } = self.judging(judging, &limits)?;
+        let callback = request
+            .callback
+            .map(|callback| callback.check(self.private_callbacks))
+            .transpose()?;
+        let mut retention_ms = retention_s.max(KEPT_AT_LEAST.as_secs()) * 1000;
+        if callback.is_some() {
+            // Whoever is told may want to look; and until it is told, there must be something to tell.
+            retention_ms = retention_ms.max(callbacks::KEPT.as_secs() * 1000);
+        }
+        let terminal = interactive::terminal(request.interactive, request.terminal.as_ref())?;
+        interactive::check(request.interactive, &tests)?;
         Ok(JobSpec {
             language: language.name.clone(),
+            definition: catalogue::pinned(known),
             files,
             entrypoint,
             stdin,
-            tests: Vec::new(),
-            stop_on_failure: false,
+            tests,
+            stop_on_failure,
+            checker,
+            outputs,
             args: request.args,
             env: request.env,
-            limits: self.limits(&request.limits, &language.limits)?,
+            limits,
             labels: request.labels,
             isolation_key: request.isolation_key,
-            retention_ms: retention_s.max(KEPT_AT_LEAST.as_secs()) * 1000,
-            max_attempts: MAX_ATTEMPTS,
+            owner: None, // whoever takes the submission in says whose it is
+            retention_ms,
+            max_attempts: if request.interactive {
+                1 // what was said cannot be said again
+            } else {
+                MAX_ATTEMPTS
+            },
+            priority: priority(request.priority.as_deref())?,
+            callback,
+            interactive: request.interactive,
+            terminal,
         })
+    }
+
+    /// The files of a program, and which of them its language's commands are given.
+    pub fn program(
+        &self,
+        source: Option<String>,
+        files: Option<Vec<FileRequest>>,
+        entrypoint: Option<String>,
+        language: &Language,
+    ) -> Result<(Vec<SourceFile>, String), Problem> {
+        let files = self.files(source, files, language)?;
+        let entrypoint = entrypoint.unwrap_or_else(|| files[0].name.clone());
+        if !files.iter().any(|file| file.name == entrypoint) {
+            return Err(Problem::invalid(
+                "entrypoint",
+                format!("entrypoint \"{entrypoint}\" is not the name of one of the files"),
+            ));
+        }
+        Ok((files, entrypoint))
     }
 
     fn files(
@@ -279,7 +372,8 @@ impl Rules<'_> {
         Ok(files)
     }
 
-    fn limits(&self, asked: &LimitsRequest, own: &Limits) -> Result<Limits, Problem> {
+    /// The limits that were asked for, and where none were, the language's own.
+    pub fn limits(&self, asked: &LimitsRequest, own: &Limits) -> Result<Limits, Problem> {
         let most = &self.ceilings.limits;
         let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         let mut limits = Limits {
@@ -360,7 +454,13 @@ pub fn empty_source() -> Problem {
 }
 
 /// The value that was asked for, if it is allowed; the language's own if none was.
-fn limit(name: &str, asked: Option<u64>, own: u64, least: u64, most: u64) -> Result<u64, Problem> {
+pub fn limit(
+    name: &str,
+    asked: Option<u64>,
+    own: u64,
+    least: u64,
+    most: u64,
+) -> Result<u64, Problem> {
     let field = format!("limits.{name}");
     match asked {
         None => Ok(own),
@@ -396,6 +496,17 @@ fn isolation_key(key: &str) -> Result<(), Problem> {
     ))
 }
 
+/// Which level of the queue a word means.
+fn priority(word: Option<&str>) -> Result<Priority, Problem> {
+    let Some(word) = word else {
+        return Ok(Priority::Normal);
+    };
+    Priority::named(word).ok_or_else(|| {
+        let detail = format!("priority is \"{word}\"; it should be high, normal or low");
+        Problem::invalid("priority", detail)
+    })
+}
+
 /// Something that becomes an argument or a variable of a process.
 fn word(field: &str, text: &str) -> Result<(), Problem> {
     if text.len() > MAX_WORD {
@@ -415,7 +526,7 @@ fn word(field: &str, text: &str) -> Result<(), Problem> {
 }
 
 /// Names stay below the job's folder.
-fn file_name(field: &str, name: &str) -> Result<(), Problem> {
+pub fn file_name(field: &str, name: &str) -> Result<(), Problem> {
     let sound = !name.is_empty()
         && !name.starts_with('-') // an interpreter would take it for an option
         && name.len() <= 255
@@ -433,12 +544,13 @@ fn file_name(field: &str, name: &str) -> Result<(), Problem> {
 }
 
 /// Whether one path would need the other to be a folder.
-fn is_below(path: &str, folder: &str) -> bool {
+pub fn is_below(path: &str, folder: &str) -> bool {
     path.strip_prefix(folder)
         .is_some_and(|rest| rest.starts_with('/'))
 }
 
-fn bytes(
+/// The bytes of a field that comes as text, or as base64 under another name.
+pub fn bytes(
     field: &str,
     text: Option<String>,
     base64: Option<String>,
@@ -478,7 +590,10 @@ pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<Idempot
                 ),
             )
         })?;
-    let digest = blake3::hash(&quorun_ledger::codec::encode(spec));
+    // What the language was is not part of what was asked for. A copy is cheap: contents are shared.
+    let mut asked = spec.clone();
+    asked.definition = None;
+    let digest = blake3::hash(&quorun_ledger::codec::encode(&asked));
     let mut fingerprint = [0; 16];
     fingerprint.copy_from_slice(&digest.as_bytes()[..16]);
     Ok(Some(IdempotencyKey {

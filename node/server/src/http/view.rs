@@ -8,6 +8,7 @@ use bytes::Bytes;
 use quorun_ledger::{Compile, Job, Output};
 use serde_json::{Map, Value, json};
 
+use super::judged::{self, Show};
 use crate::jobs::Details;
 
 /// Milliseconds of a figure that is kept in microseconds, rounded.
@@ -16,7 +17,7 @@ pub const fn ms(us: u64) -> u64 {
 }
 
 /// RFC 3339, in UTC, with milliseconds.
-fn time(ms: Option<u64>) -> Value {
+pub fn time(ms: Option<u64>) -> Value {
     match ms {
         Some(ms) => {
             humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
@@ -24,6 +25,38 @@ fn time(ms: Option<u64>) -> Value {
                 .into()
         }
         None => Value::Null,
+    }
+}
+
+/// How bytes stand in an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// As text; what is not UTF-8 has replacement characters, and its bytes beside it.
+    #[default]
+    Text,
+    /// As base64, under a name that says so.
+    Base64,
+}
+
+impl Encoding {
+    /// Puts bytes in under a name.
+    pub fn put(self, object: &mut Map<String, Value>, name: &str, bytes: &Bytes) {
+        match self {
+            Self::Text => put_text(object, name, bytes),
+            Self::Base64 => {
+                object.insert(format!("{name}_base64"), BASE64.encode(bytes).into());
+            }
+        }
+    }
+
+    /// Puts the content of a file in: as text only where all of it is text.
+    pub fn put_file(self, object: &mut Map<String, Value>, content: &Bytes) {
+        match (self, std::str::from_utf8(content)) {
+            (Self::Text, Ok(text)) => {
+                object.insert("content".to_owned(), text.into());
+            }
+            _ => Self::Base64.put(object, "content", content),
+        }
     }
 }
 
@@ -43,6 +76,7 @@ pub fn put_text(object: &mut Map<String, Value>, name: &str, bytes: &Bytes) {
 /// The job without what it printed: what lists hold.
 pub fn summary(job: &Job) -> Map<String, Value> {
     let outcome = job.outcome.as_ref();
+    let judged = outcome.and_then(|o| o.judged);
     let body = json!({
         "id": job.id.to_string(),
         "language": job.language,
@@ -51,25 +85,44 @@ pub fn summary(job: &Job) -> Map<String, Value> {
         "exit_code": outcome.and_then(|o| o.exit_code),
         "signal": outcome.and_then(|o| o.signal),
         "message": outcome.and_then(|o| o.message.clone()),
+        "score": judged.map(|j| judged::score(j.score)),
+        "tests_passed": judged.map(|j| j.passed),
+        "tests_total": judged.map(|j| j.total),
         "cpu_ms": outcome.map(|o| ms(o.cpu_us)),
         "wall_ms": outcome.map(|o| ms(o.wall_us)),
         "memory_kb": outcome.map(|o| o.memory_kb),
         "node": job.node,
         "attempts": job.attempt,
         "labels": job.labels,
+        "priority": job.priority.as_str(),
         "submitted_at": time(Some(job.submitted_ms)),
         "started_at": time(job.started_ms),
         "finished_at": time(job.finished_ms),
     });
     match body {
-        Value::Object(map) => map,
+        Value::Object(mut map) => {
+            if let Some(owner) = &job.owner {
+                map.insert("owner".to_owned(), owner.as_str().into());
+            }
+            map
+        }
         _ => Map::new(),
     }
 }
 
-/// The whole job.
+/// The whole job, as everybody sees it who may.
 pub fn details(details: &Details) -> Value {
-    let Details { job, output } = details;
+    details_as(details, &Show::default())
+}
+
+/// The whole job, as it was asked for.
+pub fn details_as(details: &Details, show: &Show) -> Value {
+    let Details {
+        job,
+        output,
+        waits,
+        callback,
+    } = details;
     let mut object = summary(job);
     let Output {
         stdout,
@@ -77,27 +130,81 @@ pub fn details(details: &Details) -> Value {
         stdout_truncated,
         stderr_truncated,
         compile,
-        tests: _,
+        tests,
+        files,
+        attempt_us: _,
     } = output;
-    put_text(&mut object, "stdout", stdout);
-    put_text(&mut object, "stderr", stderr);
+    show.encoding.put(&mut object, "stdout", stdout);
+    show.encoding.put(&mut object, "stderr", stderr);
     object.insert(
         "truncated".to_owned(),
         json!({ "stdout": stdout_truncated, "stderr": stderr_truncated }),
     );
     object.insert(
         "compile".to_owned(),
-        compile.as_ref().map_or(Value::Null, compile_step),
+        compile
+            .as_ref()
+            .map_or(Value::Null, |compile| compile_step(compile, show.encoding)),
     );
+    object.insert("tests".to_owned(), judged::tests(tests, show));
+    object.insert("files".to_owned(), judged::files(files, show));
+    if let Some(waits) = waits {
+        object.insert("queue_position".to_owned(), waits.position.into());
+        object.insert(
+            "wait_estimate_ms".to_owned(),
+            super::queue::ms(waits.estimate),
+        );
+    }
+    object.insert("timings".to_owned(), timings(job, output));
+    if let Some(delivery) = callback {
+        object.insert("callback".to_owned(), super::callback::show(delivery));
+    }
     Value::Object(object)
 }
 
-fn compile_step(compile: &Compile) -> Value {
+/// Where the time of a job went. What is not known yet, or never was, is null.
+fn timings(job: &Job, output: &Output) -> Value {
+    // Until the last attempt was assigned; of a job that never was, until its end.
+    let began = job.started_ms.or(job.finished_ms);
+    let queued = began.map(|began| began.saturating_sub(job.submitted_ms));
+    let compile_us = output.compile.as_ref().map(|compile| compile.wall_us);
+    let run_us = job.outcome.as_ref().map(|outcome| {
+        let cases = output.tests.iter().map(|test| test.outcome.wall_us);
+        if output.tests.is_empty() {
+            outcome.wall_us
+        } else {
+            cases.sum()
+        }
+    });
+    let attempt = output.attempt_us.map(ms);
+    let overhead_us = output.attempt_us.map(|attempt| {
+        let programs = compile_us.unwrap_or(0) + run_us.unwrap_or(0);
+        attempt.saturating_sub(programs)
+    });
+    // Both ends were stamped by leaders; the attempt was measured by its worker.
+    let commit = match (job.started_ms, job.finished_ms, attempt) {
+        (Some(started), Some(finished), Some(attempt)) => {
+            Some(finished.saturating_sub(started).saturating_sub(attempt))
+        }
+        _ => None,
+    };
+    json!({
+        "queued_ms": queued,
+        "attempt_ms": attempt,
+        "compile_ms": compile_us.map(ms),
+        "run_ms": run_us.filter(|_| attempt.is_some()).map(ms),
+        "overhead_ms": overhead_us.map(ms),
+        "commit_ms": commit,
+        "total_ms": job.finished_ms.map(|end| end.saturating_sub(job.submitted_ms)),
+    })
+}
+
+fn compile_step(compile: &Compile, encoding: Encoding) -> Value {
     let mut object = Map::new();
     object.insert("exit_code".to_owned(), json!(compile.exit_code));
     object.insert("signal".to_owned(), json!(compile.signal));
-    put_text(&mut object, "stdout", &compile.stdout);
-    put_text(&mut object, "stderr", &compile.stderr);
+    encoding.put(&mut object, "stdout", &compile.stdout);
+    encoding.put(&mut object, "stderr", &compile.stderr);
     object.insert("truncated".to_owned(), compile.truncated.into());
     object.insert("cpu_ms".to_owned(), ms(compile.cpu_us).into());
     object.insert("wall_ms".to_owned(), ms(compile.wall_us).into());

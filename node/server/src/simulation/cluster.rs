@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{ClusterId, Handle, Member, Options, simulation};
@@ -20,6 +21,7 @@ use super::client::{self, Client, Request};
 use super::faults::{self, AT_COMMIT, Fault, NAMES, Planned, Victim};
 use super::history::Shared;
 use super::worker::Worker;
+use crate::console::Consoles;
 use crate::liveness::Liveness;
 use crate::output::Outputs;
 use crate::peer_service::PeerService;
@@ -110,8 +112,10 @@ async fn process(
                 process: format!("{id}-{incarnation}"),
                 liveness,
                 outputs: Outputs::default(),
+                consoles: Consoles::default(),
                 watchers: Watchers::default(),
                 consensus: consensus.clone(),
+                images: Arc::default(),
             }))
         }
     };

@@ -87,7 +87,7 @@ impl Worker {
                     self.history.borrow_mut().finished(&record, &stdout);
                 }
             }
-            Event::SettingsChanged => {}
+            Event::LanguagesChanged | Event::SettingsChanged | Event::CallbackDue { .. } => {}
             Event::NodeChanged { node } => {
                 self.liveness.node_changed(node);
                 if node == self.node {

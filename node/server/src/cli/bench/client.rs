@@ -17,6 +17,8 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 
 use super::mix::Prepared;
+use crate::cli::client::Credentials;
+use crate::cli::target;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -99,6 +101,7 @@ struct Node {
     url: String,
     authority: HeaderValue,
     address: String,
+    token: Option<HeaderValue>,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -111,7 +114,11 @@ pub struct Nodes {
 impl Nodes {
     /// Nodes at these URLs.
     pub fn new(urls: &[String]) -> anyhow::Result<Self> {
-        let nodes: anyhow::Result<Vec<Node>> = urls.iter().map(|url| Node::new(url)).collect();
+        let credentials = target::of_environment()?;
+        let nodes: anyhow::Result<Vec<Node>> = urls
+            .iter()
+            .map(|url| Node::new(url, &credentials))
+            .collect();
         let nodes = nodes?;
         if nodes.is_empty() {
             bail!("no --url; for example http://127.0.0.1:8080");
@@ -183,7 +190,7 @@ impl Nodes {
 }
 
 impl Node {
-    fn new(url: &str) -> anyhow::Result<Self> {
+    fn new(url: &str, credentials: &Credentials) -> anyhow::Result<Self> {
         let example = "for example http://127.0.0.1:8080";
         let uri: Uri = url
             .parse()
@@ -199,6 +206,7 @@ impl Node {
             url: url.trim_end_matches('/').to_owned(),
             address: format!("{}:{port}", authority.host()),
             authority: HeaderValue::from_str(authority.as_str()).context("--url")?,
+            token: credentials.authorization().cloned(),
             idle: Mutex::default(),
         })
     }
@@ -214,6 +222,9 @@ impl Node {
             .method(method)
             .uri(path)
             .header(header::HOST, self.authority.clone());
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, token);
+        }
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }

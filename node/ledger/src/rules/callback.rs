@@ -1,0 +1,98 @@
+//! Deliveries: made with the job, due when it finishes, settled by what their attempts came to.
+
+use crate::callback::{Callback, Delivery, DeliveryAttempt, DeliveryState, MAX_ATTEMPTS};
+use crate::command::{Completion, Reply};
+use crate::event::Event;
+use crate::job::{Job, JobId};
+use crate::keys;
+use crate::store::{Store, StoreError};
+use crate::transaction::Transaction;
+
+/// A job was accepted whose end somebody wants to be told of.
+pub(super) fn wanted<S: Store>(
+    tx: &mut Transaction<S>,
+    job: JobId,
+    callback: &Callback,
+) -> Result<(), StoreError> {
+    let delivery = Delivery {
+        url: callback.url.clone(),
+        state: DeliveryState::Waiting,
+        due_ms: None,
+        attempts: Vec::new(),
+    };
+    tx.put(keys::delivery(job), &delivery)
+}
+
+/// The job has finished.
+pub(super) fn due<S: Store>(tx: &mut Transaction<S>, job: &Job) -> Result<(), StoreError> {
+    if !job.callback {
+        return Ok(());
+    }
+    let Some(mut delivery) = tx.view().delivery(job.id)? else {
+        return Err(StoreError::Inconsistent(format!(
+            "job {} has a callback but no delivery",
+            job.id
+        )));
+    };
+    delivery.state = DeliveryState::Pending;
+    schedule(tx, job.id, delivery, tx.counters.time_ms)?;
+    tx.events.push(Event::CallbackDue { job: job.id });
+    Ok(())
+}
+
+fn schedule<S: Store>(
+    tx: &mut Transaction<S>,
+    job: JobId,
+    mut delivery: Delivery,
+    due_ms: u64,
+) -> Result<(), StoreError> {
+    delivery.due_ms = Some(due_ms);
+    tx.put(keys::due(due_ms, job), &delivery.host())?;
+    tx.put(keys::delivery(job), &delivery)
+}
+
+/// An attempt has ended. It counts if it is the next one: two leaders may have sent the same, and a proposal may come twice.
+pub(super) fn tried<S: Store>(
+    tx: &mut Transaction<S>,
+    job: JobId,
+    attempt: u32,
+    outcome: DeliveryAttempt,
+    retry_ms: Option<u64>,
+) -> Result<Reply, StoreError> {
+    let fenced = Ok(Reply::Completed(Completion::Fenced));
+    let Some(mut delivery) = tx.view().delivery(job)? else {
+        return fenced; // expired with its job
+    };
+    let next = u32::try_from(delivery.attempts.len() + 1).unwrap_or(u32::MAX);
+    if delivery.state != DeliveryState::Pending || attempt != next {
+        return fenced;
+    }
+    if let Some(due_ms) = delivery.due_ms.take() {
+        tx.remove(keys::due(due_ms, job))?;
+    }
+    let delivered = outcome.delivered();
+    delivery.attempts.push(outcome.bounded());
+    let may_be_tried = delivery.attempts.len() < MAX_ATTEMPTS;
+    match retry_ms {
+        _ if delivered => delivery.state = DeliveryState::Delivered,
+        Some(pause) if may_be_tried => {
+            let due_ms = tx.counters.time_ms.saturating_add(pause);
+            schedule(tx, job, delivery, due_ms)?;
+            return Ok(Reply::Completed(Completion::Committed));
+        }
+        _ => delivery.state = DeliveryState::Failed,
+    }
+    tx.put(keys::delivery(job), &delivery)?;
+    Ok(Reply::Completed(Completion::Committed))
+}
+
+/// The job is removed, and its delivery with it, however it stands.
+pub(super) fn forget<S: Store>(tx: &mut Transaction<S>, job: &Job) -> Result<(), StoreError> {
+    if !job.callback {
+        return Ok(());
+    }
+    if let Some(due_ms) = tx.view().delivery(job.id)?.and_then(|d| d.due_ms) {
+        tx.remove(keys::due(due_ms, job.id))?;
+    }
+    tx.remove(keys::delivery(job.id))
+}

@@ -1,0 +1,225 @@
+//! `POST /v1/jobs/batch`: many submissions in one request, all of them or each by itself.
+
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Query, State};
+use axum::{Extension, Json};
+use futures::future::join_all;
+use http::{HeaderMap, StatusCode};
+use quorun_ledger::{IdempotencyKey, Job, JobSpec};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::gate::{self, Entry};
+use super::jobs::wait;
+use super::problem::Problem;
+use super::query::Parameters;
+use super::submission::{JobRequest, idempotency};
+use super::{App, body, view};
+use crate::access::Caller;
+use crate::jobs::{Accepted, Error, key_of_item};
+use crate::pressure::Client;
+
+/// Jobs of one batch.
+const MAX_JOBS: usize = 1000;
+/// What the jobs of an atomic batch may hold all together, bytes: they are one entry of the log, and one message between
+/// peers.
+const MAX_ATOMIC_BYTES: u64 = 16 << 20;
+/// Wrong items that an error names one by one.
+const MAX_NAMED: usize = 100;
+
+/// The body of a batch. The jobs are read one by one, so that each can be wrong by itself.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchRequest {
+    jobs: Vec<Box<RawValue>>,
+    #[serde(default)]
+    atomic: bool,
+}
+
+type Item = Result<(JobSpec, Option<IdempotencyKey>), Problem>;
+
+/// Submits a batch.
+pub async fn submit(
+    State(app): State<App>,
+    ConnectInfo(client): ConnectInfo<Client>,
+    Extension(caller): Extension<Caller>,
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let parameters = Parameters::new(query, &["wait"])?;
+    let patience = wait(parameters.one("wait")?)?;
+    let limit = app.rules().json_body_limit();
+    let waits = patience.is_some();
+    let (entry, body) = gate::enter(&app, (client, &caller), &headers, body, limit, waits).await?;
+    let Entry {
+        mut place,
+        waits: _waits,
+    } = entry;
+    let bytes = body::read(&headers, body, limit).await?;
+    place.body_is(bytes.len());
+    let request: BatchRequest = body::json(&bytes)?;
+    drop(bytes);
+    let count = request.jobs.len();
+    if count == 0 {
+        return Err(Problem::invalid(
+            "jobs",
+            "jobs is empty; send at least one job",
+        ));
+    }
+    if count > MAX_JOBS {
+        return Err(Problem::over_limit("jobs", count as u64, MAX_JOBS as u64));
+    }
+    let items = items(&app, &headers, request.jobs)?;
+    place.jobs_are(count as u64);
+    let submitted = if request.atomic {
+        let jobs = all_sound(items)?;
+        let jobs = app.jobs.submit_all(place, jobs).await?;
+        jobs.into_iter().map(Ok).collect()
+    } else {
+        one_by_one(&app, place, items).await?
+    };
+    let patience = patience.unwrap_or_default();
+    let shown = join_all(submitted.into_iter().map(|item| show(&app, item, patience))).await;
+    let accepted = shown
+        .iter()
+        .filter(|item| item.get("job").is_some())
+        .count();
+    Ok(Json(json!({
+        "accepted": accepted,
+        "refused": shown.len() - accepted,
+        "jobs": shown,
+    })))
+}
+
+/// Checks each item, and gives it a key of its own if the batch has one.
+fn items(app: &App, headers: &HeaderMap, jobs: Vec<Box<RawValue>>) -> Result<Vec<Item>, Problem> {
+    // The key of the batch is wrong for all of it, whatever its items are.
+    idempotency(headers, &JobSpec::default())?;
+    let rules = app.rules();
+    // Digest of the whole: a key that comes with another batch is a mistake, also where some of its items are the same.
+    let mut whole = blake3::Hasher::new();
+    let mut items: Vec<Item> = Vec::with_capacity(jobs.len());
+    for (n, raw) in jobs.into_iter().enumerate() {
+        let place = format!("jobs[{n}]");
+        let item = body::json::<JobRequest>(raw.get().as_bytes())
+            .and_then(|request| rules.check(request))
+            .and_then(|spec| {
+                let key = idempotency(headers, &spec)?;
+                Ok((spec, key))
+            });
+        match &item {
+            Ok((_, Some(key))) => whole.update(&key.fingerprint),
+            Ok((_, None)) => &mut whole,
+            Err(_) => whole.update(raw.get().as_bytes()),
+        };
+        items.push(item.map_err(|problem| problem.of_part(&place)));
+    }
+    let whole = whole.finalize();
+    for (n, item) in items.iter_mut().enumerate() {
+        if let Ok((_, Some(key))) = item {
+            key.key = key_of_item(&key.key, n);
+            let mut own = blake3::Hasher::new();
+            own.update(&key.fingerprint);
+            own.update(whole.as_bytes());
+            key.fingerprint
+                .copy_from_slice(&own.finalize().as_bytes()[..16]);
+        }
+    }
+    Ok(items)
+}
+
+/// The jobs of an atomic batch, unless one of them is wrong.
+fn all_sound(items: Vec<Item>) -> Result<Vec<(JobSpec, Option<IdempotencyKey>)>, Problem> {
+    let mut jobs = Vec::with_capacity(items.len());
+    let mut wrong = Vec::new();
+    for item in items {
+        match item {
+            Ok(job) => jobs.push(job),
+            Err(problem) => wrong.push(problem),
+        }
+    }
+    if !wrong.is_empty() {
+        let count = wrong.len();
+        let all = count + jobs.len();
+        let named: Vec<Value> = wrong.iter().take(MAX_NAMED).map(Problem::to_json).collect();
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid-batch",
+            "Some jobs of the batch are not valid",
+            format!("{count} of {all} jobs are not valid, so none was accepted; errors says what is wrong with each (the first {MAX_NAMED})"),
+        )
+        .with("field", "jobs")
+        .with("value", count)
+        .with("errors", named));
+    }
+    let bytes: u64 = jobs.iter().map(|(spec, _)| spec.weight()).sum();
+    if bytes > MAX_ATOMIC_BYTES {
+        return Err(Problem::too_large("batch", MAX_ATOMIC_BYTES));
+    }
+    Ok(jobs)
+}
+
+/// Submits each sound item by itself.
+async fn one_by_one(
+    app: &App,
+    place: crate::jobs::Place,
+    items: Vec<Item>,
+) -> Result<Vec<Result<Accepted, Problem>>, Problem> {
+    let mut sound = Vec::with_capacity(items.len());
+    let mut wrong: Vec<Option<Problem>> = Vec::with_capacity(items.len());
+    for item in items {
+        match item {
+            Ok(job) => {
+                sound.push(job);
+                wrong.push(None);
+            }
+            Err(problem) => wrong.push(Some(problem)),
+        }
+    }
+    let mut submitted = app.jobs.submit_each(place, sound).await?.into_iter();
+    Ok(wrong
+        .into_iter()
+        .enumerate()
+        .map(|(n, problem)| match problem {
+            Some(problem) => Err(problem),
+            None => submitted
+                .next()
+                .unwrap_or(Err(Error::Stopped))
+                .map_err(|error| Problem::from(error).of_part(&format!("jobs[{n}]"))),
+        })
+        .collect())
+}
+
+/// What became of one item.
+async fn show(app: &App, item: Result<Accepted, Problem>, patience: Duration) -> Value {
+    let looked = match item {
+        Ok(accepted) => look(app, accepted, patience).await,
+        Err(problem) => Err(problem),
+    };
+    match looked {
+        Ok((status, job)) => json!({ "status": status.as_u16(), "job": view::summary(&job) }),
+        Err(problem) => {
+            json!({ "status": problem.status().as_u16(), "problem": problem.to_json() })
+        }
+    }
+}
+
+async fn look(
+    app: &App,
+    mut accepted: Accepted,
+    patience: Duration,
+) -> Result<(StatusCode, Job), Problem> {
+    if !patience.is_zero() {
+        let finished = app.jobs.finish(&mut accepted, Instant::now() + patience);
+        if let Some(details) = super::jobs::unless_ending(app, finished).await? {
+            return Ok((StatusCode::OK, details.job));
+        }
+    }
+    let job = app.jobs.accepted(&mut accepted).await?.job;
+    Ok((StatusCode::ACCEPTED, job))
+}

@@ -1,0 +1,268 @@
+//! `callback` of a job: who is to be told that it has finished, and how that went.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderName, HeaderValue, Uri};
+use quorun_ledger::{Callback, Delivery, Secret};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use url::{Host, Url};
+
+use super::problem::Problem;
+use super::view::time;
+use crate::callbacks;
+
+const MAX_URL: usize = 2048;
+const MAX_HEADERS: usize = 16;
+const MAX_NAME: usize = 64;
+const MAX_VALUE: usize = 1024;
+const MIN_SECRET: usize = 8;
+const MAX_SECRET: usize = 256;
+
+/// Headers that are the connection's or the cluster's own business.
+const RESERVED: [&str; 18] = [
+    "host",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "http2-settings",
+    "forwarded",
+    "via",
+    "date",
+];
+
+/// The callback of a request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallbackRequest {
+    url: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    secret: Option<String>,
+}
+
+impl CallbackRequest {
+    /// Turns a request into a callback.
+    pub fn check(self, allow_private: bool) -> Result<Callback, Problem> {
+        let url = url(&self.url, allow_private)?;
+        if self.headers.len() > MAX_HEADERS {
+            return Err(Problem::over_limit(
+                "callback.headers",
+                self.headers.len() as u64,
+                MAX_HEADERS as u64,
+            ));
+        }
+        let mut headers = BTreeMap::new();
+        for (name, value) in self.headers {
+            let field = format!("callback.headers.{name}");
+            let name = header_name(&field, &name)?;
+            if value.len() > MAX_VALUE
+                || HeaderValue::from_str(&value).is_err()
+                || !value.is_ascii()
+            {
+                return Err(Problem::invalid(
+                    &field,
+                    format!("{field} should have at most {MAX_VALUE} printable ASCII characters"),
+                ));
+            }
+            if headers.insert(name, Secret::new(value)).is_some() {
+                let detail = format!("{field} is there twice, with other letters large");
+                return Err(Problem::invalid(&field, detail));
+            }
+        }
+        if let Some(secret) = &self.secret
+            && (!(MIN_SECRET..=MAX_SECRET).contains(&secret.len())
+                || secret.contains(char::is_control))
+        {
+            return Err(Problem::invalid(
+                "callback.secret",
+                format!(
+                    "callback.secret should have {MIN_SECRET} to {MAX_SECRET} bytes and no control characters"
+                ),
+            ));
+        }
+        Ok(Callback {
+            url,
+            headers,
+            secret: self.secret.map(Secret::new),
+        })
+    }
+}
+
+/// The URL in its usual form.
+fn url(text: &str, allow_private: bool) -> Result<String, Problem> {
+    let wrong = |what: &str| Problem::invalid("callback.url", format!("callback.url {what}"));
+    if text.len() > MAX_URL {
+        return Err(Problem::over_limit(
+            "callback.url",
+            text.len() as u64,
+            MAX_URL as u64,
+        ));
+    }
+    let mut url = Url::parse(text).map_err(|error| {
+        wrong(&format!(
+            "is not a URL: {error}; it looks like https://host/path"
+        ))
+    })?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(wrong(&format!(
+            "has the scheme {}; it should be http or https",
+            url.scheme()
+        )));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(wrong(
+            "has a user name or a password in it; send them as a header in callback.headers",
+        ));
+    }
+    let literal = match url.host() {
+        Some(Host::Ipv4(address)) => Some(address.into()),
+        Some(Host::Ipv6(address)) => Some(address.into()),
+        Some(Host::Domain(_)) => None,
+        None => return Err(wrong("has no host")),
+    };
+    if literal.is_some_and(|address| !allow_private && !callbacks::is_public(address)) {
+        return Err(wrong(
+            "is not on the public internet, and this cluster sends nowhere else",
+        ));
+    }
+    if url.port() == Some(0) {
+        return Err(wrong("has the port 0"));
+    }
+    url.set_fragment(None);
+    // Escapes make it longer.
+    if url.as_str().len() > 3 * MAX_URL || url.as_str().parse::<Uri>().is_err() {
+        return Err(wrong("is too long"));
+    }
+    Ok(url.into())
+}
+
+fn header_name(field: &str, name: &str) -> Result<String, Problem> {
+    let name = name.to_ascii_lowercase();
+    let reserved = RESERVED.contains(&name.as_str()) || name.starts_with("quorun-");
+    if reserved {
+        return Err(Problem::invalid(
+            field,
+            format!(
+                "{field} is a header that Quorun sets itself, or that belongs to the connection"
+            ),
+        ));
+    }
+    if name.len() > MAX_NAME || HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Err(Problem::invalid(
+            field,
+            format!(
+                "{field} is not the name of a header; it should be a token of at most {MAX_NAME} characters"
+            ),
+        ));
+    }
+    Ok(name)
+}
+
+/// How a delivery stands. Nothing of its headers, nor its secret, is there to be shown.
+pub fn show(delivery: &Delivery) -> Value {
+    let attempts: Vec<Value> = delivery
+        .attempts
+        .iter()
+        .map(|attempt| {
+            let mut shown = Map::new();
+            shown.insert("at".to_owned(), time(Some(attempt.at_ms)));
+            shown.insert("status".to_owned(), json!(attempt.status));
+            shown.insert("error".to_owned(), json!(attempt.error));
+            Value::Object(shown)
+        })
+        .collect();
+    json!({
+        "url": delivery.url,
+        "state": delivery.state.as_str(),
+        "next_attempt_at": time(delivery.due_ms),
+        "attempts": attempts,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(url: &str) -> CallbackRequest {
+        CallbackRequest {
+            url: url.to_owned(),
+            headers: BTreeMap::new(),
+            secret: None,
+        }
+    }
+
+    #[test]
+    fn targets_in_every_spelling() {
+        for url in [
+            "http://127.0.0.1/",
+            "http://127.1/",
+            "http://2130706433/",
+            "http://0x7f.0.0.1/",
+            "http://0177.0.0.1/",
+            "https://[::1]:8443/x",
+            "http://[::ffff:10.0.0.1]/",
+            "http://169.254.169.254/latest/meta-data",
+            "http://１２７.0.0.1/",
+            "http:/10.0.0.1/",
+            "http:10.0.0.1",
+        ] {
+            request(url).check(false).unwrap_err();
+            request(url).check(true).unwrap();
+        }
+        for url in [
+            "",
+            "/path",
+            "host",
+            "ftp://host/",
+            "file:///etc/passwd",
+            "gopher://host/",
+            "javascript:alert(1)",
+            "http://",
+            "http://user@host/",
+            "http://user:pass@host/",
+            "http://host:0/",
+            "http://host:65536/",
+            "http://ho st/",
+            "http://[::1/",
+        ] {
+            request(url).check(true).unwrap_err();
+        }
+        assert_eq!(
+            request("HTTPS://Host:443/a b#c").check(false).unwrap().url,
+            "https://host/a%20b"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_can_be_sent(
+            url in "(https?://)?[a-z0-9.:\\[\\]@/?#% é-]{0,40}|.{0,40}",
+            name in "[A-Za-z-]{0,20}|.{0,20}", value in ".{0,20}", secret in prop::option::of(".{0,20}"),
+        ) {
+            let headers = [(name, value)].into();
+            if let Ok(callback) = (CallbackRequest { url, headers, secret }).check(true) {
+                prop_assert!(callback.url.parse::<Uri>().is_ok());
+                let again = request(&callback.url).check(true).unwrap();
+                prop_assert_eq!(again.url, callback.url);
+                for (name, value) in callback.headers {
+                    prop_assert!(HeaderName::from_bytes(name.as_bytes()).is_ok());
+                    prop_assert!(HeaderValue::from_str(value.reveal()).is_ok());
+                }
+            }
+        }
+    }
+}

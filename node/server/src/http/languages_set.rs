@@ -1,0 +1,554 @@
+//! Setting, disabling and removing languages while the cluster runs: for admins.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, header};
+use quorun_consensus::ProposeError;
+use quorun_executor::Presence;
+use quorun_ledger::{Command, Language, Limits, NodeId, Rejection, Reply};
+use serde::Deserialize;
+use serde_json::Value;
+use tracing::info;
+
+use super::languages::{self, Everybody, Said, answer, everybody};
+use super::problem::Problem;
+use super::{App, body, path};
+use crate::catalogue::Known;
+use crate::jobs::Error;
+use crate::languages::{Definition, Mistake, PartialLimits, PartialStepLimits, define, within};
+use crate::ledger;
+
+/// The largest body.
+const MAX_BODY: usize = 64 * 1024;
+/// How long a proposal may take before the client is told to try again.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a registry may take to say what an image's digest is.
+const REGISTRY: Duration = Duration::from_secs(5);
+/// The longest `?wait=`, seconds.
+const MAX_WAIT_S: f64 = 300.0;
+/// Pause between two looks at how far the nodes are.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// The query of a change.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    wait: Option<String>,
+}
+
+/// A language as an admin defines it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PutRequest {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    aliases: Vec<String>,
+    #[serde(default)]
+    title: Option<String>,
+    image: String,
+    /// Whether all nodes are to run the very image that the name stands for now.
+    #[serde(default)]
+    pin: Option<bool>,
+    source: String,
+    #[serde(default)]
+    compile: Option<Vec<String>>,
+    run: Vec<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    zygote: BTreeMap<String, String>,
+    #[serde(default)]
+    extensions: Vec<String>,
+    #[serde(default)]
+    limits: PartialLimits,
+    #[serde(default)]
+    compile_limits: PartialStepLimits,
+    #[serde(default)]
+    example: String,
+    #[serde(default)]
+    version_command: Option<Vec<String>>,
+    #[serde(default)]
+    disabled: bool,
+}
+
+/// What can be changed without defining the language.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PatchRequest {
+    disabled: bool,
+}
+
+impl From<Mistake> for Problem {
+    fn from(mistake: Mistake) -> Self {
+        let problem = Self::invalid(&mistake.field, mistake.text);
+        match mistake.bound {
+            Some((value, limit)) => problem.with("value", value).with("limit", limit),
+            None => problem,
+        }
+    }
+}
+
+fn conflict(kind: &'static str, title: &'static str, detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::CONFLICT, kind, title, detail)
+}
+
+fn changed(detail: String, version: u64) -> Problem {
+    Problem::new(
+        StatusCode::PRECONDITION_FAILED,
+        "language-changed",
+        "The language is not as the request expects it",
+        detail,
+    )
+    .with("version", version)
+}
+
+/// What a request expects of the language's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    /// Nothing.
+    Anything,
+    /// That there is such a language.
+    Some,
+    /// That there is none.
+    None,
+    /// That its entry has this version, 0 for none.
+    Version(u64),
+}
+
+impl Expected {
+    /// What the headers say.
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let single = |name: header::HeaderName| -> Result<Option<&str>, Problem> {
+            let mut values = headers.get_all(&name).iter();
+            let Some(value) = values.next() else {
+                return Ok(None);
+            };
+            match (value.to_str(), values.next()) {
+                (Ok(text), None) => Ok(Some(text.trim())),
+                _ => Err(Problem::invalid(
+                    name.as_str(),
+                    format!("the {name} header should be there once, in ASCII"),
+                )),
+            }
+        };
+        let (matches, none) = (single(header::IF_MATCH)?, single(header::IF_NONE_MATCH)?);
+        match (matches, none) {
+            (None, None) => Ok(Self::Anything),
+            (Some("*"), None) => Ok(Self::Some),
+            (None, Some("*")) => Ok(Self::None),
+            (Some(tag), None) => tag
+                .strip_prefix('"')
+                .and_then(|tag| tag.strip_suffix('"'))
+                .and_then(|tag| tag.parse().ok())
+                .map(Self::Version)
+                .ok_or_else(|| {
+                    Problem::invalid(
+                        "if-match",
+                        "If-Match should be * or one version in quotes, such as \"3\", as the ETag of an answer has it",
+                    )
+                }),
+            (None, Some(_)) => Err(Problem::invalid(
+                "if-none-match",
+                "If-None-Match should be *: the language is not there yet",
+            )),
+            (Some(_), Some(_)) => Err(Problem::invalid(
+                "if-match",
+                "send If-Match or If-None-Match, not both",
+            )),
+        }
+    }
+
+    /// The version that the ledger is to hold the entry to, now that the language is known, or is not.
+    fn version(self, known: Option<&Known>) -> Result<Option<u64>, Problem> {
+        match (self, known) {
+            (Self::Some, None) => Err(changed("there is no such language".to_owned(), 0)),
+            (Self::None, Some(known)) => Err(changed(
+                format!("there is a language {} already", known.language.name),
+                known.version,
+            )),
+            (Self::None, None) => Ok(Some(0)),
+            (Self::Version(version), _) => Ok(Some(version)),
+            (Self::Anything | Self::Some, _) => Ok(None),
+        }
+    }
+}
+
+/// How long the answer waits for the nodes.
+fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>, Problem> {
+    let Query(params) = query.map_err(|error| {
+        Problem::invalid(
+            "query",
+            format!("the query may have wait=SECONDS: {}", error.body_text()),
+        )
+    })?;
+    let Some(text) = params.wait else {
+        return Ok(None);
+    };
+    let seconds = text.parse::<f64>().ok();
+    let seconds = seconds.filter(|s| s.is_finite() && *s >= 0.0);
+    let seconds = seconds.ok_or_else(|| {
+        Problem::invalid(
+            "wait",
+            format!("wait is \"{text}\"; it should be a number of seconds"),
+        )
+    })?;
+    Ok(Some(Duration::from_secs_f64(seconds.min(MAX_WAIT_S))))
+}
+
+/// Defines a language, or defines it anew.
+pub async fn put(
+    State(app): State<App>,
+    name: Result<Path<String>, PathRejection>,
+    query: Result<Query<Params>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let patience = wait(query)?;
+    let name = path(name)?;
+    let expected = Expected::of(&headers)?;
+    let bytes = body::read(&headers, body, MAX_BODY).await?;
+    let request: PutRequest = body::json(&bytes)?;
+    if let Some(other) = request.name.as_ref().filter(|other| **other != name) {
+        return Err(Problem::invalid(
+            "name",
+            format!(
+                "name is \"{}\", and the path says \"{}\"; leave it out",
+                shortened(other),
+                shortened(&name)
+            ),
+        ));
+    }
+    let (pin, disabled) = (request.pin.unwrap_or(true), request.disabled);
+    let definition = Definition {
+        name,
+        aliases: request.aliases,
+        title: request.title,
+        image: Some(request.image),
+        source: request.source,
+        compile: request.compile,
+        run: request.run,
+        env: request.env,
+        zygote: request.zygote,
+        extensions: request.extensions,
+        limits: request.limits,
+        compile_limits: request.compile_limits,
+        example: request.example,
+        version_command: request.version_command,
+    };
+    let mut language = define(definition, &Limits::default(), PartialStepLimits::default())?;
+    within(&language, &app.config.ceilings.limits)?;
+    free_of_files(&app, &language)?;
+    let current = app.catalogue.current();
+    let known = current.all().find(|k| k.language.name == language.name);
+    let expected = expected.version(known)?;
+    all_know_how(&everybody(&app, true).await)?;
+    let image = language.image.clone();
+    if pin && let Some(digest) = digest(&app, &language).await {
+        language.image = digest;
+    }
+    let name = language.name.clone();
+    let command = Command::SetLanguage {
+        image,
+        language: Box::new(language),
+        disabled,
+        expected,
+    };
+    let created = known.is_none();
+    propose(&app, &name, command).await?;
+    let status = if created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    outcome(&app, &name, status, patience).await
+}
+
+/// Disables a language, or enables it.
+pub async fn patch(
+    State(app): State<App>,
+    name: Result<Path<String>, PathRejection>,
+    query: Result<Query<Params>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let patience = wait(query)?;
+    let name = path(name)?;
+    let expected = Expected::of(&headers)?;
+    let bytes = body::read(&headers, body, MAX_BODY).await?;
+    let PatchRequest { disabled } = body::json(&bytes)?;
+    let rules = app.rules();
+    let known = rules.known(&name)?;
+    let name = known.language.name.clone();
+    let expected = expected.version(Some(known))?;
+    all_know_how(&everybody(&app, true).await)?;
+    let command = Command::DisableLanguage {
+        name: name.clone(),
+        disabled,
+        expected,
+    };
+    propose(&app, &name, command).await?;
+    outcome(&app, &name, StatusCode::OK, patience).await
+}
+
+/// Removes what the ledger says of a language; one of the nodes' files is as the file says again.
+pub async fn remove(
+    State(app): State<App>,
+    name: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let name = path(name)?;
+    let expected = Expected::of(&headers)?;
+    let rules = app.rules();
+    // Also an entry that only nodes with another file know a language for.
+    let asked = name.clone();
+    let entry = ledger::read(&app.consensus, move |view| view.language(&asked));
+    let entry = entry.await.map_err(Error::from)?;
+    let was_set = entry.is_some();
+    let known = rules.known(&name);
+    let (name, expected) = match (entry, known) {
+        (Some(_), known) => {
+            let expected = match expected {
+                Expected::Some => None,
+                expected => expected.version(known.ok())?,
+            };
+            (name, expected)
+        }
+        (None, Ok(known)) => (known.language.name.clone(), expected.version(Some(known))?),
+        (None, Err(unknown)) => return Err(unknown),
+    };
+    let command = Command::RemoveLanguage {
+        name: name.clone(),
+        expected,
+    };
+    let reply = propose(&app, &name, command).await?;
+    // What was there and is not any more has been removed, maybe by somebody else.
+    match was_set || reply == Reply::LanguageRemoved {
+        true => {
+            info!(language = name, "language removed");
+            let now = app.catalogue.current();
+            match now.all().find(|known| known.language.name == name) {
+                // The file's is there again.
+                Some(_) => outcome(&app, &name, StatusCode::OK, None).await,
+                None => Ok(StatusCode::NO_CONTENT.into_response()),
+            }
+        }
+        false => Err(conflict(
+            "language-of-file",
+            "The language is of the nodes' files",
+            format!(
+                "{name} is not set in the cluster but in the files of the nodes, which have it anyway; disable it with PATCH {{\"disabled\": true}}"
+            ),
+        )),
+    }
+}
+
+/// That no name of the language belongs to another one of this node's file. What the ledger has, the ledger looks at.
+fn free_of_files(app: &App, language: &Language) -> Result<(), Problem> {
+    let now = app.catalogue.current();
+    let of_file = now
+        .all()
+        .filter(|known| known.definition.is_none() && known.language.name != language.name);
+    for known in of_file {
+        let mut words = std::iter::once(&language.name).chain(&language.aliases);
+        if let Some(word) = words.find(|word| known.language.is_called(word)) {
+            return Err(name_taken(word, &known.language.name));
+        }
+    }
+    Ok(())
+}
+
+fn name_taken(word: &str, language: &str) -> Problem {
+    conflict(
+        "name-taken",
+        "A name belongs to another language",
+        format!(
+            "\"{word}\" is a name or an alias of the language {language}; take another one, or define {language} without it first"
+        ),
+    )
+    .with("name", word)
+    .with("language", language)
+}
+
+/// That every node that lives knows what a language of the ledger is: an older program would stop at the command.
+fn all_know_how(said: &Everybody) -> Result<(), Problem> {
+    let older: Vec<NodeId> = said
+        .iter()
+        .filter(|(_, said)| matches!(said, Said::Older))
+        .map(|(id, _)| *id)
+        .collect();
+    if older.is_empty() {
+        return Ok(());
+    }
+    Err(conflict(
+        "older-nodes",
+        "Some nodes are too old for this",
+        "some nodes run an older program that does not know languages at run time; upgrade all nodes first",
+    )
+    .with("nodes", older))
+}
+
+/// The image by its digest: as this node's engine has it; where it has none, as the registry says. `None` where nobody
+/// knows one, as of an image that was built on the machine.
+async fn digest(app: &App, language: &Language) -> Option<String> {
+    if language.image.contains('@') {
+        return None;
+    }
+    match app.executor.presence(language).await {
+        Presence::Present(image) => image.digest,
+        Presence::Missing(_) if app.config.pulls.0 => {
+            app.executor
+                .digest_in_registry(&language.image, REGISTRY)
+                .await
+        }
+        Presence::Missing(_) | Presence::Unknown(_) => None,
+    }
+}
+
+/// Has the ledger change a language, and waits until this node sees it.
+async fn propose(app: &App, name: &str, command: Command) -> Result<Reply, Problem> {
+    let deadline = Instant::now() + DEADLINE;
+    let proposed = app.consensus.propose(command, deadline.into()).await;
+    let reply = proposed.map_err(|error| match error {
+        ProposeError::Unavailable => Problem::from(Error::NoLeader),
+        ProposeError::Stopped => Error::Stopped.into(),
+        ProposeError::Unknown => Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unconfirmed",
+            "The cluster did not confirm the request in time",
+            "whether the request was taken is not known; look at the language, or send it again",
+        )
+        .retry(),
+    })?;
+    match reply {
+        Reply::LanguageSet { version } => info!(language = name, version, "language set"),
+        Reply::LanguageRemoved | Reply::Rejected(Rejection::UnknownLanguage) => {}
+        Reply::Rejected(Rejection::LanguageChanged { version }) => {
+            return Err(changed(
+                format!("the language {name} has version {version}; look at it and decide again"),
+                version,
+            ));
+        }
+        Reply::Rejected(Rejection::NameTaken { word, language }) => {
+            return Err(name_taken(&word, &language));
+        }
+        Reply::Rejected(Rejection::TooManyLanguages { limit }) => {
+            return Err(conflict(
+                "too-many-languages",
+                "Too many languages are set",
+                format!("{limit} languages are set, which is the most; remove one first"),
+            )
+            .with("limit", limit));
+        }
+        other => {
+            return Err(Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "Quorun has a bug",
+                format!("the ledger answered with {other:?}"),
+            ));
+        }
+    }
+    // The answer, and whoever asks this node next, must see it.
+    let deadline = Instant::now() + DEADLINE;
+    let caught_up = app.consensus.linearize(deadline.into()).await;
+    caught_up.map_err(|_| Error::NoLeader)?;
+    let read = app.catalogue.changed(&app.consensus).await;
+    read.map_err(Error::from)?;
+    Ok(reply)
+}
+
+/// The answer to a change, once all nodes that live have the language, have said why not, or the time is up.
+async fn outcome(
+    app: &App,
+    name: &str,
+    status: StatusCode,
+    patience: Option<Duration>,
+) -> Result<Response, Problem> {
+    let deadline = Instant::now() + patience.unwrap_or_default();
+    loop {
+        let said = everybody(app, true).await;
+        let now = app.catalogue.current();
+        let Some(known) = now.all().find(|known| known.language.name == name) else {
+            // An admin at another node has removed it.
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        };
+        let nodes = languages::on_nodes(known, &said);
+        let is = |node: &Value, state: &str| node["state"] == state;
+        let needs = known.needs();
+        // Present, and with a place in the ledger that says so.
+        let ready = nodes.iter().all(|node| is(node, "present"))
+            && now.runners(&needs).count() == now.nodes().count();
+        let settled = ready
+            || nodes
+                .iter()
+                .all(|node| is(node, "present") || is(node, "failed"))
+                && nodes.iter().any(|node| is(node, "failed"));
+        if settled || Instant::now() >= deadline {
+            let mut body = languages::shown(app, &now, known, &said);
+            body["ready"] = ready.into();
+            let mut response = answer(known, body);
+            *response.status_mut() = status;
+            return Ok(response);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY.min(deadline.saturating_duration_since(Instant::now()))) => {}
+            () = app.closing.cancelled() => {
+                return Err(Problem::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "node-ending",
+                    "This node is about to end",
+                    format!("the language {name} is set; ask another node how far it is"),
+                )
+                .retry());
+            }
+        }
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn of(headers: &[(header::HeaderName, &'static str)]) -> Result<Expected, Problem> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name, HeaderValue::from_static(value));
+        }
+        Expected::of(&map)
+    }
+
+    #[test]
+    fn conditions_are_read_as_http_has_them() {
+        let (matches, none) = (header::IF_MATCH, header::IF_NONE_MATCH);
+        assert_eq!(of(&[]).unwrap(), Expected::Anything);
+        assert_eq!(of(&[(matches.clone(), "*")]).unwrap(), Expected::Some);
+        assert_eq!(
+            of(&[(matches.clone(), " \"17\" ")]).unwrap(),
+            Expected::Version(17)
+        );
+        assert_eq!(of(&[(none.clone(), "*")]).unwrap(), Expected::None);
+        for wrong in [
+            vec![(matches.clone(), "17")],
+            vec![(matches.clone(), "W/\"17\"")],
+            vec![(matches.clone(), "\"a\"")],
+            vec![(matches.clone(), "\"1\", \"2\"")],
+            vec![(matches.clone(), "\"1\""), (matches.clone(), "\"2\"")],
+            vec![(none.clone(), "\"1\"")],
+            vec![(matches, "*"), (none, "*")],
+        ] {
+            assert!(of(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

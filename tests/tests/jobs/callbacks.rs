@@ -1,0 +1,511 @@
+//! Callbacks: a receiver of the test's own is told of jobs that have finished.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quorun_tests::{Client, Cluster, Executor, Plan, eventually};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::job;
+
+/// What a receiver does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Status(u16),
+    /// Sends the sender elsewhere on the same host.
+    Redirect,
+    /// Says nothing and hangs up.
+    HangUp,
+    /// Says nothing, and waits.
+    Nothing,
+    /// Says yes, and goes on talking.
+    Endless,
+}
+
+/// A request as it was received.
+#[derive(Clone, Debug)]
+struct Received {
+    head: String,
+    body: String,
+}
+
+impl Received {
+    fn header(&self, name: &str) -> &str {
+        let mut lines = self.head.lines().skip(1);
+        lines
+            .find_map(|line| {
+                let (key, value) = line.split_once(": ")?;
+                key.eq_ignore_ascii_case(name).then_some(value)
+            })
+            .unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    received: Vec<Received>,
+    /// For the first requests; the last of them for all others.
+    answers: Vec<Answer>,
+}
+
+/// Listens on loopback as long as it lives.
+#[derive(Debug)]
+struct Receiver {
+    inner: Arc<Mutex<Inner>>,
+    port: u16,
+    listens: tokio::task::JoinHandle<()>,
+}
+
+impl Receiver {
+    async fn new(answers: &[Answer]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let inner = Arc::new(Mutex::new(Inner {
+            received: Vec::new(),
+            answers: answers.to_vec(),
+        }));
+        let shared = Arc::clone(&inner);
+        let listens = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(receive(stream, Arc::clone(&shared)));
+            }
+        });
+        Self {
+            inner,
+            port,
+            listens,
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/hook?a=b", self.port)
+    }
+
+    fn received(&self) -> Vec<Received> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.received.clone()
+    }
+
+    fn answer_from_now_on(&self, answer: Answer) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.answers = vec![answer];
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.listens.abort();
+    }
+}
+
+async fn receive(mut stream: TcpStream, inner: Arc<Mutex<Inner>>) {
+    let mut bytes = Vec::new();
+    let (head, length) = loop {
+        let mut part = [0; 4096];
+        match stream.read(&mut part).await {
+            Ok(count @ 1..) => bytes.extend_from_slice(&part[..count]),
+            _ => return,
+        }
+        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+            continue;
+        };
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        let received = Received {
+            head,
+            body: String::new(),
+        };
+        let length = received
+            .header("content-length")
+            .parse::<usize>()
+            .unwrap_or(0);
+        bytes.drain(..end + 4);
+        break (received.head, length);
+    };
+    while bytes.len() < length {
+        let mut part = [0; 4096];
+        match stream.read(&mut part).await {
+            Ok(count @ 1..) => bytes.extend_from_slice(&part[..count]),
+            _ => return,
+        }
+    }
+    let answer = {
+        let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = inner.received.len().min(inner.answers.len() - 1);
+        let body = String::from_utf8_lossy(&bytes).into_owned();
+        inner.received.push(Received { head, body });
+        inner.answers[place]
+    };
+    let text = match answer {
+        Answer::Status(status) => {
+            format!("HTTP/1.1 {status} Status\r\nContent-Length: 2\r\n\r\nok")
+        }
+        Answer::Redirect => {
+            "HTTP/1.1 307 Elsewhere\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n".to_owned()
+        }
+        Answer::HangUp => return,
+        Answer::Nothing => {
+            std::future::pending::<()>().await;
+            return;
+        }
+        Answer::Endless => "HTTP/1.1 200 Status\r\n\r\n".to_owned(),
+    };
+    if stream.write_all(text.as_bytes()).await.is_err() {
+        return;
+    }
+    // Whoever goes on listening is told more for ever.
+    while answer == Answer::Endless && stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+    let _ = stream.shutdown().await;
+}
+
+fn plan(nodes: u16) -> Plan {
+    let plan = Plan::new(Executor::Process).nodes(nodes);
+    plan.arg("--callback-backoff-ms=1")
+}
+
+fn told(url: &str) -> Value {
+    let mut job = job("bash", "echo hello");
+    job["callback"] = json!({ "url": url });
+    job
+}
+
+/// The delivery of a job, once it has come to an end.
+async fn settled(client: &Client, id: &str) -> Value {
+    eventually("the delivery is settled", async || {
+        let callback = client.job(id).await["callback"].clone();
+        match callback["state"].as_str() {
+            Some("delivered" | "failed") => Ok(callback),
+            _ => Err(callback),
+        }
+    })
+    .await
+}
+
+/// The example of the documentation, run with what was received.
+fn verifies(secret: &str, received: &Received) -> bool {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let (_, rest) = page
+        .split_once("```python\nimport hashlib")
+        .expect("the example");
+    let (example, _) = rest.split_once("```").expect("the end of the example");
+    let program = format!(
+        "import hashlib{example}\nimport sys\nbody = sys.stdin.buffer.read()\nsys.exit(0 if verify(sys.argv[1], sys.argv[2], body) else 1)\n"
+    );
+    let mut python = Command::new("python3")
+        .args(["-c", &program, secret, received.header("quorun-signature")])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("python3");
+    let mut stdin = python.stdin.take().expect("stdin");
+    stdin.write_all(received.body.as_bytes()).expect("the body");
+    drop(stdin);
+    python.wait().expect("an end").success()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_is_told_once_and_can_tell_by_whom() {
+    const SECRET: &str = "a secret of the receiver's";
+    let mut cluster = Cluster::start(plan(3).arg("--callback-allow-private")).await;
+    let receiver = Receiver::new(&[Answer::Status(204)]).await;
+    let client = cluster.any().clone();
+    let mut job = told(&receiver.url());
+    job["callback"]["secret"] = json!(SECRET);
+    job["callback"]["headers"] = json!({ "Authorization": "Bearer hidden-token", "X-Own": "mine" });
+    let id = client.submit(&job).await;
+    let callback = settled(&client, &id).await;
+    assert_eq!(callback["state"], "delivered", "{callback}");
+    assert_eq!(callback["url"], receiver.url());
+    assert_eq!(callback["attempts"][0]["status"], 204);
+    assert_eq!(callback["attempts"].as_array().map(Vec::len), Some(1));
+
+    let received = receiver.received();
+    assert_eq!(received.len(), 1);
+    let received = &received[0];
+    assert!(
+        received.head.starts_with("POST /hook?a=b HTTP/1.1"),
+        "{}",
+        received.head
+    );
+    assert_eq!(received.header("quorun-delivery"), id);
+    assert_eq!(received.header("quorun-attempt"), "1");
+    assert_eq!(received.header("authorization"), "Bearer hidden-token");
+    assert_eq!(received.header("x-own"), "mine");
+    assert_eq!(received.header("content-type"), "application/json");
+    let mut body: Value = serde_json::from_str(&received.body).expect("JSON");
+    let mut shown = client.finished(&id).await;
+    assert_eq!(body["callback"]["state"], "pending");
+    for job in [&mut body, &mut shown] {
+        job.as_object_mut().expect("an object").remove("callback");
+    }
+    assert_eq!(body, shown, "the job as GET shows it");
+
+    assert!(verifies(SECRET, received));
+    assert!(!verifies("another secret", received));
+    let mut changed = received.clone();
+    changed.body.push(' ');
+    assert!(!verifies(SECRET, &changed));
+
+    // Neither is anywhere to be seen.
+    cluster.agree().await;
+    let mut seen = vec![client.get("/v1/jobs").await.text()];
+    for other in cluster.clients() {
+        seen.push(other.get(&format!("/v1/jobs/{id}")).await.text());
+    }
+    for node in cluster.nodes() {
+        seen.push(node.log());
+    }
+    for text in seen {
+        assert!(
+            !text.contains(SECRET) && !text.contains("hidden-token"),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_fails_is_asked_again_but_not_for_ever() {
+    let cluster = Cluster::start(plan(1).arg("--callback-allow-private")).await;
+    let client = cluster.any();
+    let answers = [
+        Answer::Status(500),
+        Answer::HangUp,
+        Answer::Redirect,
+        Answer::Status(404),
+        Answer::Endless,
+    ];
+    let receiver = Receiver::new(&answers).await;
+    let id = client.submit(&told(&receiver.url())).await;
+    let callback = settled(client, &id).await;
+    assert_eq!(callback["state"], "delivered", "{callback}");
+    let statuses: Vec<_> = (0..5)
+        .map(|n| callback["attempts"][n]["status"].clone())
+        .collect();
+    assert_eq!(
+        statuses,
+        [json!(500), Value::Null, json!(307), json!(404), json!(200)]
+    );
+    assert!(callback["attempts"][1]["error"].is_string(), "{callback}");
+    assert_eq!(callback["attempts"][4]["error"], Value::Null);
+    assert_eq!(callback["next_attempt_at"], Value::Null);
+    let received = receiver.received();
+    assert_eq!(received.len(), 5);
+    for (n, received) in received.iter().enumerate() {
+        assert!(
+            received.head.starts_with("POST /hook"),
+            "the redirect was followed"
+        );
+        assert_eq!(received.header("quorun-delivery"), id);
+        assert_eq!(received.header("quorun-attempt"), (n + 1).to_string());
+        assert_eq!(received.header("quorun-signature"), "");
+    }
+
+    // Cancelled is finished, too; and eight times is enough.
+    let dead = Receiver::new(&[Answer::Status(503)]).await;
+    let mut slow = told(&dead.url());
+    slow["source"] = json!("sleep 60");
+    let id = client.submit(&slow).await;
+    assert_eq!(client.job(&id).await["callback"]["state"], "waiting");
+    client.delete(&format!("/v1/jobs/{id}")).await.expect(200);
+    let callback = settled(client, &id).await;
+    assert_eq!(callback["state"], "failed", "{callback}");
+    assert_eq!(callback["attempts"].as_array().map(Vec::len), Some(8));
+    assert_eq!(dead.received().len(), 8);
+    assert!(dead.received()[0].body.contains("\"cancelled\""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_outlives_the_leader_that_began_it() {
+    let mut cluster = Cluster::start(plan(3).arg("--callback-allow-private")).await;
+    let receiver = Receiver::new(&[Answer::Nothing]).await;
+    let leader = cluster.leader().await;
+    let other = cluster
+        .ids()
+        .into_iter()
+        .find(|id| *id != leader)
+        .expect("another");
+    let client = cluster.client(other).clone();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(client.submit(&told(&receiver.url())).await);
+    }
+    // The leader has begun all of them and waits for an answer when it dies.
+    eventually("they are begun", async || {
+        let count = receiver.received().len();
+        if count == 3 { Ok(()) } else { Err(count) }
+    })
+    .await;
+    cluster.node(leader).kill();
+    receiver.answer_from_now_on(Answer::Status(200));
+    for id in &ids {
+        let callback = settled(&client, id).await;
+        assert_eq!(callback["state"], "delivered", "{callback}");
+        assert_eq!(
+            callback["attempts"].as_array().map(Vec::len),
+            Some(1),
+            "{callback}"
+        );
+    }
+    cluster.node(leader).restart().await;
+    cluster.agree().await;
+    for id in &ids {
+        let shown: Vec<Value> = {
+            let mut shown = Vec::new();
+            for client in cluster.clients() {
+                let path = format!("/v1/jobs/{id}?consistency=stale");
+                shown.push(client.get(&path).await.expect(200)["callback"].clone());
+            }
+            shown
+        };
+        assert!(shown.windows(2).all(|two| two[0] == two[1]), "{shown:?}");
+        let told = receiver.received();
+        let told = told
+            .iter()
+            .filter(|received| received.header("quorun-delivery") == id);
+        assert_eq!(told.count(), 2, "by the dead leader, and by the next one");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_on_the_public_internet_is_not_told_unless_allowed() {
+    let cluster = Cluster::start(plan(1)).await;
+    let client = cluster.any();
+    let receiver = Receiver::new(&[Answer::Status(200)]).await;
+    // A name is looked up when it is connected to.
+    let id = client
+        .submit(&told(&format!("http://localhost:{}/", receiver.port)))
+        .await;
+    let callback = settled(client, &id).await;
+    assert_eq!(callback["state"], "failed", "{callback}");
+    assert_eq!(callback["attempts"].as_array().map(Vec::len), Some(1));
+    let error = callback["attempts"][0]["error"].as_str().expect("an error");
+    assert!(error.contains("not on the public internet"), "{error}");
+    assert!(receiver.received().is_empty());
+    for url in [
+        receiver.url(),
+        "http://127.1/".to_owned(),
+        "http://[::1]/".to_owned(),
+        "http://[::ffff:127.0.0.1]/".to_owned(),
+        "https://169.254.169.254/latest".to_owned(),
+        "http://10.0.0.1/".to_owned(),
+        "http://0/".to_owned(),
+    ] {
+        let answer = client.post_json("/v1/jobs", &told(&url)).await;
+        let problem = answer.problem(422, "invalid-request");
+        assert_eq!(problem["field"], "callback.url", "{url}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_receiver_delays_nobody_else() {
+    let cluster = Cluster::start(plan(1).slots(4).arg("--callback-allow-private")).await;
+    let client = cluster.any();
+    let dead = Receiver::new(&[Answer::Nothing]).await;
+    let lives = Receiver::new(&[Answer::Status(200)]).await;
+    let batch: Vec<_> = (0..30).map(|_| told(&dead.url())).collect();
+    let batch = json!({ "jobs": batch });
+    let answer = client
+        .post_json("/v1/jobs/batch?wait=60", &batch)
+        .await
+        .expect(200);
+    assert_eq!(answer["accepted"], 30, "{answer}");
+    let id = client.submit(&told(&lives.url())).await;
+    assert_eq!(settled(client, &id).await["state"], "delivered");
+    assert!(
+        dead.received().len() <= 8,
+        "more at one time than one host has places"
+    );
+    let first = answer["jobs"][0]["job"]["id"].as_str().expect("an id");
+    assert_eq!(client.job(first).await["callback"]["state"], "pending");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_callback_is_said() {
+    let cluster = Cluster::start(plan(1)).await;
+    let client = cluster.any();
+    let ok = "https://example.com/";
+    let headers: serde_json::Map<_, _> = (0..17).map(|n| (format!("x-{n}"), json!("v"))).collect();
+    for (callback, field) in [
+        (json!("https://example.com/"), "callback"),
+        (json!({}), "callback"),
+        (json!({ "url": 5 }), "callback.url"),
+        (json!({ "url": "" }), "callback.url"),
+        (json!({ "url": "example.com" }), "callback.url"),
+        (json!({ "url": "ftp://example.com/" }), "callback.url"),
+        (json!({ "url": "http://" }), "callback.url"),
+        (
+            json!({ "url": "http://user:pass@example.com/" }),
+            "callback.url",
+        ),
+        (json!({ "url": "http://example.com:0/" }), "callback.url"),
+        (
+            json!({ "url": format!("http://example.com/{}", "x".repeat(2048)) }),
+            "callback.url",
+        ),
+        (json!({ "url": ok, "colour": 1 }), "callback.colour"),
+        (json!({ "url": ok, "secret": "short" }), "callback.secret"),
+        (
+            json!({ "url": ok, "secret": "x".repeat(257) }),
+            "callback.secret",
+        ),
+        (
+            json!({ "url": ok, "secret": "with\na line" }),
+            "callback.secret",
+        ),
+        (json!({ "url": ok, "headers": [] }), "callback.headers"),
+        (json!({ "url": ok, "headers": headers }), "callback.headers"),
+        (
+            json!({ "url": ok, "headers": { "x": 1 } }),
+            "callback.headers.x",
+        ),
+        (
+            json!({ "url": ok, "headers": { "": "v" } }),
+            "callback.headers.",
+        ),
+        (
+            json!({ "url": ok, "headers": { "a b": "v" } }),
+            "callback.headers.a b",
+        ),
+        (
+            json!({ "url": ok, "headers": { "x": "a\r\nb: c" } }),
+            "callback.headers.x",
+        ),
+        (
+            json!({ "url": ok, "headers": { "x": "é" } }),
+            "callback.headers.x",
+        ),
+        (
+            json!({ "url": ok, "headers": { "x": "v".repeat(1025) } }),
+            "callback.headers.x",
+        ),
+        (
+            json!({ "url": ok, "headers": { "Host": "other" } }),
+            "callback.headers.Host",
+        ),
+        (
+            json!({ "url": ok, "headers": { "Transfer-Encoding": "chunked" } }),
+            "callback.headers.Transfer-Encoding",
+        ),
+        (
+            json!({ "url": ok, "headers": { "content-length": "1" } }),
+            "callback.headers.content-length",
+        ),
+        (
+            json!({ "url": ok, "headers": { "Quorun-Signature": "t=1" } }),
+            "callback.headers.Quorun-Signature",
+        ),
+    ] {
+        let mut submitted = job("bash", "true");
+        submitted["callback"] = callback.clone();
+        let answer = client.post_json("/v1/jobs", &submitted).await;
+        let problem = answer.problem(422, "invalid-request");
+        assert_eq!(problem["field"], field, "{callback}");
+        assert!(!answer.text().contains("pass@"), "{}", answer.text());
+    }
+    let twice = r#"{"language":"bash","source":"true","callback":{"url":"https://example.com/","headers":{"X-A":"1","x-a":"2"}}}"#;
+    let answer = client.post("/v1/jobs", twice).await;
+    let field = answer.problem(422, "invalid-request")["field"].clone();
+    assert_eq!(field, "callback.headers.x-a");
+}
