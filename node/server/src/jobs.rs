@@ -168,8 +168,7 @@ impl Jobs {
         outputs: Outputs,
         queue: QueueBound,
         disk: DiskSpace,
-        metrics: Metrics,
-        catalogue: Catalogue,
+        (metrics, catalogue): (Metrics, Catalogue),
     ) -> Self {
         Self {
             inner: Arc::new(Inner {

@@ -188,8 +188,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         outputs,
         config.ceilings.queue,
         disk,
-        metrics.clone(),
-        catalogue.clone(),
+        (metrics.clone(), catalogue.clone()),
     );
     let mut bounds = config.bounds;
     bounds.connections = crate::process::room_for(bounds.connections);
