@@ -328,23 +328,21 @@ pub async fn remove(
     };
     let reply = propose(&app, &name, command).await?;
     // What was there and is not any more has been removed, maybe by somebody else.
-    match was_set || reply == Reply::LanguageRemoved {
-        true => {
-            info!(language = name, "language removed");
-            let now = app.catalogue.current();
-            match now.all().find(|known| known.language.name == name) {
-                // The file's is there again.
-                Some(_) => outcome(&app, &name, StatusCode::OK, None).await,
-                None => Ok(StatusCode::NO_CONTENT.into_response()),
-            }
-        }
-        false => Err(conflict(
+    if !was_set && reply != Reply::LanguageRemoved {
+        return Err(conflict(
             "language-of-file",
             "The language is of the nodes' files",
             format!(
                 "{name} is not set in the cluster but in the files of the nodes, which have it anyway; disable it with PATCH {{\"disabled\": true}}"
             ),
-        )),
+        ));
+    }
+    info!(language = name, "language removed");
+    let now = app.catalogue.current();
+    match now.all().find(|known| known.language.name == name) {
+        // The file's is there again.
+        Some(_) => outcome(&app, &name, StatusCode::OK, None).await,
+        None => Ok(StatusCode::NO_CONTENT.into_response()),
     }
 }
 
