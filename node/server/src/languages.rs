@@ -613,17 +613,17 @@ pub(crate) mod tests {
             ("compile", |d| d.compile = Some(Vec::new())),
             ("compile", |d| d.compile = Some(vec!["a\0".to_owned()])),
             ("version_command", |d| {
-                d.version_command = Some(vec!["a".repeat(4097)])
+                d.version_command = Some(vec!["a".repeat(4097)]);
             }),
             ("source", |d| d.source = "a/b".to_owned()),
             ("source", |d| d.source = "..".to_owned()),
             ("source", |d| d.source = "-a".to_owned()),
             ("extensions", |d| d.extensions = vec![".py".to_owned()]),
             ("env.A=B", |d| {
-                drop(d.env.insert("A=B".to_owned(), String::new()))
+                drop(d.env.insert("A=B".to_owned(), String::new()));
             }),
             ("zygote.", |d| {
-                drop(d.zygote.insert(String::new(), String::new()))
+                drop(d.zygote.insert(String::new(), String::new()));
             }),
             ("example", |d| d.example = "a".repeat(20_000)),
         ];

@@ -404,7 +404,7 @@ async fn dispatch(
                             Ok(())
                         }
                         event => {
-                            event_of(event, at, &worker, &watchers);
+                            event_of(&event, at, &worker, &watchers);
                             Ok(())
                         }
                     };
@@ -430,8 +430,8 @@ async fn dispatch(
     }
 }
 
-fn event_of(event: Event, at: Instant, worker: &Worker, watchers: &Watchers) {
-    match event {
+fn event_of(event: &Event, at: Instant, worker: &Worker, watchers: &Watchers) {
+    match *event {
         Event::Queued { job } => {
             debug!(%job, "job queued");
             watchers.changed(job);

@@ -168,7 +168,8 @@ async fn one_is_defined_used_defined_anew_disabled_and_removed() {
     eventually("the language is offered again", async || {
         let answer = cluster.any().lang("shell2", "echo $GREETING").await;
         if answer.status == 200 {
-            Ok(assert_eq!(answer.text(), "second\n"))
+            assert_eq!(answer.text(), "second\n");
+            Ok(())
         } else {
             Err(answer.text())
         }
