@@ -324,11 +324,11 @@ mod tests {
         let missing = Credentials::new(None, Some("/is/not/there".into())).unwrap();
         assert!(Client::of(&["https://x".to_owned()], &missing).is_err());
         Client::of(&urls, &missing).unwrap();
-        let credentials = Credentials::new(Some("secret"), None).unwrap();
+        let credentials = Credentials::new(Some("hush-hush"), None).unwrap();
         let client = Client::of(&urls, &credentials).unwrap();
         assert_eq!(client.base(), "http://a");
         client.next_node();
         assert_eq!(client.base(), "http://b");
-        assert!(!format!("{client:?}").contains("secret"));
+        assert!(!format!("{client:?}").contains("hush-hush"));
     }
 }
