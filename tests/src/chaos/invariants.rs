@@ -562,6 +562,10 @@ const ALLOWED: &[(&str, &str)] = &[
         "what the process executor says at every start",
     ),
     (
+        "is not among this machine's commands",
+        "a machine does not have all languages",
+    ),
+    (
         "quorun::scheduler: node lost",
         "nodes are killed, paused and cut off",
     ),
