@@ -109,7 +109,7 @@ pub struct Limits {
 }
 
 /// For fields that came later and are left out where they hold their default.
-const fn is_false(value: &bool) -> bool {
+pub(crate) const fn is_false(value: &bool) -> bool {
     !*value
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Limits, Outcome, SourceFile, Verdict};
+use crate::job::{Limits, Outcome, SourceFile, Verdict, is_false};
 
 /// A part of a whole, in millionths of it: no rounding of another machine can make it another.
 #[derive(
@@ -74,11 +74,6 @@ pub struct TestCase {
     /// Wall-clock time, milliseconds, where it is not that of the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wall_ms: Option<u64>,
-}
-
-/// For fields that came later and are left out where they hold their default.
-const fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 impl TestCase {

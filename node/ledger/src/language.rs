@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::codec;
-use crate::job::{Limits, SourceFile, StepLimits};
+use crate::job::{Limits, SourceFile, StepLimits, is_false};
 
 /// Stands for the entrypoint's file name in a language's commands.
 pub const SOURCE_PLACEHOLDER: &str = "{source}";
@@ -121,10 +121,6 @@ pub fn needed(language: &str, definition: Option<u64>) -> Cow<'_, str> {
         None => Cow::Borrowed(language),
         Some(version) => Cow::Owned(format!("{language}@{version}")),
     }
-}
-
-const fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 impl Language {
