@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tracing::info;
 
+use super::jobs;
 use super::languages::{self, Everybody, Said, answer, everybody};
 use super::problem::Problem;
 use super::{App, body, path};
@@ -29,8 +30,6 @@ const MAX_BODY: usize = 64 * 1024;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a registry may take to say what an image's digest is.
 const REGISTRY: Duration = Duration::from_secs(5);
-/// The longest `?wait=`, seconds.
-const MAX_WAIT_S: f64 = 300.0;
 /// Pause between two looks at how far the nodes are.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -187,18 +186,7 @@ fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>
             format!("the query may have wait=SECONDS: {}", error.body_text()),
         )
     })?;
-    let Some(text) = params.wait else {
-        return Ok(None);
-    };
-    let seconds = text.parse::<f64>().ok();
-    let seconds = seconds.filter(|s| s.is_finite() && *s >= 0.0);
-    let seconds = seconds.ok_or_else(|| {
-        Problem::invalid(
-            "wait",
-            format!("wait is \"{text}\"; it should be a number of seconds"),
-        )
-    })?;
-    Ok(Some(Duration::from_secs_f64(seconds.min(MAX_WAIT_S))))
+    jobs::wait(params.wait.as_deref())
 }
 
 /// Defines a language, or defines it anew.
