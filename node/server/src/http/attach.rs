@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::tungstenite;
 
+use self::channel::{CLOSE, SIGNAL, SIZE, STATE, STDERR, STDIN, STDOUT};
 use super::interactive::TerminalRequest;
 use super::problem::Problem;
 use super::{App, events, gate, job_id, path, view};
@@ -50,13 +51,23 @@ const SILENCE: Duration = Duration::from_secs(45);
 /// How long the last words to a client may take.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATE: u8 = 3;
-const SIZE: u8 = 4;
-const SIGNAL: u8 = 5;
-const CLOSE: u8 = 255;
+/// The first byte of each message of `quorun.attach.v1`, for both ends.
+pub mod channel {
+    /// What the program reads.
+    pub const STDIN: u8 = 0;
+    /// What it prints.
+    pub const STDOUT: u8 = 1;
+    /// What it prints to its stderr.
+    pub const STDERR: u8 = 2;
+    /// How the job stands.
+    pub const STATE: u8 = 3;
+    /// How large the terminal is.
+    pub const SIZE: u8 = 4;
+    /// A signal for the program.
+    pub const SIGNAL: u8 = 5;
+    /// The end of the channel that the next byte names.
+    pub const CLOSE: u8 = 255;
+}
 
 /// Codes of RFC 6455, and of the registry that it began.
 const NORMAL: u16 = 1000;

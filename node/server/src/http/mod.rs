@@ -2,7 +2,7 @@
 //! let in before its body is read, `serve` holds connections to their deadlines, `access` knows who sends a request, `problem` and `submission` are what they share.
 
 mod access;
-mod attach;
+pub mod attach;
 mod batch;
 mod body;
 mod callback;

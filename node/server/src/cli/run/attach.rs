@@ -27,6 +27,7 @@ use tokio_util::either::Either;
 
 use super::super::client::{Client, is_secure, problem};
 use super::{exit_code, write};
+use crate::http::attach::channel::{CLOSE, SIGNAL, SIZE, STATE, STDERR, STDIN, STDOUT};
 
 /// The subprotocol.
 const PROTOCOL: &str = "quorun.attach.v1";
@@ -38,14 +39,6 @@ const PAUSE: Duration = Duration::from_millis(250);
 const PIECE: usize = 16 << 10;
 /// How long a conversation may take if nobody says otherwise, where the cluster lets it.
 pub const WALL_MS: u64 = 600_000;
-
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATE: u8 = 3;
-const SIZE: u8 = 4;
-const SIGNAL: u8 = 5;
-const CLOSE: u8 = 255;
 
 /// What an interactive submission has more: a terminal, if this program has one.
 pub fn add_to(request: &mut Value) {
