@@ -1,5 +1,8 @@
 //! Logs.
 
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
@@ -9,6 +12,34 @@ const DEFAULT: &str = "info";
 /// of every call to a node that is down.
 const QUIET: &str =
     "openraft=error,h2=warn,hyper=warn,hyper_util=warn,tower=warn,bollard=warn,sled=warn";
+
+/// The last words were said. Read and set under the lock of stderr.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// stderr, until the last words.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut stderr = io::stderr().lock();
+        if ENDED.load(Ordering::Relaxed) {
+            return Ok(bytes.len());
+        }
+        stderr.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// Says on stderr why the program ends, as its last line: whatever still runs while it ends is no longer heard.
+pub fn last_words(text: &str) {
+    let mut stderr = io::stderr().lock();
+    ENDED.store(true, Ordering::Relaxed);
+    // Where nobody can read it, the exit code has to do.
+    let _ = writeln!(stderr, "quorun: {text}");
+}
 
 /// Starts logging to stderr.
 ///
@@ -27,8 +58,8 @@ pub fn init(filter: Option<&str>, json: bool) -> anyhow::Result<()> {
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+        .with_writer(|| Stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     if json {
         builder.json().init();
     } else {

@@ -21,6 +21,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::telemetry;
+
 /// Exit code for a command line or configuration that is not right.
 const USAGE: u8 = 2;
 /// Exit code of `quorun run` when Quorun, not the program, is the reason; as `docker run` has it.
@@ -103,7 +105,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("quorun: {error:#}");
+            telemetry::last_words(&format!("{error:#}"));
             if error.is::<UsageError>() {
                 ExitCode::from(USAGE)
             } else {
