@@ -317,6 +317,11 @@ impl Batch {
         self.writes.push((key.into(), Some(value.into())));
     }
 
+    /// How many keys it writes.
+    pub(crate) fn len(&self) -> usize {
+        self.writes.len()
+    }
+
     /// Whether nothing is removed.
     pub(crate) fn only_adds(&self) -> bool {
         self.writes.iter().all(|(_, value)| value.is_some())

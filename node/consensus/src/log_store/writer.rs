@@ -21,8 +21,10 @@ pub(super) const COMMITTED_KEY: &[u8] = b"c";
 const MAX_OPS: usize = 4096;
 /// How many bytes of entries are written together at most, unless a single append is larger.
 const MAX_BYTES: usize = 8 << 20;
-/// How many keys are removed at one time: sled takes very long over larger removals.
-const MAX_REMOVALS: usize = 1000;
+/// How many keys of purged records are removed with one batch if it adds less than half as many; otherwise twice as many
+/// as it adds, so that what is to be removed grows less whatever the load is. A removal takes sled up to 0.2 ms, and what
+/// is appended meanwhile waits for it.
+const MIN_REMOVALS: usize = 48;
 /// Writing that takes longer is worth a warning.
 const SLOW: Duration = Duration::from_millis(250);
 
@@ -418,10 +420,11 @@ impl Writer {
 
     fn apply(&mut self, staged: &mut Staged, close: bool) -> io::Result<Unsynced> {
         let disk = self.shared.disk()?;
+        let most = MIN_REMOVALS.max(2 * staged.batch.len());
         let mut removals = 0;
         while let Some(extent) = self.garbage.front() {
             removals += extent.parts as usize;
-            if removals > MAX_REMOVALS.max(extent.parts as usize) {
+            if removals > most.max(extent.parts as usize) {
                 break;
             }
             for key in extent.keys() {
