@@ -168,7 +168,7 @@ async fn json_of_another_shape_is_422_and_names_the_field() {
     let client = cluster.any();
     let cases = [
         (json!([]), "body"),
-        (json!({ "source": "1" }), "body"),
+        (json!({ "source": "1" }), "language"),
         (json!({ "language": 3, "source": "1" }), "language"),
         (json!({ "language": "python", "source": ["1"] }), "source"),
         (
@@ -206,6 +206,7 @@ async fn json_of_another_shape_is_422_and_names_the_field() {
     )
     .await;
     let problem = unknown.problem(422, "invalid-request");
+    assert_eq!(problem["field"], "sauce", "{problem}");
     assert!(problem["detail"].to_string().contains("sauce"), "{problem}");
     unharmed(client).await;
 }

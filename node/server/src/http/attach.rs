@@ -19,7 +19,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, Stream, StreamExt};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, header};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{JobId, JobState, NodeId, Verdict};
 use serde::Deserialize;
@@ -29,7 +29,7 @@ use tokio_tungstenite::tungstenite;
 
 use self::channel::{CLOSE, SIGNAL, SIZE, STATE, STDERR, STDIN, STDOUT};
 use super::interactive::TerminalRequest;
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use super::{App, events, gate, job_id, path, view};
 use crate::console::Said;
 use crate::follow::{Followed, Told};
@@ -102,10 +102,7 @@ pub async fn attach(
     }
     app.jobs.get(id, false).await?;
     if app.jobs.is_interactive(id).await? == Some(false) {
-        return Err(Problem::new(
-            StatusCode::CONFLICT,
-            "not-interactive",
-            "Nobody can talk to the job's program",
+        return Err(Problem::new(Kind::NotInteractive,
             format!(
                 "job {id} was submitted without \"interactive\": true; follow it at /v1/jobs/{id}/events"
             ),
@@ -124,9 +121,7 @@ pub async fn attach(
 
 fn not_a_websocket(reason: &str) -> Problem {
     Problem::new(
-        StatusCode::BAD_REQUEST,
-        "not-a-websocket",
-        "This path takes WebSockets",
+        Kind::NotAWebSocket,
         format!("the request does not open a WebSocket with the subprotocol {PROTOCOL}: {reason}"),
     )
 }

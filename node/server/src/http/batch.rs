@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::gate::{self, Entry};
 use super::jobs::wait;
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use super::query::Parameters;
 use super::submission::{JobRequest, idempotency};
 use super::{App, body, view};
@@ -66,10 +66,8 @@ pub async fn submit(
     drop(bytes);
     let count = request.jobs.len();
     if count == 0 {
-        return Err(Problem::invalid(
-            "jobs",
-            "jobs is empty; send at least one job",
-        ));
+        let problem = Problem::invalid("jobs", "jobs is empty; send at least one job");
+        return Err(problem.with("value", 0).with("limit", 1));
     }
     if count > MAX_JOBS {
         return Err(Problem::over_limit("jobs", count as u64, MAX_JOBS as u64));
@@ -147,10 +145,7 @@ fn all_sound(items: Vec<Item>) -> Result<Vec<(JobSpec, Option<IdempotencyKey>)>,
         let count = wrong.len();
         let all = count + jobs.len();
         let named: Vec<Value> = wrong.iter().take(MAX_NAMED).map(Problem::to_json).collect();
-        return Err(Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "invalid-batch",
-            "Some jobs of the batch are not valid",
+        return Err(Problem::new(Kind::InvalidBatch,
             format!("{count} of {all} jobs are not valid, so none was accepted; errors says what is wrong with each (the first {MAX_NAMED})"),
         )
         .with("field", "jobs")
@@ -159,7 +154,7 @@ fn all_sound(items: Vec<Item>) -> Result<Vec<(JobSpec, Option<IdempotencyKey>)>,
     }
     let bytes: u64 = jobs.iter().map(|(spec, _)| spec.weight()).sum();
     if bytes > MAX_ATOMIC_BYTES {
-        return Err(Problem::too_large("batch", MAX_ATOMIC_BYTES));
+        return Err(Problem::too_large("batch", MAX_ATOMIC_BYTES).with("value", bytes));
     }
     Ok(jobs)
 }

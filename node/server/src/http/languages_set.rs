@@ -17,7 +17,8 @@ use tracing::info;
 
 use super::jobs;
 use super::languages::{self, Everybody, Said, answer, everybody};
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
+use super::query::query_is_wrong;
 use super::{App, body, path};
 use crate::catalogue::Known;
 use crate::jobs::Error;
@@ -86,25 +87,19 @@ struct PatchRequest {
 impl From<Mistake> for Problem {
     fn from(mistake: Mistake) -> Self {
         let problem = Self::invalid(&mistake.field, mistake.text);
-        match mistake.bound {
-            Some((value, limit)) => problem.with("value", value).with("limit", limit),
+        let problem = match mistake.value {
+            Some(value) => problem.with("value", value),
+            None => problem,
+        };
+        match mistake.limit {
+            Some(limit) => problem.with("limit", limit),
             None => problem,
         }
     }
 }
 
-fn conflict(kind: &'static str, title: &'static str, detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::CONFLICT, kind, title, detail)
-}
-
 fn changed(detail: String, version: u64) -> Problem {
-    Problem::new(
-        StatusCode::PRECONDITION_FAILED,
-        "language-changed",
-        "The language is not as the request expects it",
-        detail,
-    )
-    .with("version", version)
+    Problem::new(Kind::LanguageChanged, detail).with("version", version)
 }
 
 /// What a request expects of the language's entry.
@@ -133,7 +128,8 @@ impl Expected {
                 _ => Err(Problem::invalid(
                     name.as_str(),
                     format!("the {name} header should be there once, in ASCII"),
-                )),
+                )
+                .with("value", String::from_utf8_lossy(value.as_bytes()))),
             }
         };
         let (matches, none) = (single(header::IF_MATCH)?, single(header::IF_NONE_MATCH)?);
@@ -151,11 +147,13 @@ impl Expected {
                         "if-match",
                         "If-Match should be * or one version in quotes, such as \"3\", as the ETag of an answer has it",
                     )
+                    .with("value", tag)
                 }),
-            (None, Some(_)) => Err(Problem::invalid(
+            (None, Some(tag)) => Err(Problem::invalid(
                 "if-none-match",
                 "If-None-Match should be *: the language is not there yet",
-            )),
+            )
+            .with("value", tag)),
             (Some(_), Some(_)) => Err(Problem::invalid(
                 "if-match",
                 "send If-Match or If-None-Match, not both",
@@ -180,12 +178,7 @@ impl Expected {
 
 /// How long the answer waits for the nodes.
 fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>, Problem> {
-    let Query(params) = query.map_err(|error| {
-        Problem::invalid(
-            "query",
-            format!("the query may have wait=SECONDS: {}", error.body_text()),
-        )
-    })?;
+    let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
     jobs::wait(params.wait.as_deref())
 }
 
@@ -210,7 +203,8 @@ pub async fn put(
                 shortened(other),
                 shortened(&name)
             ),
-        ));
+        )
+        .with("value", other.as_str()));
     }
     let (pin, disabled) = (request.pin.unwrap_or(true), request.disabled);
     let definition = Definition {
@@ -317,13 +311,12 @@ pub async fn remove(
     let reply = propose(&app, &name, command).await?;
     // What was there and is not any more has been removed, maybe by somebody else.
     if !was_set && reply != Reply::LanguageRemoved {
-        return Err(conflict(
-            "language-of-file",
-            "The language is of the nodes' files",
+        return Err(Problem::new(Kind::LanguageOfFile,
             format!(
                 "{name} is not set in the cluster but in the files of the nodes, which have it anyway; disable it with PATCH {{\"disabled\": true}}"
             ),
-        ));
+        )
+        .with("language", name));
     }
     info!(language = name, "language removed");
     let now = app.catalogue.current();
@@ -350,9 +343,7 @@ fn free_of_files(app: &App, language: &Language) -> Result<(), Problem> {
 }
 
 fn name_taken(word: &str, language: &str) -> Problem {
-    conflict(
-        "name-taken",
-        "A name belongs to another language",
+    Problem::new(Kind::NameTaken,
         format!(
             "\"{word}\" is a name or an alias of the language {language}; take another one, or define {language} without it first"
         ),
@@ -371,9 +362,7 @@ fn all_know_how(said: &Everybody) -> Result<(), Problem> {
     if older.is_empty() {
         return Ok(());
     }
-    Err(conflict(
-        "older-nodes",
-        "Some nodes are too old for this",
+    Err(Problem::new(Kind::OlderNodes,
         "some nodes run an older program that does not know languages at run time; upgrade all nodes first",
     )
     .with("nodes", older))
@@ -404,9 +393,7 @@ async fn propose(app: &App, name: &str, command: Command) -> Result<Reply, Probl
         ProposeError::Unavailable => Problem::from(Error::NoLeader),
         ProposeError::Stopped => Error::Stopped.into(),
         ProposeError::Unknown => Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unconfirmed",
-            "The cluster did not confirm the request in time",
+            Kind::Unconfirmed,
             "whether the request was taken is not known; look at the language, or send it again",
         )
         .retry(),
@@ -424,18 +411,15 @@ async fn propose(app: &App, name: &str, command: Command) -> Result<Reply, Probl
             return Err(name_taken(&word, &language));
         }
         Reply::Rejected(Rejection::TooManyLanguages { limit }) => {
-            return Err(conflict(
-                "too-many-languages",
-                "Too many languages are set",
+            return Err(Problem::new(
+                Kind::TooManyLanguages,
                 format!("{limit} languages are set, which is the most; remove one first"),
             )
             .with("limit", limit));
         }
         other => {
             return Err(Problem::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "Quorun has a bug",
+                Kind::Internal,
                 format!("the ledger answered with {other:?}"),
             ));
         }
@@ -485,10 +469,7 @@ async fn outcome(
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY.min(deadline.saturating_duration_since(Instant::now()))) => {}
             () = app.closing.cancelled() => {
-                return Err(Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "node-ending",
-                    "This node is about to end",
+                return Err(Problem::new(Kind::NodeEnding,
                     format!("the language {name} is set; ask another node how far it is"),
                 )
                 .retry());

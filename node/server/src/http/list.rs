@@ -50,9 +50,8 @@ pub async fn list(
         None | Some("newest") => false,
         Some("oldest") => true,
         Some(other) => {
-            let detail =
-                format!("order is \"{other}\"; it should be newest (the default) or oldest");
-            return Err(Problem::invalid("order", detail));
+            let should = "newest (the default) or oldest";
+            return Err(Problem::no_such("order", other, should));
         }
     };
     let limit = limit(&parameters, PAGE, MAX_PAGE)?;
@@ -87,7 +86,8 @@ pub async fn cancel(
         return Err(Problem::invalid(
             "state",
             "state is \"finished\"; what has finished cannot be cancelled, so state should be queued or running",
-        ));
+        )
+        .with("value", JobState::Finished.as_str()));
     }
     if filter.states.is_empty() {
         filter.states = [JobState::Queued, JobState::Running].into();
@@ -130,10 +130,9 @@ fn filter(app: &App, parameters: &Parameters) -> Result<JobFilter, Problem> {
         return Err(Problem::over_limit("label", labels, MAX_LABELS as u64));
     }
     if filter.labels.contains("") {
-        return Err(Problem::invalid(
-            "label",
-            "label is empty; no job has such a label",
-        ));
+        return Err(
+            Problem::invalid("label", "label is empty; no job has such a label").with("value", ""),
+        );
     }
     for name in parameters
         .all("language")
@@ -149,7 +148,8 @@ fn filter(app: &App, parameters: &Parameters) -> Result<JobFilter, Problem> {
         return Err(Problem::invalid(
             "submitted_before",
             "submitted_before is not later than submitted_after, so no job can be in between",
-        ));
+        )
+        .with("value", parameters.one("submitted_before")?));
     }
     Ok(filter)
 }
@@ -186,10 +186,8 @@ fn time(parameters: &Parameters, name: &str) -> Result<Option<u64>, Problem> {
         .and_then(|since| u64::try_from(since.as_millis()).ok())
         .map(Some)
         .ok_or_else(|| {
-            let detail = format!(
-                "{name} is \"{text}\"; it should be a time in UTC such as 2026-01-01T00:00:00Z"
-            );
-            Problem::invalid(name, detail)
+            let should = "a time in UTC such as 2026-01-01T00:00:00Z";
+            Problem::no_such(name, text, should)
         })
 }
 
@@ -200,10 +198,5 @@ fn limit(parameters: &Parameters, default: usize, most: usize) -> Result<usize, 
     text.parse()
         .ok()
         .filter(|limit| (1..=most).contains(limit))
-        .ok_or_else(|| {
-            Problem::invalid(
-                "limit",
-                format!("limit is \"{text}\"; it should be 1 to {most}"),
-            )
-        })
+        .ok_or_else(|| Problem::no_such("limit", text, &format!("1 to {most}")).with("limit", most))
 }

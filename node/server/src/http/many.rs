@@ -58,15 +58,16 @@ pub async fn wait(
         return Err(Problem::invalid(
             "timeout_s",
             format!("timeout_s is {seconds}; it should be a number of seconds, not less than 0"),
-        ));
+        )
+        .with("value", seconds)
+        .with("limit", 0));
     }
     let patience = Duration::from_secs_f64(seconds.min(MAX_WAIT_S as f64));
     let until = match request.until.as_deref() {
         None | Some("all") => Until::All,
         Some("any") => Until::Any,
         Some(other) => {
-            let detail = format!("until is \"{other}\"; it should be all (the default) or any");
-            return Err(Problem::invalid("until", detail));
+            return Err(Problem::no_such("until", other, "all (the default) or any"));
         }
     };
     let deadline = Instant::now() + patience;
@@ -116,10 +117,8 @@ pub async fn cancel(
 /// The jobs that a list of ids names, each once.
 fn ids(texts: &[String]) -> Result<Vec<JobId>, Problem> {
     if texts.is_empty() {
-        return Err(Problem::invalid(
-            "ids",
-            "ids is empty; name at least one job",
-        ));
+        let problem = Problem::invalid("ids", "ids is empty; name at least one job");
+        return Err(problem.with("value", 0).with("limit", 1));
     }
     if texts.len() > MAX_IDS {
         let count = texts.len() as u64;
@@ -133,7 +132,7 @@ fn ids(texts: &[String]) -> Result<Vec<JobId>, Problem> {
             let detail = format!(
                 "{field} is not a job id; ids look like 01900000-0000-7000-8000-000000000000"
             );
-            Problem::invalid(&field, detail)
+            Problem::invalid(&field, detail).with("value", text.as_str())
         })?;
         if seen.insert(id) {
             ids.push(id);

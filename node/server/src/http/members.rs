@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 use tracing::info;
 
-use super::problem::Problem;
+use super::problem::{Kind, Problem, quoted};
 use super::{App, body, path};
 use crate::config::split_host_port;
 use crate::jobs::Error;
@@ -70,16 +70,10 @@ pub struct SettingsRequest {
     replace_voter_s: Option<u64>,
 }
 
-fn conflict(kind: &'static str, title: &'static str, detail: String) -> Problem {
-    Problem::new(StatusCode::CONFLICT, kind, title, detail)
-}
-
 fn unknown_node(id: NodeId, status: &Status) -> Problem {
     let ids: Vec<_> = status.members.keys().map(ToString::to_string).collect();
     Problem::new(
-        StatusCode::NOT_FOUND,
-        "unknown-node",
-        "There is no such node",
+        Kind::UnknownNode,
         format!(
             "node {id} does not belong to this cluster; its nodes are {}",
             ids.join(", ")
@@ -93,10 +87,11 @@ fn node_id(part: Result<Path<String>, PathRejection>) -> Result<NodeId, Problem>
     let text = path(part)?;
     text.parse().ok().filter(|id| *id > 0).ok_or_else(|| {
         Problem::new(
-            StatusCode::NOT_FOUND,
-            "unknown-node",
-            "There is no such node",
-            format!("\"{text}\" is not the id of a node; ids are numbers from 1"),
+            Kind::UnknownNode,
+            format!(
+                "{} is not the id of a node; ids are numbers from 1",
+                quoted(&text)
+            ),
         )
         .with("node", text.clone())
     })
@@ -104,12 +99,8 @@ fn node_id(part: Result<Path<String>, PathRejection>) -> Result<NodeId, Problem>
 
 fn address(field: &'static str, text: &str) -> Result<(), Problem> {
     split_host_port(text).map(drop).map_err(|_| {
-        Problem::invalid(
-            field,
-            format!(
-                "{field} is \"{text}\"; it should be HOST:PORT, as the other nodes reach this one"
-            ),
-        )
+        let should = "HOST:PORT, as the other nodes reach this one";
+        Problem::no_such(field, text, should)
     })
 }
 
@@ -120,9 +111,7 @@ async fn propose(app: &App, command: Command) -> Result<Reply, Problem> {
         ProposeError::Unavailable => Error::NoLeader.into(),
         ProposeError::Stopped => Error::Stopped.into(),
         ProposeError::Unknown => Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unconfirmed",
-            "The cluster did not confirm the request in time",
+            Kind::Unconfirmed,
             "whether the request was taken is not known; sending it again is harmless",
         )
         .retry(),
@@ -171,9 +160,7 @@ pub async fn admit(
             // Whoever had this address loses its place if the leader has declared it lost. That nothing is known of it
             // is not enough: it may have been there for a moment only, or the leader.
             if !record.is_some_and(|record| record.lost) {
-                return Err(conflict(
-                    "node-alive",
-                    "A node of the cluster has this address",
+                return Err(Problem::new(Kind::NodeAlive,
                     format!(
                         "node {id} has the address {} and was not declared lost; a new node needs an address of its own, or node {id} has to be removed first",
                         request.peer
@@ -208,9 +195,7 @@ pub async fn admit(
 
 fn unexpected(reply: &Reply) -> Problem {
     Problem::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "Quorun has a bug",
+        Kind::Internal,
         format!("the ledger answered with {reply:?}"),
     )
 }
@@ -220,9 +205,7 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
     let alive = alive(app);
     if status.voters.contains(&id) && !has_majority(&staying, |id| alive.contains(&id)) {
         let living = staying.iter().filter(|id| alive.contains(id)).count();
-        return Err(conflict(
-            "no-majority-left",
-            "The cluster would lose its majority",
+        return Err(Problem::new(Kind::NoMajorityLeft,
             format!(
                 "without node {id}, {living} of {} voters would be alive, which is no majority; bring nodes back or add some first",
                 staying.len()
@@ -300,9 +283,8 @@ pub async fn move_leader(
             return Err(unknown_node(node, &status));
         }
         if !status.voters.contains(&node) {
-            return Err(conflict(
-                "not-a-voter",
-                "Only a voter can lead",
+            return Err(Problem::new(
+                Kind::NotAVoter,
                 format!("node {node} is a learner; only voters lead"),
             )
             .with("node", node));
@@ -318,9 +300,8 @@ pub async fn move_leader(
     };
     match tokio::time::timeout(DEADLINE, client.move_leader(request)).await {
         Ok(Ok(reply)) => Ok(Json(json!({ "leader": reply.into_inner().leader }))),
-        Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(conflict(
-            "leader-not-moved",
-            "The leadership was not moved",
+        Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(Problem::new(
+            Kind::LeaderNotMoved,
             status.message().to_owned(),
         )),
         Ok(Err(_)) | Err(_) => Err(Error::NoLeader.into()),
@@ -357,6 +338,15 @@ fn within(
                 range.start(),
                 range.end()
             ),
+        )
+        .with("value", value)
+        .with(
+            "limit",
+            if value < *range.start() {
+                *range.start()
+            } else {
+                *range.end()
+            },
         )),
         value => Ok(value),
     }
