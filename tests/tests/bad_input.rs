@@ -1,7 +1,11 @@
 //! What is wrong with a request, a command line or a machine is said, and harms nobody.
 
+#[path = "bad_input/fuzz.rs"]
+mod fuzz;
 #[path = "bad_input/hostile.rs"]
 mod hostile;
+#[path = "bad_input/kinds.rs"]
+mod kinds;
 
 use std::path::Path;
 use std::process::Stdio;

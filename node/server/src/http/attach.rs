@@ -419,6 +419,7 @@ const NEWS: Duration = Duration::from_secs(10);
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::fuzz;
     use super::*;
 
     fn parsed(bytes: &[u8]) -> Result<Option<Said>, u16> {
@@ -462,11 +463,21 @@ mod tests {
         }
     }
 
+    /// What a message can have behind its first byte.
+    fn rests() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            any::<Vec<u8>>(),
+            "[{}\":a-zA-Z0-9,]{0,60}".prop_map(String::into_bytes),
+            fuzz::bodies(&json!({ "rows": 24, "columns": 80 }), fuzz::NAMES),
+            fuzz::bodies(&json!({ "signal": "INT" }), fuzz::NAMES),
+        ]
+    }
+
     proptest! {
         #[test]
         fn any_message_is_understood_or_refused(
-            channel: u8,
-            rest in prop_oneof![any::<Vec<u8>>(), "[{}\":a-zA-Z0-9,]{0,60}".prop_map(String::into_bytes)],
+            channel in prop_oneof![any::<u8>(), Just(SIZE), Just(SIGNAL), Just(CLOSE)],
+            rest in rests(),
         ) {
             let mut message = vec![channel];
             message.extend(&rest);

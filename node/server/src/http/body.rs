@@ -131,14 +131,18 @@ fn of_another_shape(
         .find_map(|what| named(what));
     let absent = of_field.is_some() || message.starts_with("unknown field ");
     if let Some(name) = of_field
-        && path.iter().last().is_none_or(|last| !is_key(last, &name))
+        && path
+            .iter()
+            .next_back()
+            .is_none_or(|last| !is_key(last, &name))
     {
         field = match field.as_str() {
             "." => name,
             _ => format!("{field}.{name}"),
         };
     }
-    if field == "." {
+    // A field without a name is as good as none.
+    if matches!(field.as_str(), "." | "") {
         field = "body".to_owned();
     }
     let root = path.iter().next();
@@ -244,4 +248,40 @@ fn not_json(error: &serde_json::Error) -> Problem {
         format!("the body cannot be parsed as JSON in UTF-8: {error}"),
     )
     .with("field", "body")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{StreamExt, stream};
+
+    use super::*;
+
+    fn body(chunks: Vec<Result<&'static str, std::io::Error>>, ends: bool) -> Body {
+        let chunks = stream::iter(chunks);
+        if ends {
+            Body::from_stream(chunks)
+        } else {
+            Body::from_stream(chunks.chain(stream::pending()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_arrives_whole_in_time_and_within_bounds() {
+        let whole = read(&HeaderMap::new(), body(vec![Ok("ab"), Ok("c")], true), 3).await;
+        assert_eq!(whole.unwrap(), "abc");
+        let broken = std::io::Error::other("broken");
+        for (body, kind) in [
+            (body(vec![Ok("abcd")], true), Kind::TooLarge),
+            (body(vec![Ok("ab"), Ok("cd")], false), Kind::TooLarge),
+            (body(vec![Ok("ab")], false), Kind::SlowBody),
+            (
+                body(vec![Ok("ab"), Err(broken)], true),
+                Kind::IncompleteBody,
+            ),
+        ] {
+            let problem = read(&HeaderMap::new(), body, 3).await.unwrap_err();
+            assert_eq!(problem.to_json()["type"], kind.uri());
+            assert_eq!(problem.to_json()["field"], "body");
+        }
+    }
 }

@@ -198,3 +198,48 @@ pub fn stale(text: Option<&str>) -> Result<bool, Problem> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{events, fuzz, lang};
+    use super::*;
+
+    fn submission(query: &http::Uri) -> Result<(), Problem> {
+        let params: SubmitParams = params(Query::try_from_uri(query))?;
+        wait(params.wait.as_deref())?;
+        encoding(params.encoding.as_deref()).map(drop)
+    }
+
+    fn look(query: &http::Uri) -> Result<(), Problem> {
+        let params: GetParams = params(Query::try_from_uri(query))?;
+        stale(params.consistency.as_deref())?;
+        wait(params.wait.as_deref())?;
+        encoding(params.encoding.as_deref())?;
+        includes_tests(params.include.as_deref()).map(drop)
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_and_last_event_is_read_or_refused_in_words(
+            query in fuzz::queries(&["wait", "encoding", "consistency", "include", "stdin", "stream", "last_event_id"]),
+            headers in fuzz::headers(&["last-event-id"]),
+        ) {
+            let last = events::last_event_id(&headers, Query::try_from_uri(&query));
+            if let Ok(last) = &last {
+                // Whatever it is, a stream begins somewhere.
+                let _ = crate::resume::Heard::from_id(last.as_deref());
+            }
+            let read = [
+                submission(&query),
+                look(&query),
+                params::<lang::Params>(Query::try_from_uri(&query)).map(drop),
+                last.map(drop),
+            ];
+            for problem in read.into_iter().filter_map(Result::err) {
+                fuzz::is_a_good_answer(&problem);
+            }
+        }
+    }
+}

@@ -137,6 +137,21 @@ kinds! {
         member "field" "`body`"
         example r#"{"detail": "the body broke off: Invalid chunk size line", "field": "body"}"#
 
+    MalformedRequest "malformed-request" BAD_REQUEST "The request cannot be read"
+        means "What was sent is not HTTP, or could be read in two ways, such as two lengths. Nothing behind it on the connection is read either."
+        remedy "Look at what the client sends: the request line, the names of headers, `Content-Length` and `Transfer-Encoding`."
+        example r#"{"detail": "what was sent is not a request of HTTP/1.1; the connection is closed"}"#
+
+    HeadTooLarge "head-too-large" REQUEST_HEADER_FIELDS_TOO_LARGE "The head of the request is too large"
+        means "The request line and the headers together are larger than 64 KiB, or there are more than 100 headers."
+        remedy "Send fewer headers; programs and their input go into the body."
+        example r#"{"detail": "the head of the request is larger than 64 KiB, or has more than 100 headers"}"#
+
+    AddressTooLong "address-too-long" URI_TOO_LONG "The path and the query are too long"
+        means "The path and the query together are longer than 65534 bytes."
+        remedy "Send what is long in the body: `stdin` in a job of `/v1/jobs` in the place of the query of `/lang`."
+        example r#"{"detail": "the path and the query together are longer than 65534 bytes"}"#
+
     UnknownPath "unknown-path" NOT_FOUND "There is nothing here"
         means "No call has this path."
         remedy "Look at [the calls](api.md)."
@@ -369,9 +384,9 @@ kinds! {
         example r#"{"detail": "node 6 is a learner; only voters lead", "node": 6}"#
 
     LeaderNotMoved "leader-not-moved" CONFLICT "The leadership was not moved"
-        means "The leadership stayed where it was: the other voter is not there, not up to date, or has no room."
+        means "The leadership stayed where it was: there is no other voter, or the one that was named has not taken over."
         remedy "The detail says why; try again, or name another node."
-        example r#"{"detail": "no other voter is up to date"}"#
+        example r#"{"detail": "there is no other voter"}"#
 
     Internal "internal" INTERNAL_SERVER_ERROR "Quorun has a bug"
         means "The request met with a mistake in Quorun. The node goes on."

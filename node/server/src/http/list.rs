@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::jobs::stale;
 use super::problem::Problem;
 use super::query::Parameters;
+use super::submission::Rules;
 use super::{App, cursor, view};
 use crate::access::Caller;
 
@@ -44,7 +45,7 @@ pub async fn list(
     known.extend(["order", "limit", "cursor", "consistency"]);
     let parameters = Parameters::new(query, &known)?;
     let stale = stale(parameters.one("consistency")?)?;
-    let mut filter = filter(&app, &parameters)?;
+    let mut filter = filter(&app.rules(), &parameters)?;
     filter.owner = caller.only().map(ToOwned::to_owned);
     filter.oldest_first = match parameters.one("order")? {
         None | Some("newest") => false,
@@ -75,7 +76,7 @@ pub async fn cancel(
     known.extend(["limit", "cursor"]);
     known.retain(|name| *name != "verdict");
     let parameters = Parameters::new(query, &known)?;
-    let mut filter = filter(&app, &parameters)?;
+    let mut filter = filter(&app.rules(), &parameters)?;
     if filter == JobFilter::default() {
         return Err(Problem::invalid(
             "query",
@@ -110,7 +111,7 @@ pub async fn cancel(
 }
 
 /// What a query asks for.
-fn filter(app: &App, parameters: &Parameters) -> Result<JobFilter, Problem> {
+fn filter(rules: &Rules<'_>, parameters: &Parameters) -> Result<JobFilter, Problem> {
     let mut filter = JobFilter {
         states: parameters.set("state", "queued, running or finished", state)?,
         verdicts: parameters.set(
@@ -138,9 +139,7 @@ fn filter(app: &App, parameters: &Parameters) -> Result<JobFilter, Problem> {
         .all("language")
         .flat_map(|names| names.split(','))
     {
-        filter
-            .languages
-            .insert(app.rules().language(name)?.name.clone());
+        filter.languages.insert(rules.language(name)?.name.clone());
     }
     if let (Some(from), Some(until)) = (filter.from_ms, filter.until_ms)
         && from >= until
@@ -199,4 +198,44 @@ fn limit(parameters: &Parameters, default: usize, most: usize) -> Result<usize, 
         .ok()
         .filter(|limit| (1..=most).contains(limit))
         .ok_or_else(|| Problem::no_such("limit", text, &format!("1 to {most}")).with("limit", most))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fuzz;
+    use super::*;
+
+    const NAMES: &[&str] = &[
+        "state",
+        "language",
+        "label",
+        "verdict",
+        "node",
+        "priority",
+        "submitted_after",
+        "submitted_before",
+        "limit",
+        "cursor",
+    ];
+
+    fn read(query: &http::Uri) -> Result<(), Problem> {
+        let parameters = Parameters::new(Query::try_from_uri(query), NAMES)?;
+        let filter = filter(&fuzz::rules(), &parameters)?;
+        limit(&parameters, PAGE, MAX_PAGE)?;
+        if let Some(cursor) = parameters.one("cursor")? {
+            cursor::read(cursor, &filter)?;
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_filter_is_read_or_refused_in_words(query in fuzz::queries(NAMES)) {
+            if let Err(problem) = read(&query) {
+                fuzz::is_a_good_answer(&problem);
+            }
+        }
+    }
 }

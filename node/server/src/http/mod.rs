@@ -10,6 +10,8 @@ mod cluster;
 mod cursor;
 mod errors;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod gate;
 mod health;
 mod interactive;
@@ -22,6 +24,7 @@ mod languages;
 mod languages_set;
 mod list;
 mod listener;
+mod malformed;
 mod many;
 mod members;
 mod metrics;

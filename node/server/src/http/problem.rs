@@ -22,8 +22,9 @@ use crate::pressure::{Full, Thing, Whose};
 const QUOTED: usize = 100;
 /// The longest name of a field, characters: names of clients can be in it.
 const FIELD: usize = 200;
-/// The longest detail, characters.
-const DETAIL: usize = 1000;
+/// What is kept of a detail's beginning, and of its end, characters: both say something when what stands between is a
+/// client's own words.
+const DETAIL: (usize, usize) = (200, 600);
 
 /// An error answer.
 #[derive(Debug)]
@@ -104,13 +105,12 @@ impl Problem {
     }
 
     fn put(&mut self, name: &str, value: Value) {
-        let most = match name {
-            "detail" => DETAIL,
-            "field" => FIELD,
-            _ => QUOTED,
-        };
         let value = match value {
-            Value::String(text) => Value::String(cut(&text, most).into_owned()),
+            Value::String(text) => Value::String(match name {
+                "detail" => without_middle(text, DETAIL),
+                "field" => cut(&text, FIELD).into_owned(),
+                _ => cut(&text, QUOTED).into_owned(),
+            }),
             value => value,
         };
         self.members.insert(name.to_owned(), value);
@@ -187,9 +187,37 @@ pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
     }
 }
 
+/// A text without its middle, if it is long.
+fn without_middle(text: String, (beginning, end): (usize, usize)) -> String {
+    let Some(left) = text.chars().count().checked_sub(beginning + end + 1) else {
+        return text;
+    };
+    let end = text.chars().skip(beginning + left + 1);
+    text.chars()
+        .take(beginning)
+        .chain(['…'])
+        .chain(end)
+        .collect()
+}
+
 /// A client's own words, as they are quoted to it.
 pub fn quoted(text: &str) -> String {
     format!("\"{}\"", cut(text, QUOTED))
+}
+
+impl Problem {
+    /// The whole answer as HTTP/1.1 has it, for where there is nobody who would write it; `more` are lines of its head.
+    pub fn into_http(self, more: &str) -> Vec<u8> {
+        let body = self.to_json().to_string();
+        let (parts, _) = self.into_response().into_parts();
+        let mut text = format!("HTTP/1.1 {}\r\n{more}", parts.status);
+        for (name, value) in &parts.headers {
+            // All of them are ours, and text.
+            text += &format!("{name}: {}\r\n", value.to_str().unwrap_or_default());
+        }
+        text += &format!("content-length: {}\r\n\r\n{body}", body.len());
+        text.into_bytes()
+    }
 }
 
 impl IntoResponse for Problem {
@@ -335,5 +363,66 @@ impl From<jobs::Error> for Problem {
             )
             .retry(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_wrong_with_jobs_has_its_kind() {
+        use jobs::Error;
+
+        let job = quorun_ledger::JobId::from_slice(&[1; 16]).unwrap();
+        for (error, kind) in [
+            (Error::KeyConflict { job }, Kind::IdempotencyConflict),
+            (Error::NotFound(job), Kind::UnknownJob),
+            (Error::AlreadyFinished(job), Kind::AlreadyFinished),
+            (Error::NoLeader, Kind::NoQuorum),
+            (Error::Stopped, Kind::NoQuorum),
+            (Error::Unknown { job }, Kind::Unconfirmed),
+            (
+                Error::Ledger(crate::ledger::ReadFailed::Stopped),
+                Kind::NodeFailing,
+            ),
+            (
+                Error::LanguageDisabled("a".to_owned()),
+                Kind::LanguageDisabled,
+            ),
+            (
+                Error::LanguageNotReady("a".to_owned()),
+                Kind::LanguageNotReady,
+            ),
+        ] {
+            let problem = Problem::from(error);
+            assert_eq!(problem.kind, kind);
+            assert_eq!(
+                problem.retry_after.is_some(),
+                kind.described().retry,
+                "{kind:?}"
+            );
+            let body = problem.to_json();
+            assert_eq!(body["type"], kind.uri());
+            let mut names = body.as_object().unwrap().keys();
+            let usual = ["type", "title", "status", "detail"];
+            assert!(names.all(|name| kind.has(name) || usual.contains(&name.as_str())));
+        }
+    }
+
+    #[test]
+    fn what_is_long_is_cut_off() {
+        assert_eq!(cut("aéb", 3), "aéb");
+        assert_eq!(cut("aéb", 2), "aé…");
+        for text in ["", "abcde", "ébcdé"] {
+            assert_eq!(without_middle(text.to_owned(), (2, 3)), text);
+        }
+        assert_eq!(without_middle("éàcdefé".to_owned(), (2, 3)), "éà…efé");
+        let problem = Problem::invalid(&"f".repeat(1000), "d".repeat(10_000));
+        let body = problem.with("value", "v".repeat(1000)).to_json();
+        let length = |name: &str| body[name].as_str().map(|text| text.chars().count());
+        assert_eq!(length("detail"), Some(801));
+        assert_eq!(length("field"), Some(201));
+        assert_eq!(length("value"), Some(101));
     }
 }

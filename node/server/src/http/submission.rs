@@ -613,3 +613,146 @@ pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<Idempot
         fingerprint,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{body, fuzz};
+    use super::*;
+
+    fn read(bytes: &[u8], headers: &HeaderMap) -> Result<JobSpec, Problem> {
+        let request: JobRequest = body::json(bytes)?;
+        let spec = fuzz::rules().check(request)?;
+        idempotency(headers, &spec)?;
+        Ok(spec)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        #[test]
+        fn any_submission_is_taken_within_bounds_or_refused_in_words(
+            bytes in prop_oneof![
+                fuzz::bodies(&fuzz::submission(), fuzz::NAMES),
+                fuzz::bodies(&fuzz::conversation(), fuzz::NAMES),
+            ],
+            headers in fuzz::headers(&["idempotency-key"]),
+        ) {
+            match read(&bytes, &headers) {
+                Ok(spec) => {
+                    let bytes = quorun_ledger::codec::encode(&spec);
+                    let again: JobSpec = quorun_ledger::codec::decode(&bytes).unwrap();
+                    prop_assert_eq!(&again, &spec);
+                    prop_assert!(spec.files.iter().any(|file| file.name == spec.entrypoint));
+                    prop_assert!(spec.files.len() <= MAX_FILES && spec.args.len() <= MAX_ARGS);
+                    prop_assert!(spec.labels.len() <= MAX_LABELS && spec.env.len() <= MAX_ENV);
+                }
+                Err(problem) => fuzz::is_a_good_answer(&problem),
+            }
+        }
+    }
+
+    /// What a refusal says of the field, for one of each way of being wrong.
+    #[test]
+    fn a_refusal_has_the_field_the_value_and_the_limit() {
+        let long = "x".repeat(3000);
+        for (job, field, value, limit) in [
+            (r#"{"source":"1"}"#, "language", None, None),
+            (r#"{"language":7}"#, "language", Some("7"), None),
+            (r#"{"language":"a","language":"b"}"#, "language", None, None),
+            (r#"{"language":"a","sauce":"b"}"#, "sauce", None, None),
+            (
+                r#"{"language":"a","args":["x",-5]}"#,
+                "args[1]",
+                Some("-5"),
+                None,
+            ),
+            (r#"{"language":"a","args":{}}"#, "args", None, None),
+            (
+                r#"{"language":"a","limits":{"cpu_ms":"1"}}"#,
+                "limits.cpu_ms",
+                Some("\"1\""),
+                None,
+            ),
+            (
+                r#"{"language":"a","files":[{"content":""}]}"#,
+                "files[0].name",
+                None,
+                None,
+            ),
+            (
+                r#"{"language":"a","files":[{"name":"a"},{"name":true}]}"#,
+                "files[1].name",
+                Some("true"),
+                None,
+            ),
+            (
+                r#"{"language":"a","outputs":["","","","","","","","","","","","","","","","",""]}"#,
+                "outputs",
+                None,
+                Some(16),
+            ),
+            // What may be secret is not sent back.
+            (
+                r#"{"language":"a","callback":"hunter2"}"#,
+                "callback",
+                None,
+                None,
+            ),
+            (
+                r#"{"language":"a","callback":{"url":"x","secret":77777}}"#,
+                "callback.secret",
+                None,
+                None,
+            ),
+            (
+                r#"{"language":"a","callback":{"url":"x","headers":"hunter2"}}"#,
+                "callback.headers",
+                None,
+                None,
+            ),
+            (r#"{"language":"a","env":"hunter2"}"#, "env", None, None),
+            // What can only be seen when it is checked.
+            (
+                r#"{"language":"bash","source":"1","priority":"urgent"}"#,
+                "priority",
+                Some("\"urgent\""),
+                None,
+            ),
+            (
+                r#"{"language":"bash","source":"1","labels":[""]}"#,
+                "labels[0]",
+                Some("\"\""),
+                Some(1),
+            ),
+            (
+                r#"{"language":"bash","source":"1","terminal":{"rows":2000,"columns":1},"interactive":true}"#,
+                "terminal.rows",
+                Some("2000"),
+                Some(1000),
+            ),
+        ] {
+            let problem = read(job.as_bytes(), &HeaderMap::new()).unwrap_err();
+            fuzz::is_a_good_answer(&problem);
+            let body = problem.to_json();
+            assert_eq!(body["field"], field, "{job}: {body}");
+            let said = body.get("value").map(ToString::to_string);
+            assert_eq!(said.as_deref(), value, "{job}: {body}");
+            assert_eq!(
+                body.get("limit").and_then(serde_json::Value::as_u64),
+                limit,
+                "{job}: {body}"
+            );
+            for secret in ["hunter2", "77777"] {
+                assert!(!body.to_string().contains(secret), "{job}: {body}");
+            }
+        }
+        let named = format!(r#"{{"language":"{long}","source":"1"}}"#);
+        let problem = read(named.as_bytes(), &HeaderMap::new()).unwrap_err();
+        fuzz::is_a_good_answer(&problem);
+        let typed = format!(r#"{{"language":"a","interactive":"{long}"}}"#);
+        let problem = read(typed.as_bytes(), &HeaderMap::new()).unwrap_err();
+        fuzz::is_a_good_answer(&problem);
+    }
+}
