@@ -621,6 +621,15 @@ stop_test_cluster() {
 run_tests() {
     find_cargo || die "cargo is missing, and the tests need it: install Rust (https://rustup.rs)"
     have cc || die "a C linker (cc) is missing, and the tests need it: install gcc"
+    # the examples of the documentation are run as they stand there
+    local tool missing=()
+    for tool in curl jq; do
+        have "$tool" || missing+=("$tool")
+    done
+    if ((${#missing[@]} > 0)); then
+        ((INSTALL)) || die "missing: ${missing[*]}, which the tests need; install it, or run again with --install-engine"
+        apt_install "${missing[@]}"
+    fi
     require_engine
     local image=0 program=0
     step "base image" prepare_base

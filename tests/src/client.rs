@@ -71,7 +71,30 @@ impl Answer {
             let text = body[member].as_str().unwrap_or_default();
             assert!(!text.is_empty(), "{member} is empty: {body}");
         }
+        let help = format!("</errors/{kind}>; rel=\"help\"");
+        assert_eq!(self.header("link"), help, "{body}");
+        is_documented(kind, &body);
         body
+    }
+}
+
+/// That a problem is as the page about its type says.
+fn is_documented(kind: &str, body: &Value) {
+    let page = include_str!("../../docs/errors.md");
+    let (status, title) = (&body["status"], body["title"].as_str().unwrap_or_default());
+    let row = format!("| [`{kind}`](#{kind}) | {status} | {title} |");
+    assert!(page.contains(&row), "docs/errors.md has no {row}");
+    let (_, section) = page
+        .split_once(&format!("\n## {kind}\n"))
+        .expect("a section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    for member in body.as_object().into_iter().flat_map(|body| body.keys()) {
+        let usual = ["type", "title", "status", "detail"].contains(&member.as_str());
+        let documented = section.contains(&format!("\n| `{member}` | "));
+        assert!(
+            usual || documented,
+            "{member} is not in docs/errors.md#{kind}: {body}"
+        );
     }
 }
 

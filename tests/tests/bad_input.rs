@@ -1,7 +1,11 @@
 //! What is wrong with a request, a command line or a machine is said, and harms nobody.
 
+#[path = "bad_input/fuzz.rs"]
+mod fuzz;
 #[path = "bad_input/hostile.rs"]
 mod hostile;
+#[path = "bad_input/kinds.rs"]
+mod kinds;
 
 use std::path::Path;
 use std::process::Stdio;
@@ -168,7 +172,7 @@ async fn json_of_another_shape_is_422_and_names_the_field() {
     let client = cluster.any();
     let cases = [
         (json!([]), "body"),
-        (json!({ "source": "1" }), "body"),
+        (json!({ "source": "1" }), "language"),
         (json!({ "language": 3, "source": "1" }), "language"),
         (json!({ "language": "python", "source": ["1"] }), "source"),
         (
@@ -206,6 +210,7 @@ async fn json_of_another_shape_is_422_and_names_the_field() {
     )
     .await;
     let problem = unknown.problem(422, "invalid-request");
+    assert_eq!(problem["field"], "sauce", "{problem}");
     assert!(problem["detail"].to_string().contains("sauce"), "{problem}");
     unharmed(client).await;
 }

@@ -23,6 +23,8 @@ mod callbacks;
 mod judging;
 #[path = "jobs/many.rs"]
 mod many;
+#[path = "jobs/walk.rs"]
+mod walk;
 
 /// Prints, waits until the file that it reads the name of is there, and prints again.
 const TWO_PARTS: &str = "

@@ -246,9 +246,88 @@ pub(crate) fn snapshot_header_from(
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use proptest::prelude::*;
+    use proptest::sample::Index;
     use prost::Message;
 
     use super::*;
+
+    /// A message of a leader with an entry of each kind.
+    fn append() -> v1::AppendRequest {
+        let log_id = LogId::new_term_index(3, 17);
+        let entries = [
+            EntryPayload::Blank,
+            EntryPayload::Normal(EncodedBatch(vec![1, 2, 3].into())),
+            EntryPayload::Membership(membership()),
+        ];
+        let entries = entries.map(|payload| entry_to(&Entry { log_id, payload }));
+        v1::AppendRequest {
+            vote: Some(vote_to(&Vote::new(3, 1))),
+            prev_log_id: Some(log_id_to(log_id)),
+            entries: entries.into(),
+            leader_commit: Some(log_id_to(log_id)),
+        }
+    }
+
+    fn header() -> v1::SnapshotHeader {
+        v1::SnapshotHeader {
+            vote: Some(vote_to(&Vote::new(3, 1))),
+            last_log_id: Some(v1::LogId { term: 3, index: 9 }),
+            last_membership_log_id: Some(v1::LogId { term: 1, index: 1 }),
+            last_membership: Some(membership_to(&membership())),
+            bytes: 1000,
+        }
+    }
+
+    /// Reads bytes as every message that a peer may send.
+    fn read_all(bytes: &[u8]) {
+        let _ = v1::AppendRequest::decode(bytes).map(append_request_from);
+        let _ = v1::AppendReply::decode(bytes).map(append_reply_from);
+        let _ = v1::TransferLeaderReply::decode(bytes).map(transfer_reply_from);
+        let _ = v1::SnapshotHeader::decode(bytes).map(snapshot_header_from);
+        let _ = v1::Vote::decode(bytes).map(|vote| vote_from(Some(vote)));
+        let _ = v1::Membership::decode(bytes).map(membership_from);
+        let _ = v1::Entry::decode(bytes).map(entry_from);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn no_bytes_of_a_peer_do_harm(
+            of_leader: bool,
+            changes in prop::collection::vec((any::<Index>(), any::<u8>()), 1..5),
+            cut: Index,
+            other in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let mut bytes = if of_leader {
+                append().encode_to_vec()
+            } else {
+                header().encode_to_vec()
+            };
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            let end = cut.index(2 * bytes.len());
+            bytes.truncate(end);
+            read_all(&bytes);
+            read_all(&other);
+        }
+
+        #[test]
+        fn no_membership_of_a_peer_does_harm(
+            configs in prop::collection::vec(prop::collection::vec(0..5_u64, 0..4), 0..4),
+            members in prop::collection::vec((0..5_u64, ".{0,5}"), 0..5),
+        ) {
+            let voters = configs.into_iter().map(|nodes| v1::VoterSet { nodes });
+            let members = members.into_iter().map(|(id, peer)| v1::Member { id, http: peer.clone(), peer });
+            let sent = v1::Membership { configs: voters.collect(), members: members.collect() };
+            if let Ok(read) = membership_from(sent) {
+                prop_assert_eq!(membership_from(membership_to(&read)), Ok(read));
+            }
+        }
+    }
 
     fn membership() -> Membership {
         let member = |n: u64| Member {

@@ -416,6 +416,8 @@ impl Talk {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
     use quorun_warden::protocol::Limits;
     use quorun_warden::protocol::Step;
     use tokio::io::DuplexStream;
@@ -693,5 +695,65 @@ mod tests {
         assert!(link.is_alive());
         drop(to_node);
         assert!(!link.is_alive());
+    }
+
+    fn events() -> Vec<Event> {
+        let size = |size| Event::File {
+            index: 1,
+            size,
+            data: b"abc".to_vec(),
+        };
+        vec![
+            Event::Fed { bytes: 9 },
+            Event::Held {
+                refused: Some("no".to_owned()),
+            },
+            Event::Archive {
+                data: vec![1, 2, 3],
+                last: true,
+            },
+            size(Ok(3)),
+            size(Err("there is no such file".to_owned())),
+            Event::Clean {
+                ok: false,
+                left: vec!["a".to_owned()],
+            },
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        /// The warden is on the other side of the wall: whatever comes from there is read, or refused.
+        #[test]
+        fn no_bytes_of_a_sandbox_do_harm(
+            changes in prop::collection::vec((any::<Index>(), any::<u8>()), 0..4),
+            piece in 1..50_usize,
+            other in prop::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let mut bytes = Vec::new();
+            for event in events() {
+                protocol::encode(&event, &mut bytes).unwrap();
+            }
+            let sound = changes.is_empty();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.extend(if sound { &[][..] } else { &other[..] });
+            let mut decoder = Decoder::default();
+            let mut read = Vec::new();
+            'all: for part in bytes.chunks(piece) {
+                decoder.extend(part);
+                loop {
+                    match decoder.frame::<Event>() {
+                        Ok(Some(event)) => read.push(event),
+                        Ok(None) => break,
+                        Err(_) => break 'all,
+                    }
+                }
+            }
+            prop_assert!(!sound || read == events());
+        }
     }
 }

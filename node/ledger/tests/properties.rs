@@ -12,7 +12,7 @@ use common::{Ledger, complete, id, node_up, spec, submit_with};
 use proptest::prelude::*;
 use quorun_ledger::{
     Batch, Callback, Command, DeliveryAttempt, Event, IdempotencyKey, JobId, JobSpec, MemoryStore,
-    NodeId, Owner, Priority, QueueBound, Reply, Submission, Transaction, View,
+    NodeId, Owner, Priority, QueueBound, Reply, Submission, Transaction, View, codec,
 };
 
 const NODES: NodeId = 4;
@@ -105,6 +105,43 @@ fn batch() -> impl Strategy<Value = Batch> {
             queue: queue.map(|(jobs, bytes)| QueueBound { jobs, bytes }),
             commands,
         })
+}
+
+/// Bytes in which some were changed, and that may be cut off.
+fn bent(
+    mut bytes: Vec<u8>,
+    changes: &[(prop::sample::Index, u8)],
+    cut: prop::sample::Index,
+) -> Vec<u8> {
+    for (at, byte) in changes {
+        let at = at.index(bytes.len());
+        bytes[at] = *byte;
+    }
+    let end = cut.index(2 * bytes.len());
+    bytes.truncate(end);
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// Proposals come from peers, and records from a disk: whatever the bytes are, they are read, or refused.
+    #[test]
+    fn no_bytes_of_a_batch_do_harm(
+        batch in batch(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut: prop::sample::Index,
+        other in prop::collection::vec(any::<u8>(), 0..60),
+        (nested, depth) in (any::<u8>(), 0..5000_usize),
+    ) {
+        let whole = codec::encode(&batch);
+        prop_assert_eq!(&codec::decode::<Batch>(&whole).unwrap(), &batch);
+        if let Ok(read) = codec::decode::<Batch>(&bent(whole, &changes, cut)) {
+            prop_assert_eq!(codec::decode::<Batch>(&codec::encode(&read)).unwrap(), read);
+        }
+        let _ = codec::decode::<Batch>(&[&[codec::VERSION], &other[..]].concat());
+        let _ = codec::decode::<Batch>(&[&[codec::VERSION], &vec![nested; depth][..]].concat());
+    }
 }
 
 fn log() -> impl Strategy<Value = Vec<Batch>> {

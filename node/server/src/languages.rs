@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use quorun_ledger::{Language, Limits, StepLimits};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::config::LEAST;
 
@@ -196,7 +197,8 @@ fn enough(limits: &Limits) -> Result<(), Mistake> {
     ] {
         if value < least {
             return Err(Mistake {
-                bound: Some((value, least)),
+                value: Some(value.into()),
+                limit: Some(least),
                 ..Mistake::new(
                     format!("limits.{limit}"),
                     format!("limits.{limit} is {value}; at least {least} is needed"),
@@ -238,8 +240,10 @@ pub struct Mistake {
     pub field: String,
     /// In words.
     pub text: String,
-    /// The value and the limit that it misses.
-    pub bound: Option<(u64, u64)>,
+    /// What it has, where that helps and is no secret.
+    pub value: Option<Value>,
+    /// The limit that it misses.
+    pub limit: Option<u64>,
 }
 
 impl Mistake {
@@ -247,15 +251,24 @@ impl Mistake {
         Self {
             field: field.into(),
             text: text.into(),
-            bound: None,
+            value: None,
+            limit: None,
+        }
+    }
+
+    fn of(field: impl Into<String>, value: &str, limit: Option<usize>, text: String) -> Self {
+        Self {
+            value: Some(value.into()),
+            limit: limit.map(|limit| limit as u64),
+            ..Self::new(field, text)
         }
     }
 
     fn many(field: &str, value: usize, limit: usize) -> Self {
-        let (value, limit) = (value as u64, limit as u64);
         let text = format!("{field} is {value}; at most {limit} is allowed");
         Self {
-            bound: Some((value, limit)),
+            value: Some(value.into()),
+            limit: Some(limit as u64),
             ..Self::new(field, text)
         }
     }
@@ -275,8 +288,10 @@ pub fn define(
         std::iter::once(("name", &name)).chain(entry.aliases.iter().map(|alias| ("aliases", alias)))
     {
         if !is_name(word) {
-            return Err(Mistake::new(
+            return Err(Mistake::of(
                 field,
+                word,
+                Some(MAX_NAME),
                 format!(
                     "\"{}\" is no name: it should have 1 to {MAX_NAME} of a-z, 0-9, and + # . _ -",
                     beginning(word)
@@ -302,14 +317,17 @@ pub fn define(
     }
     let title = entry.title.unwrap_or_else(|| name.clone());
     if title.contains(char::is_control) {
-        return Err(Mistake::new("title", "title has control characters"));
+        let text = "title has control characters".to_owned();
+        return Err(Mistake::of("title", &title, None, text));
     }
     let Some(image) = entry.image else {
         return Err(Mistake::new("image", "image is missing"));
     };
     if !is_image(&image) {
-        return Err(Mistake::new(
+        return Err(Mistake::of(
             "image",
+            &image,
+            None,
             format!(
                 "\"{}\" is not the name of an image, such as python:3.13, or host:5000/name@sha256:…",
                 beginning(&image)
@@ -329,8 +347,10 @@ pub fn define(
         && !entry.source.contains(['/', '\0'])
         && !matches!(entry.source.as_str(), "." | "..");
     if !is_file {
-        return Err(Mistake::new(
+        return Err(Mistake::of(
             "source",
+            &entry.source,
+            Some(MAX_SOURCE),
             format!(
                 "source should be a file name of at most {MAX_SOURCE} bytes that does not begin with -"
             ),
@@ -338,8 +358,10 @@ pub fn define(
     }
     for extension in &entry.extensions {
         if !is_name(extension) || extension.starts_with('.') {
-            return Err(Mistake::new(
+            return Err(Mistake::of(
                 "extensions",
+                extension,
+                Some(MAX_NAME),
                 format!(
                     "\"{}\" is no extension; it should be like py, without the dot",
                     beginning(extension)
@@ -355,12 +377,16 @@ pub fn define(
                 && !variable.contains(['=', '\0'])
                 && !value.contains('\0');
             if !sound {
-                return Err(Mistake::new(
-                    format!("{field}.{}", beginning(variable)),
-                    format!(
-                        "{field}: a variable has a name that is not empty and has no =, and neither name nor value has NUL or more than {MAX_WORD} bytes"
-                    ),
-                ));
+                // Not with what it holds, which may be meant for nobody's eyes.
+                return Err(Mistake {
+                    limit: Some(MAX_WORD as u64),
+                    ..Mistake::new(
+                        format!("{field}.{}", beginning(variable)),
+                        format!(
+                            "{field}: a variable has a name that is not empty and has no =, and neither name nor value has NUL or more than {MAX_WORD} bytes"
+                        ),
+                    )
+                });
             }
         }
     }
@@ -388,7 +414,11 @@ pub fn define(
         wall_ms: own_step.wall_ms.or(all_step.wall_ms).unwrap_or(20_000),
     };
     if compile_limits.cpu_ms == 0 || compile_limits.wall_ms == 0 {
-        return Err(Mistake::new("compile_limits", "compile_limits has a 0"));
+        return Err(Mistake {
+            value: Some(0.into()),
+            limit: Some(1),
+            ..Mistake::new("compile_limits", "compile_limits has a 0")
+        });
     }
     Ok(Language {
         title,
@@ -416,7 +446,8 @@ pub fn within(language: &Language, most: &Limits) -> Result<(), Mistake> {
     let mut limits = language.limits;
     if let Some((limit, wanted, most)) = lower(&mut limits, most).first() {
         return Err(Mistake {
-            bound: Some((*wanted, *most)),
+            value: Some((*wanted).into()),
+            limit: Some(*most),
             ..Mistake::new(
                 format!("limits.{limit}"),
                 format!("limits.{limit} is {wanted}; at most {most} is allowed"),
@@ -427,7 +458,8 @@ pub fn within(language: &Language, most: &Limits) -> Result<(), Mistake> {
     for (limit, value) in [("cpu_ms", cpu_ms), ("wall_ms", wall_ms)] {
         if value > MAX_COMPILE_MS {
             return Err(Mistake {
-                bound: Some((value, MAX_COMPILE_MS)),
+                value: Some(value.into()),
+                limit: Some(MAX_COMPILE_MS),
                 ..Mistake::new(
                     format!("compile_limits.{limit}"),
                     format!(
@@ -448,14 +480,18 @@ fn beginning(text: &str) -> String {
 /// A command without a shell.
 fn is_command(field: &str, command: &[String]) -> Result<(), Mistake> {
     if command.first().is_none_or(String::is_empty) {
-        return Err(Mistake::new(
-            field,
-            if field == "run" {
-                "run is empty".to_owned()
-            } else {
-                format!("{field} is empty; leave it out")
-            },
-        ));
+        return Err(Mistake {
+            value: Some(command.len().into()),
+            limit: Some(1),
+            ..Mistake::new(
+                field,
+                if field == "run" {
+                    "run is empty".to_owned()
+                } else {
+                    format!("{field} is empty; leave it out")
+                },
+            )
+        });
     }
     if command.len() > MAX_WORDS {
         return Err(Mistake::many(field, command.len(), MAX_WORDS));
@@ -642,8 +678,8 @@ pub(crate) mod tests {
         let most = Limits { cpu_ms: 1, ..HIGH };
         let mistake = within(&language, &most).unwrap_err();
         assert_eq!(
-            (mistake.field.as_str(), mistake.bound),
-            ("limits.cpu_ms", Some((2000, 1)))
+            (mistake.field.as_str(), mistake.value, mistake.limit),
+            ("limits.cpu_ms", Some(2000.into()), Some(1))
         );
         language.compile_limits.wall_ms = 600_001;
         let mistake = within(&language, &HIGH).unwrap_err();

@@ -116,6 +116,12 @@ async fn a_request_that_two_ends_could_read_differently_is_refused_and_nothing_b
     ] {
         let answer = until_closed(client, request.as_bytes()).await;
         assert_eq!(statuses(&answer), [400], "{what}: {answer}");
+        let kind = "\"urn:quorun:error:malformed-request\"";
+        assert!(answer.contains(kind), "{what}: {answer}");
+        assert!(
+            answer.contains("content-type: application/problem+json"),
+            "{what}: {answer}"
+        );
     }
     unharmed(client).await;
 }
@@ -192,6 +198,14 @@ async fn a_head_has_bounds() {
         let statuses = statuses(&answer);
         assert!(
             statuses.len() == 1 && expected.contains(&statuses[0]),
+            "{what}: {answer}"
+        );
+        let kind = match statuses[0] {
+            414 => "address-too-long",
+            _ => "head-too-large",
+        };
+        assert!(
+            answer.contains(&format!("error:{kind}\"")),
             "{what}: {answer}"
         );
     }

@@ -472,8 +472,8 @@ async fn what_a_submission_says_of_a_conversation_is_checked() {
         (json!(false), size(json!(24), json!(80)), "terminal"),
         (json!(null), json!(null), "interactive"),
         (json!(true), json!(true), "terminal"),
-        (json!(true), json!({}), "terminal"),
-        (json!(true), json!({ "rows": 24 }), "terminal"),
+        (json!(true), json!({}), "terminal.rows"),
+        (json!(true), json!({ "rows": 24 }), "terminal.columns"),
         (
             json!(true),
             json!({ "rows": 24, "columns": 80, "depth": 1 }),

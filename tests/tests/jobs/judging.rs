@@ -548,7 +548,7 @@ async fn what_is_wrong_with_tests_checkers_and_outputs_is_said() {
         ),
         (checker(json!(7)), 422, "invalid-request", "checker"),
         (checker(json!(["lines"])), 422, "invalid-request", "checker"),
-        (checker(json!({})), 422, "invalid-request", "checker"),
+        (checker(json!({})), 422, "invalid-request", "checker.type"),
         (
             checker(json!({ "type": "" })),
             422,

@@ -376,7 +376,7 @@ async fn waiting_for_several_jobs_at_any_node() {
         (json!({ "ids": ["x"] }), "ids[0]"),
         (json!({ "ids": [7] }), "ids[0]"),
         (json!({ "ids": gone }), "ids"),
-        (json!({}), "body"),
+        (json!({}), "ids"),
         (json!({ "ids": [gone], "until": "some" }), "until"),
         (json!({ "ids": [gone], "until": 1 }), "until"),
         (json!({ "ids": [gone], "timeout_s": -1 }), "timeout_s"),
@@ -498,7 +498,7 @@ async fn what_is_wrong_with_a_batch_or_a_priority_is_said() {
         (json!({ "jobs": [] }), "jobs"),
         (json!({ "jobs": many }), "jobs"),
         (json!({ "jobs": job("bash", "true") }), "jobs"),
-        (json!({}), "body"),
+        (json!({}), "jobs"),
         (json!({ "jobs": [], "atomic": "yes" }), "atomic"),
         (json!({ "jobs": [], "colour": 1 }), "colour"),
     ] {

@@ -13,10 +13,10 @@ use axum::RequestExt as _;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use super::{App, gate, job_id};
 use crate::access::Caller;
 use crate::access::config::{Access, Origins};
@@ -41,6 +41,8 @@ enum Need {
 fn need(method: &Method, route: Option<&str>, open_metrics: bool) -> Need {
     let looks = matches!(*method, Method::GET | Method::HEAD);
     let role = match route {
+        // What a refusal refers to has to be there for whoever is refused.
+        Some("/errors" | "/errors/{type}") if looks => return Need::Nothing,
         Some("/healthz" | "/readyz") => return Need::Nothing,
         Some("/metrics") if open_metrics => return Need::Nothing,
         Some("/metrics" | "/v1/languages" | "/v1/cluster" | "/v1/queue") if looks => Role::Read,
@@ -95,11 +97,10 @@ async fn own(app: &App, caller: &Caller, request: &mut Request) -> Result<(), Pr
     let params = request.extract_parts::<RawPathParams>().await;
     let params = params.map_err(|error| {
         Problem::new(
-            StatusCode::BAD_REQUEST,
-            "malformed-path",
-            "The path is malformed",
+            Kind::MalformedPath,
             format!("a part of the path cannot be read: {}", error.body_text()),
         )
+        .with("field", "path")
     })?;
     let named = params.iter().find(|(name, _)| *name == "id");
     let id = job_id(named.map_or("", |(_, text)| text))?;
@@ -139,9 +140,7 @@ fn identify(access: &Access, need: Need, request: &Request) -> Result<(Caller, R
     };
     if token.role < least {
         let problem = Problem::new(
-            StatusCode::FORBIDDEN,
-            "not-allowed",
-            "The token may not do this",
+            Kind::NotAllowed,
             format!(
                 "this takes a token with the role {}; this one has {}",
                 least.name(),
@@ -159,12 +158,7 @@ fn identify(access: &Access, need: Need, request: &Request) -> Result<(Caller, R
 /// Whose token a request carries.
 fn bearer(tokens: &Table, headers: &HeaderMap) -> Result<Caller, Refusal> {
     let missing = |detail: &str| {
-        let problem = Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "no-token",
-            "A token is needed",
-            detail,
-        );
+        let problem = Problem::new(Kind::NoToken, detail);
         Refusal::new(problem).challenge("Bearer")
     };
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
@@ -183,9 +177,7 @@ fn bearer(tokens: &Table, headers: &HeaderMap) -> Result<Caller, Refusal> {
         Some(token) => Ok(Caller::Bearer(token.clone())),
         None => {
             let problem = Problem::new(
-                StatusCode::UNAUTHORIZED,
-                "unknown-token",
-                "The token is not known",
+                Kind::UnknownToken,
                 "no such token holds here; it may have been taken back, or be cut off",
             );
             Err(Refusal::new(problem).challenge("Bearer error=\"invalid_token\""))
@@ -210,12 +202,11 @@ fn known_page(origins: &Origins, request: &Request) -> Result<(), Refusal> {
     if own || origins.admits(origin) {
         return Ok(());
     }
-    Err(Refusal::new(Problem::new(
-        StatusCode::FORBIDDEN,
-        "foreign-origin",
-        "Web pages from elsewhere may not use this node",
+    Err(Refusal::new(Problem::new(Kind::ForeignOrigin,
         "the request comes from a web page of another origin, and this node has no tokens by which it could know who sent it; --cors-origin lists the origins that may",
-    )))
+    )
+    .with("field", header::ORIGIN.as_str())
+    .with("value", String::from_utf8_lossy(origin.as_bytes()))))
 }
 
 /// Why a request is not let through.
@@ -236,10 +227,7 @@ impl Refusal {
     }
 
     fn too_fast(policy: Policy, wait_s: u64) -> Self {
-        let problem = Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "rate-limited",
-            "The token makes too many requests",
+        let problem = Problem::new(Kind::RateLimited,
             format!(
                 "this token may make {} requests a second at each node, and {} at once after a pause; the next one in {wait_s} s",
                 policy.per_second, policy.burst
@@ -331,6 +319,7 @@ pub fn pages(origins: &Origins) -> Option<CorsLayer> {
         ])
         .expose_headers([
             header::ETAG,
+            header::LINK,
             header::LOCATION,
             header::RETRY_AFTER,
             header::WWW_AUTHENTICATE,
@@ -365,6 +354,9 @@ mod tests {
         );
         for (method, route, expected) in [
             (Method::GET, "/healthz", Need::Nothing),
+            (Method::GET, "/errors", Need::Nothing),
+            (Method::GET, "/errors/{type}", Need::Nothing),
+            (Method::POST, "/errors", admin),
             (Method::GET, "/metrics", read),
             (Method::GET, "/v1/cluster", read),
             (Method::GET, "/v1/languages", read),

@@ -19,7 +19,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, Stream, StreamExt};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, header};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{JobId, JobState, NodeId, Verdict};
 use serde::Deserialize;
@@ -29,7 +29,7 @@ use tokio_tungstenite::tungstenite;
 
 use self::channel::{CLOSE, SIGNAL, SIZE, STATE, STDERR, STDIN, STDOUT};
 use super::interactive::TerminalRequest;
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use super::{App, events, gate, job_id, path, view};
 use crate::console::Said;
 use crate::follow::{Followed, Told};
@@ -102,10 +102,7 @@ pub async fn attach(
     }
     app.jobs.get(id, false).await?;
     if app.jobs.is_interactive(id).await? == Some(false) {
-        return Err(Problem::new(
-            StatusCode::CONFLICT,
-            "not-interactive",
-            "Nobody can talk to the job's program",
+        return Err(Problem::new(Kind::NotInteractive,
             format!(
                 "job {id} was submitted without \"interactive\": true; follow it at /v1/jobs/{id}/events"
             ),
@@ -124,9 +121,7 @@ pub async fn attach(
 
 fn not_a_websocket(reason: &str) -> Problem {
     Problem::new(
-        StatusCode::BAD_REQUEST,
-        "not-a-websocket",
-        "This path takes WebSockets",
+        Kind::NotAWebSocket,
         format!("the request does not open a WebSocket with the subprotocol {PROTOCOL}: {reason}"),
     )
 }
@@ -424,6 +419,7 @@ const NEWS: Duration = Duration::from_secs(10);
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::fuzz;
     use super::*;
 
     fn parsed(bytes: &[u8]) -> Result<Option<Said>, u16> {
@@ -467,11 +463,21 @@ mod tests {
         }
     }
 
+    /// What a message can have behind its first byte.
+    fn rests() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            any::<Vec<u8>>(),
+            "[{}\":a-zA-Z0-9,]{0,60}".prop_map(String::into_bytes),
+            fuzz::bodies(&json!({ "rows": 24, "columns": 80 }), fuzz::NAMES),
+            fuzz::bodies(&json!({ "signal": "INT" }), fuzz::NAMES),
+        ]
+    }
+
     proptest! {
         #[test]
         fn any_message_is_understood_or_refused(
-            channel: u8,
-            rest in prop_oneof![any::<Vec<u8>>(), "[{}\":a-zA-Z0-9,]{0,60}".prop_map(String::into_bytes)],
+            channel in prop_oneof![any::<u8>(), Just(SIZE), Just(SIGNAL), Just(CLOSE)],
+            rest in rests(),
         ) {
             let mut message = vec![channel];
             message.extend(&rest);

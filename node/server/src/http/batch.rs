@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 
 use super::gate::{self, Entry};
 use super::jobs::wait;
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use super::query::Parameters;
-use super::submission::{JobRequest, idempotency};
+use super::submission::{JobRequest, Rules, idempotency};
 use super::{App, body, view};
 use crate::access::Caller;
 use crate::jobs::{Accepted, Error, key_of_item};
@@ -62,21 +62,10 @@ pub async fn submit(
     } = entry;
     let bytes = body::read(&headers, body, limit).await?;
     place.body_is(bytes.len());
-    let request: BatchRequest = body::json(&bytes)?;
+    let (items, atomic) = read(&app.rules(), &headers, &bytes)?;
     drop(bytes);
-    let count = request.jobs.len();
-    if count == 0 {
-        return Err(Problem::invalid(
-            "jobs",
-            "jobs is empty; send at least one job",
-        ));
-    }
-    if count > MAX_JOBS {
-        return Err(Problem::over_limit("jobs", count as u64, MAX_JOBS as u64));
-    }
-    let items = items(&app, &headers, request.jobs)?;
-    place.jobs_are(count as u64);
-    let submitted = if request.atomic {
+    place.jobs_are(items.len() as u64);
+    let submitted = if atomic {
         let jobs = all_sound(items)?;
         let jobs = app.jobs.submit_all(place, jobs).await?;
         jobs.into_iter().map(Ok).collect()
@@ -96,11 +85,32 @@ pub async fn submit(
     })))
 }
 
+/// The items of a batch, and whether it is atomic.
+fn read(
+    rules: &Rules<'_>,
+    headers: &HeaderMap,
+    bytes: &[u8],
+) -> Result<(Vec<Item>, bool), Problem> {
+    let request: BatchRequest = body::json(bytes)?;
+    let count = request.jobs.len();
+    if count == 0 {
+        let problem = Problem::invalid("jobs", "jobs is empty; send at least one job");
+        return Err(problem.with("value", 0).with("limit", 1));
+    }
+    if count > MAX_JOBS {
+        return Err(Problem::over_limit("jobs", count as u64, MAX_JOBS as u64));
+    }
+    Ok((items(rules, headers, request.jobs)?, request.atomic))
+}
+
 /// Checks each item, and gives it a key of its own if the batch has one.
-fn items(app: &App, headers: &HeaderMap, jobs: Vec<Box<RawValue>>) -> Result<Vec<Item>, Problem> {
+fn items(
+    rules: &Rules<'_>,
+    headers: &HeaderMap,
+    jobs: Vec<Box<RawValue>>,
+) -> Result<Vec<Item>, Problem> {
     // The key of the batch is wrong for all of it, whatever its items are.
     idempotency(headers, &JobSpec::default())?;
-    let rules = app.rules();
     // Digest of the whole: a key that comes with another batch is a mistake, also where some of its items are the same.
     let mut whole = blake3::Hasher::new();
     let mut items: Vec<Item> = Vec::with_capacity(jobs.len());
@@ -147,10 +157,7 @@ fn all_sound(items: Vec<Item>) -> Result<Vec<(JobSpec, Option<IdempotencyKey>)>,
         let count = wrong.len();
         let all = count + jobs.len();
         let named: Vec<Value> = wrong.iter().take(MAX_NAMED).map(Problem::to_json).collect();
-        return Err(Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "invalid-batch",
-            "Some jobs of the batch are not valid",
+        return Err(Problem::new(Kind::InvalidBatch,
             format!("{count} of {all} jobs are not valid, so none was accepted; errors says what is wrong with each (the first {MAX_NAMED})"),
         )
         .with("field", "jobs")
@@ -159,7 +166,7 @@ fn all_sound(items: Vec<Item>) -> Result<Vec<(JobSpec, Option<IdempotencyKey>)>,
     }
     let bytes: u64 = jobs.iter().map(|(spec, _)| spec.weight()).sum();
     if bytes > MAX_ATOMIC_BYTES {
-        return Err(Problem::too_large("batch", MAX_ATOMIC_BYTES));
+        return Err(Problem::too_large("batch", MAX_ATOMIC_BYTES).with("value", bytes));
     }
     Ok(jobs)
 }
@@ -222,4 +229,39 @@ async fn look(
     }
     let job = app.jobs.accepted(&mut accepted).await?.job;
     Ok((StatusCode::ACCEPTED, job))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fuzz;
+    use super::*;
+
+    fn sound() -> Value {
+        json!({ "jobs": [fuzz::submission(), { "language": "bash", "source": "1" }], "atomic": true })
+    }
+
+    proptest! {
+        #[test]
+        fn any_batch_is_read_or_refused_in_words(
+            bytes in fuzz::bodies(&sound(), fuzz::NAMES),
+            headers in fuzz::headers(&["idempotency-key"]),
+        ) {
+            match read(&fuzz::rules(), &headers, &bytes) {
+                Ok((items, _)) => {
+                    prop_assert!((1..=MAX_JOBS).contains(&items.len()));
+                    for problem in items.iter().filter_map(|item| item.as_ref().err()) {
+                        fuzz::is_a_good_answer(problem);
+                        let field = problem.to_json()["field"].clone();
+                        prop_assert!(field.as_str().is_some_and(|f| f.starts_with("jobs[")), "{field}");
+                    }
+                    if let Err(problem) = all_sound(items) {
+                        prop_assert!(problem.status().is_client_error());
+                    }
+                }
+                Err(problem) => fuzz::is_a_good_answer(&problem),
+            }
+        }
+    }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::{Host, Url};
 
-use super::problem::Problem;
+use super::problem::{Problem, cut};
 use super::view::time;
 use crate::callbacks;
 
@@ -74,7 +74,8 @@ impl CallbackRequest {
                 return Err(Problem::invalid(
                     &field,
                     format!("{field} should have at most {MAX_VALUE} printable ASCII characters"),
-                ));
+                )
+                .with("limit", MAX_VALUE));
             }
             if headers.insert(name, Secret::new(value)).is_some() {
                 let detail = format!("{field} is there twice, with other letters large");
@@ -90,6 +91,14 @@ impl CallbackRequest {
                 format!(
                     "callback.secret should have {MIN_SECRET} to {MAX_SECRET} bytes and no control characters"
                 ),
+            )
+            .with(
+                "limit",
+                if secret.len() < MIN_SECRET {
+                    MIN_SECRET
+                } else {
+                    MAX_SECRET
+                },
             ));
         }
         Ok(Callback {
@@ -104,10 +113,11 @@ impl CallbackRequest {
 fn url(text: &str, allow_private: bool) -> Result<String, Problem> {
     let wrong = |what: &str| Problem::invalid("callback.url", format!("callback.url {what}"));
     if text.len() > MAX_URL {
-        return Err(Problem::over_limit(
+        return Err(Problem::too_long(
             "callback.url",
-            text.len() as u64,
-            MAX_URL as u64,
+            text.len(),
+            MAX_URL,
+            "bytes",
         ));
     }
     let mut url = Url::parse(text).map_err(|error| {
@@ -118,7 +128,7 @@ fn url(text: &str, allow_private: bool) -> Result<String, Problem> {
     if !matches!(url.scheme(), "http" | "https") {
         return Err(wrong(&format!(
             "has the scheme {}; it should be http or https",
-            url.scheme()
+            cut(url.scheme(), 20)
         )));
     }
     if !url.username().is_empty() || url.password().is_some() {
@@ -157,7 +167,8 @@ fn header_name(field: &str, name: &str) -> Result<String, Problem> {
             format!(
                 "{field} is a header that Quorun sets itself, or that belongs to the connection"
             ),
-        ));
+        )
+        .with("value", name));
     }
     if name.len() > MAX_NAME || HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Err(Problem::invalid(
@@ -165,7 +176,9 @@ fn header_name(field: &str, name: &str) -> Result<String, Problem> {
             format!(
                 "{field} is not the name of a header; it should be a token of at most {MAX_NAME} characters"
             ),
-        ));
+        )
+        .with("value", name)
+        .with("limit", MAX_NAME));
     }
     Ok(name)
 }

@@ -33,6 +33,7 @@ pub fn read(text: &str, filter: &JobFilter) -> Result<JobId, Problem> {
             "cursor",
             "cursor is not one of this version; it should be the next_cursor of an earlier answer, as it was",
         )
+        .with("value", text)
     };
     let bytes = BASE64URL.decode(text).map_err(|_| malformed())?;
     let Some((&VERSION, rest)) = bytes.split_first() else {
@@ -44,7 +45,8 @@ pub fn read(text: &str, filter: &JobFilter) -> Result<JobId, Problem> {
         return Err(Problem::invalid(
             "cursor",
             "cursor belongs to another list; send it with the same filter and order as the request that it came from (limit may change)",
-        ));
+        )
+        .with("value", text));
     }
     Ok(job)
 }

@@ -3,7 +3,7 @@
 //! `state`: `{state, attempt, node}`. `output`: `{attempt, stream, offset, text}`, with `base64` in the place of `text`
 //! where the bytes are not UTF-8. `test`: `{attempt, index, verdict, …}`. `replaced`: `{attempt, by}`, when what was sent
 //! of an attempt is void because another one has taken over. `finished`: the job, as `GET /v1/jobs/{id}` has it. `error`:
-//! `{detail}`. Nothing comes after the last two.
+//! the problem. Nothing comes after the last two.
 //!
 //! Each event but `error` has an id, which says how far the stream has come. A client that sends the last one it got goes
 //! on from there, at any node.
@@ -24,6 +24,7 @@ use serde_json::{Map, Value, json};
 
 use super::judged;
 use super::problem::Problem;
+use super::query::query_is_wrong;
 use super::{App, gate, job_id, path, view};
 use crate::follow::{Followed, Told};
 use crate::jobs::Error;
@@ -86,12 +87,7 @@ pub fn last_event_id(
     headers: &HeaderMap,
     query: Result<Query<Params>, QueryRejection>,
 ) -> Result<Option<String>, Problem> {
-    let Query(params) = query.map_err(|error| {
-        Problem::invalid(
-            "query",
-            format!("the query may have last_event_id=ID: {error}"),
-        )
-    })?;
+    let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
     let sent = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
     let id = sent
         .map(|id| String::from_utf8_lossy(id).into_owned())
@@ -103,8 +99,8 @@ fn event(item: Result<Told, Error>) -> Event {
     let (followed, position) = match item {
         Ok(told) => told,
         Err(error) => {
-            let detail = json!({ "detail": error.to_string() });
-            return Event::default().event("error").data(detail.to_string());
+            let problem = Problem::from(error).to_json();
+            return Event::default().event("error").data(problem.to_string());
         }
     };
     let (name, data) = shown(followed);

@@ -32,7 +32,7 @@ impl TerminalRequest {
                         format!("{field} is {value}; it should be 1 to {MOST}"),
                     )
                     .with("value", value)
-                    .with("limit", MOST)
+                    .with("limit", if value == 0 { 1 } else { MOST })
                 })
         };
         Ok(Terminal {
@@ -48,7 +48,8 @@ pub fn check(interactive: bool, tests: &[TestCase]) -> Result<(), Problem> {
         return Err(Problem::invalid(
             "interactive",
             "nobody talks to test cases: send interactive or tests, not both",
-        ));
+        )
+        .with("value", true));
     }
     Ok(())
 }

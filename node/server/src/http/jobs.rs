@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::gate::{self, Entry};
 use super::judged::Show;
 use super::problem::Problem;
+use super::query::query_is_wrong;
 use super::submission::{JobRequest, idempotency};
 use super::view::Encoding;
 use super::{App, body, job_id, path, view};
@@ -45,7 +46,7 @@ pub struct GetParams {
 fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
     query
         .map(|Query(params)| params)
-        .map_err(|error| Problem::invalid("query", error.body_text()))
+        .map_err(|error| query_is_wrong(&error))
 }
 
 /// Submits a job.
@@ -157,12 +158,7 @@ pub fn wait(text: Option<&str>) -> Result<Option<Duration>, Problem> {
         .parse::<f64>()
         .ok()
         .filter(|s| s.is_finite() && *s >= 0.0)
-        .ok_or_else(|| {
-            Problem::invalid(
-                "wait",
-                format!("wait is \"{text}\"; it should be a number of seconds"),
-            )
-        })?;
+        .ok_or_else(|| Problem::no_such("wait", text, "a number of seconds"))?;
     // A longer wait than the longest is not an error: the answer then says that the job has not finished.
     Ok(Some(Duration::from_secs_f64(
         seconds.min(MAX_WAIT_S as f64),
@@ -173,9 +169,10 @@ fn encoding(text: Option<&str>) -> Result<Encoding, Problem> {
     match text {
         None | Some("text") => Ok(Encoding::Text),
         Some("base64") => Ok(Encoding::Base64),
-        Some(other) => Err(Problem::invalid(
+        Some(other) => Err(Problem::no_such(
             "encoding",
-            format!("encoding is \"{other}\"; it should be text (the default) or base64"),
+            other,
+            "text (the default) or base64",
         )),
     }
 }
@@ -185,10 +182,7 @@ fn includes_tests(text: Option<&str>) -> Result<bool, Problem> {
     match text {
         None => Ok(false),
         Some("tests") => Ok(true),
-        Some(other) => Err(Problem::invalid(
-            "include",
-            format!("include is \"{other}\"; it should be tests, or left out"),
-        )),
+        Some(other) => Err(Problem::no_such("include", other, "tests, or left out")),
     }
 }
 
@@ -197,9 +191,55 @@ pub fn stale(text: Option<&str>) -> Result<bool, Problem> {
     match text {
         None | Some("linearizable") => Ok(false),
         Some("stale") => Ok(true),
-        Some(other) => Err(Problem::invalid(
+        Some(other) => Err(Problem::no_such(
             "consistency",
-            format!("consistency is \"{other}\"; it should be linearizable (the default) or stale"),
+            other,
+            "linearizable (the default) or stale",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{events, fuzz, lang};
+    use super::*;
+
+    fn submission(query: &http::Uri) -> Result<(), Problem> {
+        let params: SubmitParams = params(Query::try_from_uri(query))?;
+        wait(params.wait.as_deref())?;
+        encoding(params.encoding.as_deref()).map(drop)
+    }
+
+    fn look(query: &http::Uri) -> Result<(), Problem> {
+        let params: GetParams = params(Query::try_from_uri(query))?;
+        stale(params.consistency.as_deref())?;
+        wait(params.wait.as_deref())?;
+        encoding(params.encoding.as_deref())?;
+        includes_tests(params.include.as_deref()).map(drop)
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_and_last_event_is_read_or_refused_in_words(
+            query in fuzz::queries(&["wait", "encoding", "consistency", "include", "stdin", "stream", "last_event_id"]),
+            headers in fuzz::headers(&["last-event-id"]),
+        ) {
+            let last = events::last_event_id(&headers, Query::try_from_uri(&query));
+            if let Ok(last) = &last {
+                // Whatever it is, a stream begins somewhere.
+                let _ = crate::resume::Heard::from_id(last.as_deref());
+            }
+            let read = [
+                submission(&query),
+                look(&query),
+                params::<lang::Params>(Query::try_from_uri(&query)).map(drop),
+                last.map(drop),
+            ];
+            for problem in read.into_iter().filter_map(Result::err) {
+                fuzz::is_a_good_answer(&problem);
+            }
+        }
     }
 }

@@ -3,15 +3,17 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use http::StatusCode;
 use quorun_executor::CHECKER_FILES;
 use quorun_ledger::{Checker, CheckerProgram, Limits, TestCase, Tolerance};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::problem::Problem;
-use super::submission::{FileRequest, LimitsRequest, Rules, bytes, file_name, is_below, limit};
+use super::body::TOO_MANY;
+use super::problem::{Kind, Problem, quoted};
+use super::submission::{
+    FileRequest, LimitsRequest, Rules, bytes, file_name, is_below, limit, not_printable,
+};
 use crate::config::LEAST;
 
 /// Test cases of one job.
@@ -149,7 +151,7 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MO
                     }
                 }
                 match list.next_element::<IgnoredAny>()? {
-                    Some(_) => Err(Error::custom(format!("more than {MOST} are not allowed"))),
+                    Some(_) => Err(Error::custom(format!("{TOO_MANY}{MOST} are not allowed"))),
                     None => Ok(Few(items)),
                 }
             }
@@ -221,7 +223,9 @@ impl Rules<'_> {
             return Err(Problem::invalid(
                 "outputs",
                 "outputs are of a job without tests: each test case has a folder of its own, and none is kept",
-            ));
+            )
+            .with("value", outputs.len())
+            .with("limit", 0));
         }
         let tests = self.tests(tests)?;
         let checker = match checker {
@@ -239,10 +243,10 @@ impl Rules<'_> {
 
     fn tests(&self, tests: Vec<TestRequest>) -> Result<Vec<TestCase>, Problem> {
         if tests.is_empty() {
-            return Err(Problem::invalid(
-                "tests",
-                "tests is empty; leave it out for a job that is only run",
-            ));
+            let detail = "tests is empty; leave it out for a job that is only run";
+            return Err(Problem::invalid("tests", detail)
+                .with("value", 0)
+                .with("limit", 1));
         }
         let mut held = 0;
         let mut cases = Vec::with_capacity(tests.len());
@@ -251,10 +255,7 @@ impl Rules<'_> {
             held += case.stdin.len() + case.expected.as_ref().map_or(0, bytes::Bytes::len);
             if held > self.ceilings.tests_bytes {
                 let limit = self.ceilings.tests_bytes;
-                return Err(Problem::new(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "too-large",
-                    "The request is too large",
+                return Err(Problem::new(Kind::TooLarge,
                     format!(
                         "stdin and expected of all tests together are larger than {limit} bytes, which is the most that this cluster accepts"
                     ),
@@ -268,7 +269,9 @@ impl Rules<'_> {
             return Err(Problem::invalid(
                 "tests",
                 "every test has the weight 0; at least one must count for the score",
-            ));
+            )
+            .with("value", 0)
+            .with("limit", 1));
         }
         Ok(cases)
     }
@@ -277,18 +280,16 @@ impl Rules<'_> {
         if let Some(name) = &test.name
             && (name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control))
         {
-            return Err(Problem::invalid(
-                &format!("{field}.name"),
-                format!("{field}.name should have 1 to {MAX_NAME} bytes and no control characters"),
-            ));
+            let field = format!("{field}.name");
+            let detail =
+                format!("{field} should have 1 to {MAX_NAME} bytes and no control characters");
+            return Err(not_printable(&field, detail, name, MAX_NAME));
         }
         let stdin_field = format!("{field}.stdin");
         let stdin = bytes(&stdin_field, test.stdin, test.stdin_base64)?.unwrap_or_default();
         if stdin.len() > self.ceilings.stdin_bytes {
-            return Err(Problem::too_large(
-                &stdin_field,
-                self.ceilings.stdin_bytes as u64,
-            ));
+            let limit = self.ceilings.stdin_bytes as u64;
+            return Err(Problem::too_large(&stdin_field, limit).with("value", stdin.len()));
         }
         let expected = bytes(
             &format!("{field}.expected"),
@@ -353,7 +354,7 @@ impl Rules<'_> {
             if there && !fits {
                 return Err(Problem::invalid(
                     &format!("checker.{name}"),
-                    format!("a checker of the type \"{kind}\" has no {name}"),
+                    format!("a checker of the type {} has no {name}", quoted(&kind)),
                 ));
             }
         }
@@ -397,7 +398,8 @@ impl Rules<'_> {
                             "{} are the names of the files that a checker is given",
                             CHECKER_FILES.join(", ")
                         ),
-                    ));
+                    )
+                    .with("value", files[n].name.as_str()));
                 }
                 let limits = limits.unwrap_or_default();
                 Ok(Checker::Program(Box::new(CheckerProgram {
@@ -414,9 +416,11 @@ impl Rules<'_> {
                     "checker"
                 },
                 format!(
-                    "there is no checker \"{other}\"; it should be \"lines\" (the default), \"exact\", \"tokens\", \"floats\" or an object of the type \"program\""
+                    "there is no checker {}; it should be \"lines\" (the default), \"exact\", \"tokens\", \"floats\" or an object of the type \"program\"",
+                    quoted(other)
                 ),
-            )),
+            )
+            .with("value", other)),
         }
     }
 
@@ -457,6 +461,7 @@ fn tolerance(field: &str, value: f64) -> Result<Tolerance, Problem> {
             format!("{field} is {value}; it should be a number that is not negative"),
         )
         .with("value", value)
+        .with("limit", 0)
     })
 }
 
@@ -465,10 +470,10 @@ fn check_outputs(names: &[String]) -> Result<(), Problem> {
         let field = format!("outputs[{n}]");
         file_name(&field, name)?;
         if names[..n].contains(name) {
-            return Err(Problem::invalid(
-                &field,
-                format!("\"{name}\" is in outputs twice"),
-            ));
+            return Err(
+                Problem::invalid(&field, format!("{} is in outputs twice", quoted(name)))
+                    .with("value", name.as_str()),
+            );
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use quorun_executor::Stream as Std;
@@ -18,7 +18,8 @@ use quorun_ledger::{JobId, Output};
 use serde::Deserialize;
 
 use super::gate::{self, Entry};
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
+use super::query::query_is_wrong;
 use super::submission::{JobRequest, empty_source, idempotency};
 use super::{App, body, path, view};
 use crate::access::Caller;
@@ -59,12 +60,7 @@ pub async fn run(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Query(params) = query.map_err(|error| {
-        Problem::invalid(
-            "query",
-            format!("the query may have stdin=TEXT and stream=true: {error}"),
-        )
-    })?;
+    let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
     let language = path(language)?;
     let rules = app.rules();
     rules.language(&language)?;
@@ -77,16 +73,15 @@ pub async fn run(
         return Err(empty_source());
     }
     let source = String::from_utf8(source.into()).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
         Problem::new(
-            StatusCode::BAD_REQUEST,
-            "not-utf8",
-            "The source is not UTF-8",
+            Kind::NotUtf8,
             format!(
-                "the source is not UTF-8: byte {} is wrong; send bytes as files[].content_base64 to /v1/jobs",
-                error.utf8_error().valid_up_to()
+                "the source is not UTF-8: byte {place} is wrong; send bytes as files[].content_base64 to /v1/jobs"
             ),
         )
         .with("field", "source")
+        .with("value", place)
     })?;
     let spec = rules.check(JobRequest {
         language,
@@ -103,10 +98,7 @@ pub async fn run(
     let waited = tokio::select! {
         waited = app.jobs.finish(&mut accepted, Instant::now() + PATIENCE) => waited?,
         () = app.last_moment() => {
-            return Err(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "node-ending",
-                "This node is about to end",
+            return Err(Problem::new(Kind::NodeEnding,
                 format!("job {job} was accepted and goes on; ask another node for it at /v1/jobs/{job}"),
             )
             .with("job", job.to_string())
@@ -115,10 +107,7 @@ pub async fn run(
     };
     match waited {
         Some(details) => Ok(answer(&details)),
-        None => Err(Problem::new(
-            StatusCode::GATEWAY_TIMEOUT,
-            "not-finished",
-            "The job has not finished yet",
+        None => Err(Problem::new(Kind::NotFinished,
             format!("job {job} was accepted but has not finished in {PATIENCE:?}; ask for it at /v1/jobs/{job}"),
         )
         .with("job", job.to_string())),

@@ -17,7 +17,8 @@ use tracing::info;
 
 use super::jobs;
 use super::languages::{self, Everybody, Said, answer, everybody};
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
+use super::query::query_is_wrong;
 use super::{App, body, path};
 use crate::catalogue::Known;
 use crate::jobs::Error;
@@ -76,6 +77,42 @@ struct PutRequest {
     disabled: bool,
 }
 
+impl PutRequest {
+    /// The language that is defined, by the name that the path says.
+    fn check(self, name: String, most: &Limits) -> Result<Language, Problem> {
+        if let Some(other) = self.name.as_ref().filter(|other| **other != name) {
+            return Err(Problem::invalid(
+                "name",
+                format!(
+                    "name is \"{}\", and the path says \"{}\"; leave it out",
+                    shortened(other),
+                    shortened(&name)
+                ),
+            )
+            .with("value", other.as_str()));
+        }
+        let definition = Definition {
+            name,
+            aliases: self.aliases,
+            title: self.title,
+            image: Some(self.image),
+            source: self.source,
+            compile: self.compile,
+            run: self.run,
+            env: self.env,
+            zygote: self.zygote,
+            extensions: self.extensions,
+            limits: self.limits,
+            compile_limits: self.compile_limits,
+            example: self.example,
+            version_command: self.version_command,
+        };
+        let language = define(definition, &Limits::default(), PartialStepLimits::default())?;
+        within(&language, most)?;
+        Ok(language)
+    }
+}
+
 /// What can be changed without defining the language.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,25 +123,19 @@ struct PatchRequest {
 impl From<Mistake> for Problem {
     fn from(mistake: Mistake) -> Self {
         let problem = Self::invalid(&mistake.field, mistake.text);
-        match mistake.bound {
-            Some((value, limit)) => problem.with("value", value).with("limit", limit),
+        let problem = match mistake.value {
+            Some(value) => problem.with("value", value),
+            None => problem,
+        };
+        match mistake.limit {
+            Some(limit) => problem.with("limit", limit),
             None => problem,
         }
     }
 }
 
-fn conflict(kind: &'static str, title: &'static str, detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::CONFLICT, kind, title, detail)
-}
-
 fn changed(detail: String, version: u64) -> Problem {
-    Problem::new(
-        StatusCode::PRECONDITION_FAILED,
-        "language-changed",
-        "The language is not as the request expects it",
-        detail,
-    )
-    .with("version", version)
+    Problem::new(Kind::LanguageChanged, detail).with("version", version)
 }
 
 /// What a request expects of the language's entry.
@@ -133,7 +164,8 @@ impl Expected {
                 _ => Err(Problem::invalid(
                     name.as_str(),
                     format!("the {name} header should be there once, in ASCII"),
-                )),
+                )
+                .with("value", String::from_utf8_lossy(value.as_bytes()))),
             }
         };
         let (matches, none) = (single(header::IF_MATCH)?, single(header::IF_NONE_MATCH)?);
@@ -151,11 +183,13 @@ impl Expected {
                         "if-match",
                         "If-Match should be * or one version in quotes, such as \"3\", as the ETag of an answer has it",
                     )
+                    .with("value", tag)
                 }),
-            (None, Some(_)) => Err(Problem::invalid(
+            (None, Some(tag)) => Err(Problem::invalid(
                 "if-none-match",
                 "If-None-Match should be *: the language is not there yet",
-            )),
+            )
+            .with("value", tag)),
             (Some(_), Some(_)) => Err(Problem::invalid(
                 "if-match",
                 "send If-Match or If-None-Match, not both",
@@ -180,12 +214,7 @@ impl Expected {
 
 /// How long the answer waits for the nodes.
 fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>, Problem> {
-    let Query(params) = query.map_err(|error| {
-        Problem::invalid(
-            "query",
-            format!("the query may have wait=SECONDS: {}", error.body_text()),
-        )
-    })?;
+    let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
     jobs::wait(params.wait.as_deref())
 }
 
@@ -202,35 +231,8 @@ pub async fn put(
     let expected = Expected::of(&headers)?;
     let bytes = body::read(&headers, body, MAX_BODY).await?;
     let request: PutRequest = body::json(&bytes)?;
-    if let Some(other) = request.name.as_ref().filter(|other| **other != name) {
-        return Err(Problem::invalid(
-            "name",
-            format!(
-                "name is \"{}\", and the path says \"{}\"; leave it out",
-                shortened(other),
-                shortened(&name)
-            ),
-        ));
-    }
     let (pin, disabled) = (request.pin.unwrap_or(true), request.disabled);
-    let definition = Definition {
-        name,
-        aliases: request.aliases,
-        title: request.title,
-        image: Some(request.image),
-        source: request.source,
-        compile: request.compile,
-        run: request.run,
-        env: request.env,
-        zygote: request.zygote,
-        extensions: request.extensions,
-        limits: request.limits,
-        compile_limits: request.compile_limits,
-        example: request.example,
-        version_command: request.version_command,
-    };
-    let mut language = define(definition, &Limits::default(), PartialStepLimits::default())?;
-    within(&language, &app.config.ceilings.limits)?;
+    let mut language = request.check(name, &app.config.ceilings.limits)?;
     free_of_files(&app, &language)?;
     let current = app.catalogue.current();
     let known = current.all().find(|k| k.language.name == language.name);
@@ -317,13 +319,12 @@ pub async fn remove(
     let reply = propose(&app, &name, command).await?;
     // What was there and is not any more has been removed, maybe by somebody else.
     if !was_set && reply != Reply::LanguageRemoved {
-        return Err(conflict(
-            "language-of-file",
-            "The language is of the nodes' files",
+        return Err(Problem::new(Kind::LanguageOfFile,
             format!(
                 "{name} is not set in the cluster but in the files of the nodes, which have it anyway; disable it with PATCH {{\"disabled\": true}}"
             ),
-        ));
+        )
+        .with("language", name));
     }
     info!(language = name, "language removed");
     let now = app.catalogue.current();
@@ -350,9 +351,7 @@ fn free_of_files(app: &App, language: &Language) -> Result<(), Problem> {
 }
 
 fn name_taken(word: &str, language: &str) -> Problem {
-    conflict(
-        "name-taken",
-        "A name belongs to another language",
+    Problem::new(Kind::NameTaken,
         format!(
             "\"{word}\" is a name or an alias of the language {language}; take another one, or define {language} without it first"
         ),
@@ -371,9 +370,7 @@ fn all_know_how(said: &Everybody) -> Result<(), Problem> {
     if older.is_empty() {
         return Ok(());
     }
-    Err(conflict(
-        "older-nodes",
-        "Some nodes are too old for this",
+    Err(Problem::new(Kind::OlderNodes,
         "some nodes run an older program that does not know languages at run time; upgrade all nodes first",
     )
     .with("nodes", older))
@@ -396,6 +393,31 @@ async fn digest(app: &App, language: &Language) -> Option<String> {
     }
 }
 
+/// Why the ledger has not changed a language, if it has not.
+fn refused(name: &str, reply: &Reply) -> Result<(), Problem> {
+    match reply {
+        Reply::LanguageSet { version } => {
+            info!(language = name, version, "language set");
+            Ok(())
+        }
+        Reply::LanguageRemoved | Reply::Rejected(Rejection::UnknownLanguage) => Ok(()),
+        Reply::Rejected(Rejection::LanguageChanged { version }) => Err(changed(
+            format!("the language {name} has version {version}; look at it and decide again"),
+            *version,
+        )),
+        Reply::Rejected(Rejection::NameTaken { word, language }) => Err(name_taken(word, language)),
+        Reply::Rejected(Rejection::TooManyLanguages { limit }) => Err(Problem::new(
+            Kind::TooManyLanguages,
+            format!("{limit} languages are set, which is the most; remove one first"),
+        )
+        .with("limit", *limit)),
+        other => Err(Problem::new(
+            Kind::Internal,
+            format!("the ledger answered with {other:?}"),
+        )),
+    }
+}
+
 /// Has the ledger change a language, and waits until this node sees it.
 async fn propose(app: &App, name: &str, command: Command) -> Result<Reply, Problem> {
     let deadline = Instant::now() + DEADLINE;
@@ -404,42 +426,12 @@ async fn propose(app: &App, name: &str, command: Command) -> Result<Reply, Probl
         ProposeError::Unavailable => Problem::from(Error::NoLeader),
         ProposeError::Stopped => Error::Stopped.into(),
         ProposeError::Unknown => Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unconfirmed",
-            "The cluster did not confirm the request in time",
+            Kind::Unconfirmed,
             "whether the request was taken is not known; look at the language, or send it again",
         )
         .retry(),
     })?;
-    match reply {
-        Reply::LanguageSet { version } => info!(language = name, version, "language set"),
-        Reply::LanguageRemoved | Reply::Rejected(Rejection::UnknownLanguage) => {}
-        Reply::Rejected(Rejection::LanguageChanged { version }) => {
-            return Err(changed(
-                format!("the language {name} has version {version}; look at it and decide again"),
-                version,
-            ));
-        }
-        Reply::Rejected(Rejection::NameTaken { word, language }) => {
-            return Err(name_taken(&word, &language));
-        }
-        Reply::Rejected(Rejection::TooManyLanguages { limit }) => {
-            return Err(conflict(
-                "too-many-languages",
-                "Too many languages are set",
-                format!("{limit} languages are set, which is the most; remove one first"),
-            )
-            .with("limit", limit));
-        }
-        other => {
-            return Err(Problem::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "Quorun has a bug",
-                format!("the ledger answered with {other:?}"),
-            ));
-        }
-    }
+    refused(name, &reply)?;
     // The answer, and whoever asks this node next, must see it.
     let deadline = Instant::now() + DEADLINE;
     let caught_up = app.consensus.linearize(deadline.into()).await;
@@ -485,10 +477,7 @@ async fn outcome(
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY.min(deadline.saturating_duration_since(Instant::now()))) => {}
             () = app.closing.cancelled() => {
-                return Err(Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "node-ending",
-                    "This node is about to end",
+                return Err(Problem::new(Kind::NodeEnding,
                     format!("the language {name} is set; ask another node how far it is"),
                 )
                 .retry());
@@ -504,8 +493,98 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use proptest::prelude::*;
+    use serde_json::json;
 
+    use super::super::fuzz;
     use super::*;
+
+    fn sound() -> Value {
+        json!({
+            "name": "a", "image": "alpine:3", "pin": true, "source": "main.a", "run": ["a", "{source}"], "compile": ["b"],
+            "env": { "A": "1" }, "aliases": ["b"], "title": "A", "extensions": ["a"], "limits": { "cpu_ms": 1000 },
+            "compile_limits": { "cpu_ms": 1000 }, "example": "1", "version_command": ["a", "-v"], "disabled": true,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_definition_is_within_bounds_or_refused_in_words(
+            put in fuzz::bodies(&sound(), fuzz::NAMES),
+            patch in fuzz::bodies(&json!({ "disabled": true }), fuzz::NAMES),
+            headers in fuzz::headers(&["if-match", "if-none-match"]),
+            name in prop_oneof![Just("a".to_owned()), any::<String>()],
+        ) {
+            let most = fuzz::rules().ceilings.limits;
+            match body::json::<PutRequest>(&put).and_then(|request| request.check(name, &most)) {
+                Ok(language) => {
+                    prop_assert!(language.limits.cpu_ms <= most.cpu_ms);
+                    prop_assert!(!language.run.is_empty());
+                }
+                Err(problem) => fuzz::is_a_good_answer(&problem),
+            }
+            if let Err(problem) = body::json::<PatchRequest>(&patch) {
+                fuzz::is_a_good_answer(&problem);
+            }
+            if let Err(problem) = Expected::of(&headers) {
+                fuzz::is_a_good_answer(&problem);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cluster_with_older_nodes_takes_no_languages() {
+        let reports = || Said::Reports(Vec::new());
+        let said = |said: Vec<Said>| Everybody::new((1..).zip(said).collect());
+        all_know_how(&said(vec![reports(), Said::Silent])).unwrap();
+        let older = said(vec![reports(), Said::Older, Said::Older]);
+        let problem = all_know_how(&older).unwrap_err().to_json();
+        assert_eq!(problem["type"], "urn:quorun:error:older-nodes");
+        assert_eq!(problem["nodes"], json!([2, 3]));
+    }
+
+    #[test]
+    fn what_the_ledger_refuses_is_said() {
+        refused("a", &Reply::LanguageSet { version: 3 }).unwrap();
+        for (rejection, kind, member, value) in [
+            (
+                Rejection::LanguageChanged { version: 3 },
+                "language-changed",
+                "version",
+                json!(3),
+            ),
+            (
+                Rejection::TooManyLanguages { limit: 256 },
+                "too-many-languages",
+                "limit",
+                json!(256),
+            ),
+            (
+                Rejection::NameTaken {
+                    word: "b".to_owned(),
+                    language: "c".to_owned(),
+                },
+                "name-taken",
+                "language",
+                json!("c"),
+            ),
+            (Rejection::UnknownNode, "internal", "status", json!(500)),
+        ] {
+            let problem = refused("a", &Reply::Rejected(rejection))
+                .unwrap_err()
+                .to_json();
+            assert_eq!(problem["type"], format!("urn:quorun:error:{kind}"));
+            assert_eq!(problem[member], value, "{problem}");
+        }
+    }
+
+    #[test]
+    fn what_is_changed_above_is_sound_before() {
+        let request: PutRequest = body::json(sound().to_string().as_bytes()).unwrap();
+        request
+            .check("a".to_owned(), &fuzz::rules().ceilings.limits)
+            .unwrap();
+    }
 
     fn of(headers: &[(header::HeaderName, &'static str)]) -> Result<Expected, Problem> {
         let mut map = HeaderMap::new();

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::jobs::stale;
 use super::problem::Problem;
 use super::query::Parameters;
+use super::submission::Rules;
 use super::{App, cursor, view};
 use crate::access::Caller;
 
@@ -44,15 +45,14 @@ pub async fn list(
     known.extend(["order", "limit", "cursor", "consistency"]);
     let parameters = Parameters::new(query, &known)?;
     let stale = stale(parameters.one("consistency")?)?;
-    let mut filter = filter(&app, &parameters)?;
+    let mut filter = filter(&app.rules(), &parameters)?;
     filter.owner = caller.only().map(ToOwned::to_owned);
     filter.oldest_first = match parameters.one("order")? {
         None | Some("newest") => false,
         Some("oldest") => true,
         Some(other) => {
-            let detail =
-                format!("order is \"{other}\"; it should be newest (the default) or oldest");
-            return Err(Problem::invalid("order", detail));
+            let should = "newest (the default) or oldest";
+            return Err(Problem::no_such("order", other, should));
         }
     };
     let limit = limit(&parameters, PAGE, MAX_PAGE)?;
@@ -76,7 +76,7 @@ pub async fn cancel(
     known.extend(["limit", "cursor"]);
     known.retain(|name| *name != "verdict");
     let parameters = Parameters::new(query, &known)?;
-    let mut filter = filter(&app, &parameters)?;
+    let mut filter = filter(&app.rules(), &parameters)?;
     if filter == JobFilter::default() {
         return Err(Problem::invalid(
             "query",
@@ -87,7 +87,8 @@ pub async fn cancel(
         return Err(Problem::invalid(
             "state",
             "state is \"finished\"; what has finished cannot be cancelled, so state should be queued or running",
-        ));
+        )
+        .with("value", JobState::Finished.as_str()));
     }
     if filter.states.is_empty() {
         filter.states = [JobState::Queued, JobState::Running].into();
@@ -110,7 +111,7 @@ pub async fn cancel(
 }
 
 /// What a query asks for.
-fn filter(app: &App, parameters: &Parameters) -> Result<JobFilter, Problem> {
+fn filter(rules: &Rules<'_>, parameters: &Parameters) -> Result<JobFilter, Problem> {
     let mut filter = JobFilter {
         states: parameters.set("state", "queued, running or finished", state)?,
         verdicts: parameters.set(
@@ -130,18 +131,15 @@ fn filter(app: &App, parameters: &Parameters) -> Result<JobFilter, Problem> {
         return Err(Problem::over_limit("label", labels, MAX_LABELS as u64));
     }
     if filter.labels.contains("") {
-        return Err(Problem::invalid(
-            "label",
-            "label is empty; no job has such a label",
-        ));
+        return Err(
+            Problem::invalid("label", "label is empty; no job has such a label").with("value", ""),
+        );
     }
     for name in parameters
         .all("language")
         .flat_map(|names| names.split(','))
     {
-        filter
-            .languages
-            .insert(app.rules().language(name)?.name.clone());
+        filter.languages.insert(rules.language(name)?.name.clone());
     }
     if let (Some(from), Some(until)) = (filter.from_ms, filter.until_ms)
         && from >= until
@@ -149,7 +147,8 @@ fn filter(app: &App, parameters: &Parameters) -> Result<JobFilter, Problem> {
         return Err(Problem::invalid(
             "submitted_before",
             "submitted_before is not later than submitted_after, so no job can be in between",
-        ));
+        )
+        .with("value", parameters.one("submitted_before")?));
     }
     Ok(filter)
 }
@@ -186,10 +185,8 @@ fn time(parameters: &Parameters, name: &str) -> Result<Option<u64>, Problem> {
         .and_then(|since| u64::try_from(since.as_millis()).ok())
         .map(Some)
         .ok_or_else(|| {
-            let detail = format!(
-                "{name} is \"{text}\"; it should be a time in UTC such as 2026-01-01T00:00:00Z"
-            );
-            Problem::invalid(name, detail)
+            let should = "a time in UTC such as 2026-01-01T00:00:00Z";
+            Problem::no_such(name, text, should)
         })
 }
 
@@ -200,10 +197,45 @@ fn limit(parameters: &Parameters, default: usize, most: usize) -> Result<usize, 
     text.parse()
         .ok()
         .filter(|limit| (1..=most).contains(limit))
-        .ok_or_else(|| {
-            Problem::invalid(
-                "limit",
-                format!("limit is \"{text}\"; it should be 1 to {most}"),
-            )
-        })
+        .ok_or_else(|| Problem::no_such("limit", text, &format!("1 to {most}")).with("limit", most))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fuzz;
+    use super::*;
+
+    const NAMES: &[&str] = &[
+        "state",
+        "language",
+        "label",
+        "verdict",
+        "node",
+        "priority",
+        "submitted_after",
+        "submitted_before",
+        "limit",
+        "cursor",
+    ];
+
+    fn read(query: &http::Uri) -> Result<(), Problem> {
+        let parameters = Parameters::new(Query::try_from_uri(query), NAMES)?;
+        let filter = filter(&fuzz::rules(), &parameters)?;
+        limit(&parameters, PAGE, MAX_PAGE)?;
+        if let Some(cursor) = parameters.one("cursor")? {
+            cursor::read(cursor, &filter)?;
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_filter_is_read_or_refused_in_words(query in fuzz::queries(NAMES)) {
+            if let Err(problem) = read(&query) {
+                fuzz::is_a_good_answer(&problem);
+            }
+        }
+    }
 }

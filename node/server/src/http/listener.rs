@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::response::IntoResponse;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -103,22 +102,8 @@ async fn turn_away(mut stream: TcpStream, full: Full) -> io::Result<()> {
     if let Ok(arrived) = timeout(HEAD, arrives).await {
         arrived?;
     }
-    let answer = Problem::from(full).close().into_response();
-    let (parts, body) = answer.into_parts();
-    let body = axum::body::to_bytes(body, HEAD_BYTES)
-        .await
-        .map_err(io::Error::other)?;
-    let mut text = format!("HTTP/1.1 {}\r\n", parts.status);
-    for (name, value) in &parts.headers {
-        // All of them are ours, and text.
-        text += &format!("{name}: {}\r\n", value.to_str().unwrap_or_default());
-    }
-    if !parts.headers.contains_key(http::header::CONTENT_LENGTH) {
-        text += &format!("content-length: {}\r\n", body.len());
-    }
-    text += "\r\n";
-    stream.write_all(text.as_bytes()).await?;
-    stream.write_all(&body).await?;
+    let answer = Problem::from(full).close().into_http("");
+    stream.write_all(&answer).await?;
     stream.shutdown().await?;
     let mut scratch = [0; 4096];
     let rest = async {

@@ -34,6 +34,33 @@ struct WaitRequest {
     timeout_s: Option<f64>,
 }
 
+impl WaitRequest {
+    /// Which jobs are waited for, until when, and for how long.
+    fn check(&self) -> Result<(Vec<JobId>, Until, Duration), Problem> {
+        let ids = ids(&self.ids)?;
+        let seconds = self.timeout_s.unwrap_or(MAX_WAIT_S as f64);
+        if !seconds.is_finite() || seconds < 0.0 {
+            return Err(Problem::invalid(
+                "timeout_s",
+                format!(
+                    "timeout_s is {seconds}; it should be a number of seconds, not less than 0"
+                ),
+            )
+            .with("value", seconds)
+            .with("limit", 0));
+        }
+        let patience = Duration::from_secs_f64(seconds.min(MAX_WAIT_S as f64));
+        let until = match self.until.as_deref() {
+            None | Some("all") => Until::All,
+            Some("any") => Until::Any,
+            Some(other) => {
+                return Err(Problem::no_such("until", other, "all (the default) or any"));
+            }
+        };
+        Ok((ids, until, patience))
+    }
+}
+
 /// The body of `POST /v1/jobs/cancel`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,24 +78,7 @@ pub async fn wait(
 ) -> Result<Json<Value>, Problem> {
     let _waits = gate::wait(&app, client)?;
     let bytes = body::read(&headers, body, MAX_BODY).await?;
-    let request: WaitRequest = body::json(&bytes)?;
-    let ids = ids(&request.ids)?;
-    let seconds = request.timeout_s.unwrap_or(MAX_WAIT_S as f64);
-    if !seconds.is_finite() || seconds < 0.0 {
-        return Err(Problem::invalid(
-            "timeout_s",
-            format!("timeout_s is {seconds}; it should be a number of seconds, not less than 0"),
-        ));
-    }
-    let patience = Duration::from_secs_f64(seconds.min(MAX_WAIT_S as f64));
-    let until = match request.until.as_deref() {
-        None | Some("all") => Until::All,
-        Some("any") => Until::Any,
-        Some(other) => {
-            let detail = format!("until is \"{other}\"; it should be all (the default) or any");
-            return Err(Problem::invalid("until", detail));
-        }
-    };
+    let (ids, until, patience) = body::json::<WaitRequest>(&bytes)?.check()?;
     let deadline = Instant::now() + patience;
     let waited = app
         .jobs
@@ -116,10 +126,8 @@ pub async fn cancel(
 /// The jobs that a list of ids names, each once.
 fn ids(texts: &[String]) -> Result<Vec<JobId>, Problem> {
     if texts.is_empty() {
-        return Err(Problem::invalid(
-            "ids",
-            "ids is empty; name at least one job",
-        ));
+        let problem = Problem::invalid("ids", "ids is empty; name at least one job");
+        return Err(problem.with("value", 0).with("limit", 1));
     }
     if texts.len() > MAX_IDS {
         let count = texts.len() as u64;
@@ -133,11 +141,41 @@ fn ids(texts: &[String]) -> Result<Vec<JobId>, Problem> {
             let detail = format!(
                 "{field} is not a job id; ids look like 01900000-0000-7000-8000-000000000000"
             );
-            Problem::invalid(&field, detail)
+            Problem::invalid(&field, detail).with("value", text.as_str())
         })?;
         if seen.insert(id) {
             ids.push(id);
         }
     }
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fuzz;
+    use super::*;
+
+    const ID: &str = "01900000-0000-7000-8000-000000000000";
+
+    proptest! {
+        #[test]
+        fn any_request_about_many_jobs_is_read_or_refused_in_words(
+            wait in fuzz::bodies(&json!({ "ids": [ID, ID], "until": "any", "timeout_s": 1.5 }), fuzz::NAMES),
+            cancel in fuzz::bodies(&json!({ "ids": [ID] }), fuzz::NAMES),
+        ) {
+            match body::json::<WaitRequest>(&wait).and_then(|request| request.check()) {
+                Ok((ids, _, patience)) => {
+                    prop_assert!((1..=MAX_IDS).contains(&ids.len()));
+                    prop_assert!(patience <= Duration::from_secs(MAX_WAIT_S));
+                }
+                Err(problem) => fuzz::is_a_good_answer(&problem),
+            }
+            match body::json::<CancelRequest>(&cancel).and_then(|request| ids(&request.ids)) {
+                Ok(ids) => prop_assert!((1..=MAX_IDS).contains(&ids.len())),
+                Err(problem) => fuzz::is_a_good_answer(&problem),
+            }
+        }
+    }
 }

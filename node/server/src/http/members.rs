@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 use tracing::info;
 
-use super::problem::Problem;
+use super::problem::{Kind, Problem, quoted};
 use super::{App, body, path};
 use crate::config::split_host_port;
 use crate::jobs::Error;
@@ -43,11 +43,33 @@ pub struct AdmitRequest {
     http: Option<String>,
 }
 
+impl AdmitRequest {
+    /// The addresses for peers and for clients; the second may be empty.
+    fn check(self) -> Result<(String, String), Problem> {
+        address("peer", &self.peer)?;
+        let http = self.http.unwrap_or_default();
+        if !http.is_empty() {
+            address("http", &http)?;
+        }
+        Ok((self.peer, http))
+    }
+}
+
 /// Whether a node is to get work.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
     draining: bool,
+}
+
+impl DrainRequest {
+    /// No body is the same as `true`.
+    fn read(bytes: &[u8]) -> Result<Self, Problem> {
+        if bytes.is_empty() {
+            return Ok(Self { draining: true });
+        }
+        body::json(bytes)
+    }
 }
 
 /// Who is to lead.
@@ -56,6 +78,16 @@ pub struct DrainRequest {
 pub struct LeaderRequest {
     #[serde(default)]
     node: Option<NodeId>,
+}
+
+impl LeaderRequest {
+    /// No body names nobody.
+    fn read(bytes: &[u8]) -> Result<Self, Problem> {
+        if bytes.is_empty() {
+            return Ok(Self { node: None });
+        }
+        body::json(bytes)
+    }
 }
 
 /// The cluster's settings, as clients see them.
@@ -70,16 +102,23 @@ pub struct SettingsRequest {
     replace_voter_s: Option<u64>,
 }
 
-fn conflict(kind: &'static str, title: &'static str, detail: String) -> Problem {
-    Problem::new(StatusCode::CONFLICT, kind, title, detail)
+impl SettingsRequest {
+    fn check(&self) -> Result<Settings, Problem> {
+        let retention_s = within("retention_s", self.retention_s, &(0..=MAX_S))?;
+        let retention_mb = within("retention_mb", self.retention_mb, &MB)?;
+        let replace_voter_s = within("replace_voter_s", self.replace_voter_s, &(1..=MAX_S))?;
+        Ok(Settings {
+            retention_ms: retention_s.map(|s| s * 1000),
+            retention_bytes: retention_mb.map(|mb| mb << 20),
+            replace_voter_ms: replace_voter_s.map(|s| s * 1000),
+        })
+    }
 }
 
 fn unknown_node(id: NodeId, status: &Status) -> Problem {
     let ids: Vec<_> = status.members.keys().map(ToString::to_string).collect();
     Problem::new(
-        StatusCode::NOT_FOUND,
-        "unknown-node",
-        "There is no such node",
+        Kind::UnknownNode,
         format!(
             "node {id} does not belong to this cluster; its nodes are {}",
             ids.join(", ")
@@ -93,10 +132,11 @@ fn node_id(part: Result<Path<String>, PathRejection>) -> Result<NodeId, Problem>
     let text = path(part)?;
     text.parse().ok().filter(|id| *id > 0).ok_or_else(|| {
         Problem::new(
-            StatusCode::NOT_FOUND,
-            "unknown-node",
-            "There is no such node",
-            format!("\"{text}\" is not the id of a node; ids are numbers from 1"),
+            Kind::UnknownNode,
+            format!(
+                "{} is not the id of a node; ids are numbers from 1",
+                quoted(&text)
+            ),
         )
         .with("node", text.clone())
     })
@@ -104,12 +144,8 @@ fn node_id(part: Result<Path<String>, PathRejection>) -> Result<NodeId, Problem>
 
 fn address(field: &'static str, text: &str) -> Result<(), Problem> {
     split_host_port(text).map(drop).map_err(|_| {
-        Problem::invalid(
-            field,
-            format!(
-                "{field} is \"{text}\"; it should be HOST:PORT, as the other nodes reach this one"
-            ),
-        )
+        let should = "HOST:PORT, as the other nodes reach this one";
+        Problem::no_such(field, text, should)
     })
 }
 
@@ -120,9 +156,7 @@ async fn propose(app: &App, command: Command) -> Result<Reply, Problem> {
         ProposeError::Unavailable => Error::NoLeader.into(),
         ProposeError::Stopped => Error::Stopped.into(),
         ProposeError::Unknown => Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "unconfirmed",
-            "The cluster did not confirm the request in time",
+            Kind::Unconfirmed,
             "whether the request was taken is not known; sending it again is harmless",
         )
         .retry(),
@@ -150,14 +184,9 @@ pub async fn admit(
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let bytes = body::read(&headers, body, MAX_BODY).await?;
-    let request: AdmitRequest = body::json(&bytes)?;
-    address("peer", &request.peer)?;
-    let http = request.http.unwrap_or_default();
-    if !http.is_empty() {
-        address("http", &http)?;
-    }
+    let (peer, http) = body::json::<AdmitRequest>(&bytes)?.check()?;
     let status = app.consensus.status().borrow().clone();
-    let same = |(_, member): &(&NodeId, &Member)| member.peer == request.peer;
+    let same = |(_, member): &(&NodeId, &Member)| member.peer == peer;
     if let Some((id, _)) = status.members.iter().find(same) {
         let id = *id;
         let known = ledger::read(&app.consensus, move |view| {
@@ -171,33 +200,30 @@ pub async fn admit(
             // Whoever had this address loses its place if the leader has declared it lost. That nothing is known of it
             // is not enough: it may have been there for a moment only, or the leader.
             if !record.is_some_and(|record| record.lost) {
-                return Err(conflict(
-                    "node-alive",
-                    "A node of the cluster has this address",
+                return Err(Problem::new(Kind::NodeAlive,
                     format!(
-                        "node {id} has the address {} and was not declared lost; a new node needs an address of its own, or node {id} has to be removed first",
-                        request.peer
+                        "node {id} has the address {peer} and was not declared lost; a new node needs an address of its own, or node {id} has to be removed first"
                     ),
                 )
                 .with("node", id));
             }
-            info!(node = id, peer = request.peer, "replaced by a new node");
+            info!(node = id, peer = peer, "replaced by a new node");
             remove_node(&app, id, &status).await?;
         }
     }
     let floor = status.members.keys().copied().max().unwrap_or(0);
     let command = Command::Admit {
-        peer: request.peer.clone(),
+        peer: peer.clone(),
         http: http.clone(),
         floor,
     };
     match propose(&app, command).await? {
         Reply::Admitted { node } => {
-            info!(node, peer = request.peer, "node admitted");
+            info!(node, peer = peer, "node admitted");
             let body = json!({
                 "id": node,
                 "cluster_id": app.config.cluster.to_string(),
-                "peer": request.peer,
+                "peer": peer,
                 "http": http,
             });
             Ok((StatusCode::CREATED, Json(body)))
@@ -208,9 +234,7 @@ pub async fn admit(
 
 fn unexpected(reply: &Reply) -> Problem {
     Problem::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "Quorun has a bug",
+        Kind::Internal,
         format!("the ledger answered with {reply:?}"),
     )
 }
@@ -220,9 +244,7 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
     let alive = alive(app);
     if status.voters.contains(&id) && !has_majority(&staying, |id| alive.contains(&id)) {
         let living = staying.iter().filter(|id| alive.contains(id)).count();
-        return Err(conflict(
-            "no-majority-left",
-            "The cluster would lose its majority",
+        return Err(Problem::new(Kind::NoMajorityLeft,
             format!(
                 "without node {id}, {living} of {} voters would be alive, which is no majority; bring nodes back or add some first",
                 staying.len()
@@ -266,11 +288,7 @@ pub async fn drain(
 ) -> Result<Json<Value>, Problem> {
     let id = node_id(id)?;
     let bytes = body::read(&headers, body, MAX_BODY).await?;
-    let draining = if bytes.is_empty() {
-        true
-    } else {
-        body::json::<DrainRequest>(&bytes)?.draining
-    };
+    let draining = DrainRequest::read(&bytes)?.draining;
     let command = Command::Drain { node: id, draining };
     match propose(&app, command).await? {
         Reply::Node { .. } => Ok(Json(json!({ "id": id, "draining": draining }))),
@@ -289,20 +307,15 @@ pub async fn move_leader(
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let bytes = body::read(&headers, body, MAX_BODY).await?;
-    let request = if bytes.is_empty() {
-        LeaderRequest { node: None }
-    } else {
-        body::json(&bytes)?
-    };
+    let request = LeaderRequest::read(&bytes)?;
     let status = app.consensus.status().borrow().clone();
     if let Some(node) = request.node {
         if !status.members.contains_key(&node) {
             return Err(unknown_node(node, &status));
         }
         if !status.voters.contains(&node) {
-            return Err(conflict(
-                "not-a-voter",
-                "Only a voter can lead",
+            return Err(Problem::new(
+                Kind::NotAVoter,
                 format!("node {node} is a learner; only voters lead"),
             )
             .with("node", node));
@@ -318,9 +331,8 @@ pub async fn move_leader(
     };
     match tokio::time::timeout(DEADLINE, client.move_leader(request)).await {
         Ok(Ok(reply)) => Ok(Json(json!({ "leader": reply.into_inner().leader }))),
-        Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(conflict(
-            "leader-not-moved",
-            "The leadership was not moved",
+        Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(Problem::new(
+            Kind::LeaderNotMoved,
             status.message().to_owned(),
         )),
         Ok(Err(_)) | Err(_) => Err(Error::NoLeader.into()),
@@ -357,6 +369,15 @@ fn within(
                 range.start(),
                 range.end()
             ),
+        )
+        .with("value", value)
+        .with(
+            "limit",
+            if value < *range.start() {
+                *range.start()
+            } else {
+                *range.end()
+            },
         )),
         value => Ok(value),
     }
@@ -369,13 +390,7 @@ pub async fn configure(
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let bytes = body::read(&headers, body, MAX_BODY).await?;
-    let request: SettingsRequest = body::json(&bytes)?;
-    let settings = Settings {
-        retention_ms: within("retention_s", request.retention_s, &(0..=MAX_S))?.map(|s| s * 1000),
-        retention_bytes: within("retention_mb", request.retention_mb, &MB)?.map(|mb| mb << 20),
-        replace_voter_ms: within("replace_voter_s", request.replace_voter_s, &(1..=MAX_S))?
-            .map(|s| s * 1000),
-    };
+    let settings = body::json::<SettingsRequest>(&bytes)?.check()?;
     match propose(&app, Command::Configure { settings }).await? {
         Reply::Configured => {
             // The answer, and whoever asks this node next, must see it.
@@ -389,5 +404,42 @@ pub async fn configure(
             Ok(self::settings(State(app)).await)
         }
         other => Err(unexpected(&other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fuzz;
+    use super::*;
+
+    #[test]
+    fn what_the_ledger_should_not_say_is_a_bug_of_ours() {
+        let problem = unexpected(&Reply::Configured).to_json();
+        assert_eq!(problem["type"], "urn:quorun:error:internal");
+        assert_eq!(problem["status"], 500);
+    }
+
+    proptest! {
+        #[test]
+        fn any_change_of_the_cluster_is_read_or_refused_in_words(
+            admit in fuzz::bodies(&json!({ "peer": "host:7000", "http": "host:8080" }), fuzz::NAMES),
+            drain in fuzz::bodies(&json!({ "draining": true }), fuzz::NAMES),
+            leader in fuzz::bodies(&json!({ "node": 2 }), fuzz::NAMES),
+            settings in fuzz::bodies(
+                &json!({ "retention_s": 60, "retention_mb": 64, "replace_voter_s": 60 }), fuzz::NAMES,
+            ),
+        ) {
+            let read = [
+                body::json::<AdmitRequest>(&admit).and_then(AdmitRequest::check).map(drop),
+                DrainRequest::read(&drain).map(drop),
+                LeaderRequest::read(&leader).map(drop),
+                body::json::<SettingsRequest>(&settings).and_then(|request| request.check()).map(drop),
+            ];
+            for problem in read.into_iter().filter_map(Result::err) {
+                fuzz::is_a_good_answer(&problem);
+            }
+        }
     }
 }

@@ -8,18 +8,23 @@ mod body;
 mod callback;
 mod cluster;
 mod cursor;
+mod errors;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod gate;
 mod health;
 mod interactive;
 mod jobs;
 mod judged;
 mod judging;
+mod kinds;
 mod lang;
 mod languages;
 mod languages_set;
 mod list;
 mod listener;
+mod malformed;
 mod many;
 mod members;
 mod metrics;
@@ -54,7 +59,7 @@ use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::pressure::Pressure;
 use crate::settings::ClusterSettings;
-use problem::Problem;
+use problem::{Kind, Problem, quoted};
 use submission::Rules;
 
 pub use listener::Clients;
@@ -145,6 +150,8 @@ pub fn router(app: App) -> Router {
             "/v1/cluster/settings",
             get(members::settings).put(members::configure),
         )
+        .route(kinds::PAGES, get(errors::all))
+        .route("/errors/{type}", get(errors::one))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::show))
@@ -154,9 +161,7 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(|_| {
             Problem::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "Quorun has a bug",
+                Kind::Internal,
                 "the request could not be handled; the node's log has the place",
             )
             .into_response()
@@ -188,9 +193,7 @@ async fn close_when_draining(State(app): State<App>, mut response: Response) -> 
 
 async fn unknown_path(uri: Uri) -> Problem {
     Problem::new(
-        StatusCode::NOT_FOUND,
-        "unknown-path",
-        "There is nothing here",
+        Kind::UnknownPath,
         format!(
             "{} is not a path of this API; programs are posted to /lang/{{language}} or /v1/jobs",
             uri.path()
@@ -200,9 +203,7 @@ async fn unknown_path(uri: Uri) -> Problem {
 
 async fn wrong_method(method: Method, request: Request) -> Problem {
     Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "wrong-method",
-        "The path does not take this method",
+        Kind::WrongMethod,
         format!(
             "{} does not take {method}; the Allow header says what it takes",
             request.uri().path()
@@ -214,11 +215,10 @@ async fn wrong_method(method: Method, request: Request) -> Problem {
 fn path(parsed: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
     parsed.map(|Path(part)| part).map_err(|error| {
         Problem::new(
-            StatusCode::BAD_REQUEST,
-            "malformed-path",
-            "The path is malformed",
+            Kind::MalformedPath,
             format!("a part of the path cannot be read: {}", error.body_text()),
         )
+        .with("field", "path")
     })
 }
 
@@ -226,11 +226,10 @@ fn path(parsed: Result<Path<String>, PathRejection>) -> Result<String, Problem> 
 fn job_id(text: &str) -> Result<quorun_ledger::JobId, Problem> {
     text.parse().map_err(|_| {
         Problem::new(
-            StatusCode::NOT_FOUND,
-            "unknown-job",
-            "There is no such job",
+            Kind::UnknownJob,
             format!(
-                "\"{text}\" is not a job id; ids look like 01900000-0000-7000-8000-000000000000"
+                "{} is not a job id; ids look like 01900000-0000-7000-8000-000000000000",
+                quoted(text)
             ),
         )
         .with("job", text)

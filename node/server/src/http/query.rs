@@ -5,10 +5,15 @@ use std::collections::BTreeSet;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 
-use super::problem::Problem;
+use super::problem::{Problem, cut};
 
 /// Parameters that one request may have.
 const MAX_PARAMETERS: usize = 100;
+
+/// What to say of a query that could not be read: the words of whoever tried say what it takes.
+pub fn query_is_wrong(error: &QueryRejection) -> Problem {
+    Problem::invalid("query", error.body_text())
+}
 
 /// The parameters of a query, in their order.
 #[derive(Debug)]
@@ -22,14 +27,15 @@ impl Parameters {
         query: Result<Query<Vec<(String, String)>>, QueryRejection>,
         known: &[&str],
     ) -> Result<Self, Problem> {
-        let Query(pairs) = query.map_err(|error| Problem::invalid("query", error.body_text()))?;
+        let Query(pairs) = query.map_err(|error| query_is_wrong(&error))?;
         if let Some((name, _)) = pairs
             .iter()
             .find(|(name, _)| !known.contains(&name.as_str()))
         {
             let known = known.join(", ");
-            let detail = format!("unknown parameter `{name}`; this path takes {known}");
-            return Err(Problem::invalid("query", detail));
+            let named = cut(name, 100);
+            let detail = format!("unknown parameter `{named}`; this path takes {known}");
+            return Err(Problem::invalid("query", detail).with("value", name.as_str()));
         }
         let count = pairs.len() as u64;
         if pairs.len() > MAX_PARAMETERS {
@@ -50,7 +56,10 @@ impl Parameters {
         let value = values.next();
         if values.next().is_some() {
             let detail = format!("{name} is there more than once; send it once");
-            return Err(Problem::invalid(name, detail));
+            let count = self.all(name).count();
+            return Err(Problem::invalid(name, detail)
+                .with("value", count)
+                .with("limit", 1));
         }
         Ok(value)
     }
@@ -64,12 +73,7 @@ impl Parameters {
     ) -> Result<BTreeSet<T>, Problem> {
         self.all(name)
             .flat_map(|value| value.split(','))
-            .map(|word| {
-                parse(word).ok_or_else(|| {
-                    let detail = format!("{name} is \"{word}\"; it should be {should}");
-                    Problem::invalid(name, detail)
-                })
-            })
+            .map(|word| parse(word).ok_or_else(|| Problem::no_such(name, word, should)))
             .collect()
     }
 }

@@ -34,6 +34,7 @@ use tower_service::Service as _;
 use tracing::{debug, trace};
 
 use super::listener::{Clients, Connection};
+use super::malformed::Worded;
 use crate::access::tls::Certificate;
 use crate::pressure::Client;
 
@@ -152,6 +153,8 @@ impl Serving {
                 }))
             }
         });
+        let now = activity.clone();
+        let stream = Worded::new(stream, move || now.now().0 == 0);
         let connection = self
             .builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service);

@@ -7,14 +7,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, Priority, SourceFile};
 use serde::Deserialize;
 
 use super::callback::CallbackRequest;
 use super::interactive::{self, TerminalRequest};
 use super::judging::{CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestsRequest};
-use super::problem::Problem;
+use super::problem::{Kind, Problem, quoted};
 use crate::callbacks;
 use crate::catalogue::{self, Known, Snapshot};
 use crate::config::{Ceilings, LEAST};
@@ -24,6 +24,7 @@ use crate::scheduler::KEPT_AT_LEAST;
 const MAX_ATTEMPTS: u32 = 3;
 /// Bounds on what stands beside the source.
 const MAX_FILES: usize = 100;
+const MAX_FILE_NAME: usize = 255;
 const MAX_ARGS: usize = 256;
 const MAX_ENV: usize = 64;
 const MAX_WORD: usize = 4096;
@@ -158,14 +159,15 @@ impl Rules<'_> {
             let known = self.languages.all().filter(|known| !known.disabled);
             let known: Vec<&str> = known.map(|k| k.language.name.as_str()).collect();
             Problem::new(
-                StatusCode::NOT_FOUND,
-                "unknown-language",
-                "There is no such language",
+                Kind::UnknownLanguage,
                 format!(
-                    "\"{name}\" is not a language of this cluster; it has {}",
+                    "{} is not a language of this cluster; it has {}",
+                    quoted(name),
                     known.join(", ")
                 ),
             )
+            .with("field", "language")
+            .with("value", name)
             .with("languages", known)
         })
     }
@@ -184,15 +186,15 @@ impl Rules<'_> {
         if request.tests.is_some() && (request.stdin.is_some() || request.stdin_base64.is_some()) {
             return Err(Problem::invalid(
                 "stdin",
-                "a job with tests has no stdin of its own; each of the tests has one",
+                "stdin: a job with tests has none of its own; each of the tests has one",
             ));
         }
         let stdin = bytes("stdin", request.stdin, request.stdin_base64)?.unwrap_or_default();
         if stdin.len() > self.ceilings.stdin_bytes {
-            return Err(Problem::too_large(
-                "stdin",
-                self.ceilings.stdin_bytes as u64,
-            ));
+            return Err(
+                Problem::too_large("stdin", self.ceilings.stdin_bytes as u64)
+                    .with("value", stdin.len()),
+            );
         }
         at_most("args", request.args.len(), MAX_ARGS)?;
         for (n, arg) in request.args.iter().enumerate() {
@@ -205,7 +207,8 @@ impl Rules<'_> {
                 return Err(Problem::invalid(
                     &field,
                     "the name of an environment variable is not empty and has no =",
-                ));
+                )
+                .with("value", name.as_str()));
             }
             word(&field, name)?;
             word(&field, value)?;
@@ -213,10 +216,10 @@ impl Rules<'_> {
         at_most("labels", request.labels.len(), MAX_LABELS)?;
         for (n, label) in request.labels.iter().enumerate() {
             if label.is_empty() || label.len() > MAX_LABEL || label.contains(char::is_control) {
-                return Err(Problem::invalid(
-                    &format!("labels[{n}]"),
-                    format!("a label has 1 to {MAX_LABEL} bytes and no control characters"),
-                ));
+                let field = format!("labels[{n}]");
+                let detail =
+                    format!("a label has 1 to {MAX_LABEL} bytes and no control characters");
+                return Err(not_printable(&field, detail, label, MAX_LABEL));
             }
         }
         if let Some(key) = &request.isolation_key {
@@ -227,7 +230,7 @@ impl Rules<'_> {
             return Err(Problem::over_limit(
                 "retention_s",
                 retention_s,
-                MAX_RETENTION_S,
+                MAX_RETENTION_S.max(self.retention.as_secs()),
             ));
         }
         let limits = self.limits(&request.limits, &language.limits)?;
@@ -296,8 +299,12 @@ impl Rules<'_> {
         if !files.iter().any(|file| file.name == entrypoint) {
             return Err(Problem::invalid(
                 "entrypoint",
-                format!("entrypoint \"{entrypoint}\" is not the name of one of the files"),
-            ));
+                format!(
+                    "entrypoint {} is not the name of one of the files",
+                    quoted(&entrypoint)
+                ),
+            )
+            .with("value", entrypoint));
         }
         Ok((files, entrypoint))
     }
@@ -336,10 +343,12 @@ impl Rules<'_> {
                         return Err(Problem::invalid(
                             &format!("{field}.name"),
                             format!(
-                                "\"{}\" and \"{}\" cannot both be there",
-                                other.name, file.name
+                                "{} and {} cannot both be there",
+                                quoted(&other.name),
+                                quoted(&file.name)
                             ),
-                        ));
+                        )
+                        .with("value", file.name));
                     }
                     named.push(SourceFile {
                         name: file.name,
@@ -354,20 +363,17 @@ impl Rules<'_> {
             (None, None) => return Err(Problem::invalid("source", "source (or files) is missing")),
         };
         if files.is_empty() {
-            return Err(Problem::invalid(
-                "files",
-                "files is empty; at least one is needed",
-            ));
+            let problem = Problem::invalid("files", "files is empty; at least one is needed");
+            return Err(problem.with("value", 0).with("limit", 1));
         }
         let size: usize = files.iter().map(|file| file.content.len()).sum();
         if size == 0 {
             return Err(empty_source());
         }
         if size > self.ceilings.source_bytes {
-            return Err(Problem::too_large(
-                "source",
-                self.ceilings.source_bytes as u64,
-            ));
+            return Err(
+                Problem::too_large("source", self.ceilings.source_bytes as u64).with("value", size),
+            );
         }
         Ok(files)
     }
@@ -445,9 +451,7 @@ impl Rules<'_> {
 /// A body without a program.
 pub fn empty_source() -> Problem {
     Problem::new(
-        StatusCode::BAD_REQUEST,
-        "empty-source",
-        "There is no program",
+        Kind::EmptySource,
         "the source is empty; send the program's text as the body",
     )
     .with("field", "source")
@@ -482,6 +486,14 @@ fn at_most(field: &str, count: usize, limit: usize) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Something that people are shown is empty, too long, or not all of it can be shown.
+pub fn not_printable(field: &str, detail: String, text: &str, most: usize) -> Problem {
+    let limit = if text.is_empty() { 1 } else { most };
+    Problem::invalid(field, detail)
+        .with("value", text)
+        .with("limit", limit)
+}
+
 /// The key by which jobs are kept apart. Compared byte by byte, so that what looks the same must be the same.
 fn isolation_key(key: &str) -> Result<(), Problem> {
     let printable = key.bytes().all(|byte| matches!(byte, b' '..=b'~'));
@@ -493,7 +505,9 @@ fn isolation_key(key: &str) -> Result<(), Problem> {
         format!(
             "isolation_key should be 1 to {MAX_ISOLATION_KEY} printable ASCII characters; leave it out for a job that may share its sandbox with other jobs without a key"
         ),
-    ))
+    )
+    .with("value", key)
+    .with("limit", MAX_ISOLATION_KEY))
 }
 
 /// Which level of the queue a word means.
@@ -501,20 +515,13 @@ fn priority(word: Option<&str>) -> Result<Priority, Problem> {
     let Some(word) = word else {
         return Ok(Priority::Normal);
     };
-    Priority::named(word).ok_or_else(|| {
-        let detail = format!("priority is \"{word}\"; it should be high, normal or low");
-        Problem::invalid("priority", detail)
-    })
+    Priority::named(word).ok_or_else(|| Problem::no_such("priority", word, "high, normal or low"))
 }
 
 /// Something that becomes an argument or a variable of a process.
 fn word(field: &str, text: &str) -> Result<(), Problem> {
     if text.len() > MAX_WORD {
-        return Err(Problem::over_limit(
-            field,
-            text.len() as u64,
-            MAX_WORD as u64,
-        ));
+        return Err(Problem::too_long(field, text.len(), MAX_WORD, "bytes"));
     }
     if text.contains('\0') {
         return Err(Problem::invalid(
@@ -529,7 +536,7 @@ fn word(field: &str, text: &str) -> Result<(), Problem> {
 pub fn file_name(field: &str, name: &str) -> Result<(), Problem> {
     let sound = !name.is_empty()
         && !name.starts_with('-') // an interpreter would take it for an option
-        && name.len() <= 255
+        && name.len() <= MAX_FILE_NAME
         && !name.contains('\0')
         && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if sound {
@@ -538,9 +545,11 @@ pub fn file_name(field: &str, name: &str) -> Result<(), Problem> {
     Err(Problem::invalid(
         field,
         format!(
-            "{field} should be a relative path of at most 255 bytes without empty, . or .. parts, and not begin with -"
+            "{field} should be a relative path of at most {MAX_FILE_NAME} bytes without empty, . or .. parts, and not begin with -"
         ),
-    ))
+    )
+    .with("value", name)
+    .with("limit", MAX_FILE_NAME))
 }
 
 /// Whether one path would need the other to be a folder.
@@ -566,7 +575,8 @@ pub fn bytes(
             Err(error) => Err(Problem::invalid(
                 &format!("{field}_base64"),
                 format!("{field}_base64 is not base64: {error}"),
-            )),
+            )
+            .with("value", text)),
         },
         (None, None) => Ok(None),
     }
@@ -589,6 +599,8 @@ pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<Idempot
                     "the Idempotency-Key header should be there once, with 1 to {MAX_KEY} printable ASCII characters"
                 ),
             )
+            .with("value", String::from_utf8_lossy(value.as_bytes()))
+            .with("limit", MAX_KEY)
         })?;
     // What the language was is not part of what was asked for. A copy is cheap: contents are shared.
     let mut asked = spec.clone();
@@ -600,4 +612,147 @@ pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<Idempot
         key: key.to_owned(),
         fingerprint,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{body, fuzz};
+    use super::*;
+
+    fn read(bytes: &[u8], headers: &HeaderMap) -> Result<JobSpec, Problem> {
+        let request: JobRequest = body::json(bytes)?;
+        let spec = fuzz::rules().check(request)?;
+        idempotency(headers, &spec)?;
+        Ok(spec)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        #[test]
+        fn any_submission_is_taken_within_bounds_or_refused_in_words(
+            bytes in prop_oneof![
+                fuzz::bodies(&fuzz::submission(), fuzz::NAMES),
+                fuzz::bodies(&fuzz::conversation(), fuzz::NAMES),
+            ],
+            headers in fuzz::headers(&["idempotency-key"]),
+        ) {
+            match read(&bytes, &headers) {
+                Ok(spec) => {
+                    let bytes = quorun_ledger::codec::encode(&spec);
+                    let again: JobSpec = quorun_ledger::codec::decode(&bytes).unwrap();
+                    prop_assert_eq!(&again, &spec);
+                    prop_assert!(spec.files.iter().any(|file| file.name == spec.entrypoint));
+                    prop_assert!(spec.files.len() <= MAX_FILES && spec.args.len() <= MAX_ARGS);
+                    prop_assert!(spec.labels.len() <= MAX_LABELS && spec.env.len() <= MAX_ENV);
+                }
+                Err(problem) => fuzz::is_a_good_answer(&problem),
+            }
+        }
+    }
+
+    /// What a refusal says of the field, for one of each way of being wrong.
+    #[test]
+    fn a_refusal_has_the_field_the_value_and_the_limit() {
+        let long = "x".repeat(3000);
+        for (job, field, value, limit) in [
+            (r#"{"source":"1"}"#, "language", None, None),
+            (r#"{"language":7}"#, "language", Some("7"), None),
+            (r#"{"language":"a","language":"b"}"#, "language", None, None),
+            (r#"{"language":"a","sauce":"b"}"#, "sauce", None, None),
+            (
+                r#"{"language":"a","args":["x",-5]}"#,
+                "args[1]",
+                Some("-5"),
+                None,
+            ),
+            (r#"{"language":"a","args":{}}"#, "args", None, None),
+            (
+                r#"{"language":"a","limits":{"cpu_ms":"1"}}"#,
+                "limits.cpu_ms",
+                Some("\"1\""),
+                None,
+            ),
+            (
+                r#"{"language":"a","files":[{"content":""}]}"#,
+                "files[0].name",
+                None,
+                None,
+            ),
+            (
+                r#"{"language":"a","files":[{"name":"a"},{"name":true}]}"#,
+                "files[1].name",
+                Some("true"),
+                None,
+            ),
+            (
+                r#"{"language":"a","outputs":["","","","","","","","","","","","","","","","",""]}"#,
+                "outputs",
+                None,
+                Some(16),
+            ),
+            // What may be secret is not sent back.
+            (
+                r#"{"language":"a","callback":"hunter2"}"#,
+                "callback",
+                None,
+                None,
+            ),
+            (
+                r#"{"language":"a","callback":{"url":"x","secret":77777}}"#,
+                "callback.secret",
+                None,
+                None,
+            ),
+            (
+                r#"{"language":"a","callback":{"url":"x","headers":"hunter2"}}"#,
+                "callback.headers",
+                None,
+                None,
+            ),
+            (r#"{"language":"a","env":"hunter2"}"#, "env", None, None),
+            // What can only be seen when it is checked.
+            (
+                r#"{"language":"bash","source":"1","priority":"urgent"}"#,
+                "priority",
+                Some("\"urgent\""),
+                None,
+            ),
+            (
+                r#"{"language":"bash","source":"1","labels":[""]}"#,
+                "labels[0]",
+                Some("\"\""),
+                Some(1),
+            ),
+            (
+                r#"{"language":"bash","source":"1","terminal":{"rows":2000,"columns":1},"interactive":true}"#,
+                "terminal.rows",
+                Some("2000"),
+                Some(1000),
+            ),
+        ] {
+            let problem = read(job.as_bytes(), &HeaderMap::new()).unwrap_err();
+            fuzz::is_a_good_answer(&problem);
+            let body = problem.to_json();
+            assert_eq!(body["field"], field, "{job}: {body}");
+            let said = body.get("value").map(ToString::to_string);
+            assert_eq!(said.as_deref(), value, "{job}: {body}");
+            assert_eq!(
+                body.get("limit").and_then(serde_json::Value::as_u64),
+                limit,
+                "{job}: {body}"
+            );
+            for secret in ["hunter2", "77777"] {
+                assert!(!body.to_string().contains(secret), "{job}: {body}");
+            }
+        }
+        let named = format!(r#"{{"language":"{long}","source":"1"}}"#);
+        let problem = read(named.as_bytes(), &HeaderMap::new()).unwrap_err();
+        fuzz::is_a_good_answer(&problem);
+        let typed = format!(r#"{{"language":"a","interactive":"{long}"}}"#);
+        let problem = read(typed.as_bytes(), &HeaderMap::new()).unwrap_err();
+        fuzz::is_a_good_answer(&problem);
+    }
 }
