@@ -1,0 +1,8 @@
+//! stub
+use utoipa::openapi::OpenApi;
+pub fn render(_: &OpenApi) -> String {
+    String::new()
+}
+pub fn policy() -> &'static str {
+    "default-src 'none'"
+}
