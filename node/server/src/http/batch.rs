@@ -25,7 +25,7 @@ use crate::jobs::{Accepted, Error, key_of_item};
 use crate::pressure::Client;
 
 /// Jobs of one batch.
-const MAX_JOBS: usize = 1000;
+pub const MAX_JOBS: usize = 1000;
 /// What the jobs of an atomic batch may hold all together, bytes: they are one entry of the log, and one message between
 /// peers.
 const MAX_ATOMIC_BYTES: u64 = 16 << 20;

@@ -21,10 +21,10 @@ use crate::ledger;
 pub struct Cluster {
     cluster_id: String,
     /// The node that answers.
-    node: NodeId,
+    node: u64,
     /// The node that leads; null if there is none, or the one that answers is out of touch with it.
     #[schema(required = true)]
-    leader: Option<NodeId>,
+    leader: Option<u64>,
     /// The term of Raft.
     term: u64,
     /// The set of voters is being changed.
@@ -53,7 +53,7 @@ pub struct Held {
 /// A member of the cluster. What is not known of it is null.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ClusterNode {
-    id: NodeId,
+    id: u64,
     /// Where clients reach it.
     #[schema(required = true)]
     http: Option<String>,

@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
-use quorun_ledger::NodeId;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -17,10 +16,10 @@ pub struct Readiness {
     /// Why not.
     reasons: Vec<String>,
     /// This node.
-    node: NodeId,
+    node: u64,
     /// The node that leads; null if there is none, or this node is out of touch with it.
     #[schema(required = true)]
-    leader: Option<NodeId>,
+    leader: Option<u64>,
     /// How far this node's copy of the ledger is.
     applied_index: u64,
 }

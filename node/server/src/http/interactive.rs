@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::problem::Problem;
 
 /// The largest terminal, in either direction.
-const MOST: u64 = 1000;
+pub const MOST: u64 = 1000;
 
 /// The size of a terminal.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]

@@ -21,11 +21,11 @@ use crate::config::LEAST;
 /// Test cases of one job.
 pub const MAX_TESTS: usize = 1_000;
 /// Bytes of a test case's name.
-const MAX_NAME: usize = 128;
+pub const MAX_NAME: usize = 128;
 /// The largest weight of a test case.
-const MAX_WEIGHT: u32 = 1_000_000;
+pub const MAX_WEIGHT: u32 = 1_000_000;
 /// Files that are wanted back.
-const MAX_OUTPUTS: usize = 16;
+pub const MAX_OUTPUTS: usize = 16;
 /// All runs of a job together may take so many times what one run may take at most.
 const MAX_RUNS_WALL: u64 = 60;
 /// The tolerance of a `floats` checker that names none.

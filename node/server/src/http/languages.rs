@@ -156,7 +156,7 @@ pub struct StepLimitsShape {
 #[schema(as = LanguageNode)]
 #[expect(dead_code, reason = "describes what `on_nodes` makes")]
 pub struct LanguageNodeShape {
-    node: NodeId,
+    node: u64,
     state: words::ImageState,
     /// Why it failed, or how far a pull is.
     reason: Option<String>,

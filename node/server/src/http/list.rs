@@ -18,9 +18,9 @@ use crate::access::Caller;
 /// Jobs on one page of a list.
 const PAGE: usize = 50;
 /// The largest page.
-const MAX_PAGE: usize = 500;
+pub const MAX_PAGE: usize = 500;
 /// Jobs that one request cancels at most.
-const MAX_CANCELLED: usize = 1000;
+pub const MAX_CANCELLED: usize = 1000;
 /// What a list may be narrowed by.
 const FILTERS: [&str; 8] = [
     "state",

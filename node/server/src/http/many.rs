@@ -1,5 +1,6 @@
 //! Several jobs by their ids: wait for them, cancel them.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,9 @@ use http::HeaderMap;
 use quorun_ledger::JobId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::openapi::schema::OneOfBuilder;
+use utoipa::openapi::{Ref, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::jobs::MAX_WAIT_S;
 use super::openapi::words;
@@ -21,7 +24,7 @@ use crate::jobs::{Error, Until};
 use crate::pressure::Client;
 
 /// Jobs that one request may name.
-const MAX_IDS: usize = 1000;
+pub const MAX_IDS: usize = 1000;
 /// The largest body that names so many.
 const MAX_BODY: usize = 64 * 1024;
 
@@ -62,15 +65,28 @@ pub struct Waited {
     jobs: Vec<Value>,
 }
 
-/// A job, or why there is none.
-#[derive(ToSchema)]
-#[schema(as = WaitedJob)]
-#[expect(dead_code, reason = "describes what `wait` makes")]
-pub enum WaitedItem {
-    #[schema(title = "there")]
-    Job(Box<view::SummaryShape>),
-    #[schema(title = "not there")]
-    Missing(MissingJob),
+/// A job, or why there is none; describes what `wait` makes.
+pub struct WaitedItem;
+
+impl PartialSchema for WaitedItem {
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new()
+            .item(Ref::from_schema_name(view::SummaryShape::name()))
+            .item(Ref::from_schema_name(MissingJob::name()))
+            .description(Some("A job, or why there is none"))
+            .into()
+    }
+}
+
+impl ToSchema for WaitedItem {
+    fn name() -> Cow<'static, str> {
+        "WaitedJob".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((MissingJob::name().into(), MissingJob::schema()));
+        MissingJob::schemas(schemas);
+    }
 }
 
 /// A job that is not there.

@@ -62,7 +62,7 @@ pub struct DrainRequest {
 pub struct LeaderRequest {
     /// A voter; whoever is best placed if not said.
     #[serde(default)]
-    node: Option<NodeId>,
+    node: Option<u64>,
 }
 
 /// What is set for all nodes. What is left out, or null, is decided by each node's own configuration.
@@ -104,7 +104,7 @@ pub struct ClusterSettings {
 /// A node that was let in.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Admitted {
-    id: NodeId,
+    id: u64,
     cluster_id: String,
     peer: String,
     /// Empty if it was not said.
@@ -114,7 +114,7 @@ pub struct Admitted {
 /// A node that was removed.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Removed {
-    id: NodeId,
+    id: u64,
     /// It no longer belongs to the cluster; otherwise that is under way.
     removed: bool,
     /// Its jobs that went to other nodes.
@@ -124,14 +124,14 @@ pub struct Removed {
 /// Whether a node gets work.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Drained {
-    id: NodeId,
+    id: u64,
     draining: bool,
 }
 
 /// Who leads.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Leader {
-    leader: NodeId,
+    leader: u64,
 }
 
 fn conflict(kind: &'static str, title: &'static str, detail: String) -> Problem {
@@ -313,7 +313,7 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
 #[utoipa::path(
     delete, path = "/v1/cluster/nodes/{id}", operation_id = "remove_node", tag = "cluster",
     description = "What it was running goes to others.",
-    params(("id" = NodeId, Path, minimum = 1, description = "The node")),
+    params(("id" = u64, Path, minimum = 1, description = "The node")),
     responses(
         (status = 200, description = "It no longer belongs to the cluster", body = Removed,
             example = json!({ "id": 3, "removed": true, "requeued": 2 })),
@@ -350,7 +350,7 @@ pub async fn remove(
 #[utoipa::path(
     post, path = "/v1/cluster/nodes/{id}/drain", operation_id = "drain_node", tag = "cluster",
     description = "Without a body it is given no more. A leader that drains hands over. A restart of the node ends it.",
-    params(("id" = NodeId, Path, minimum = 1, description = "The node")),
+    params(("id" = u64, Path, minimum = 1, description = "The node")),
     request_body(content = Option<DrainRequest>, example = json!({ "draining": true })),
     responses((status = 200, description = "So it is", body = Drained, example = json!({ "id": 3, "draining": true }))),
     extensions(("x-problems" = json!(["unknown-node", "no-quorum", "unconfirmed"]))),

@@ -27,14 +27,14 @@ use crate::scheduler::KEPT_AT_LEAST;
 /// How often a job is tried before it ends with `internal_error`.
 const MAX_ATTEMPTS: u32 = 3;
 /// Bounds on what stands beside the source.
-const MAX_FILES: usize = 100;
-const MAX_ARGS: usize = 256;
-const MAX_ENV: usize = 64;
-const MAX_WORD: usize = 4096;
-const MAX_LABELS: usize = 16;
-const MAX_LABEL: usize = 128;
-const MAX_KEY: usize = 255;
-const MAX_ISOLATION_KEY: usize = 128;
+pub const MAX_FILES: usize = 100;
+pub const MAX_ARGS: usize = 256;
+pub const MAX_ENV: usize = 64;
+pub const MAX_WORD: usize = 4096;
+pub const MAX_LABELS: usize = 16;
+pub const MAX_LABEL: usize = 128;
+pub const MAX_KEY: usize = 255;
+pub const MAX_ISOLATION_KEY: usize = 128;
 /// The longest a submitter may have a finished job kept, seconds: 30 days.
 const MAX_RETENTION_S: u64 = 30 * 24 * 60 * 60;
 

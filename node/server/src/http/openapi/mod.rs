@@ -21,7 +21,8 @@ use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
-    Components, Info, LicenseBuilder, OpenApi, PathItem, RefOr, Schema, SecurityRequirement,
+    Components, Info, LicenseBuilder, OpenApi, PathItem, RefOr, Required, Schema,
+    SecurityRequirement,
 };
 
 use super::access;
@@ -114,11 +115,7 @@ pub fn document() -> OpenApi {
                 .build(),
         ),
     );
-    for header in problems::headers() {
-        components
-            .headers
-            .insert(header.0.to_owned(), RefOr::T(header.1));
-    }
+    problems::add_shared(components);
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations(item) {
             finish(path, &method, operation);
@@ -140,6 +137,11 @@ fn add_schemas(components: &mut Components) {
     add::<OutputEvent>(components);
     add::<TestEvent>(components);
     add::<ReplacedEvent>(components);
+    // Nor do the parameters bring theirs along.
+    add::<words::Consistency>(components);
+    add::<words::EncodingWord>(components);
+    add::<words::Include>(components);
+    add::<words::Order>(components);
 }
 
 /// The calls of a path.
@@ -176,13 +178,24 @@ fn finish(path: &str, method: &http::Method, operation: &mut Operation) {
         let RefOr::T(parameter) = parameter else {
             continue;
         };
-        parameter.schema.as_mut().map(not_null);
+        if let Some(schema) = &mut parameter.schema {
+            not_null(schema);
+        }
         match parameter.parameter_in {
             ParameterIn::Path => kinds.push("malformed-path".to_owned()),
             _ => kinds.push("invalid-request".to_owned()),
         }
     }
-    if let Some(RefOr::T(body)) = &operation.request_body {
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        for content in body.content.values_mut() {
+            // What may be null here may be left out: an empty body is.
+            if let RefOr::T(content) = content
+                && let Some(schema) = &mut content.schema
+                && not_null(schema)
+            {
+                body.required = Some(Required::False);
+            }
+        }
         let of_all = ["incomplete-body", "slow-body", "too-large", "encoded-body"];
         kinds.extend(of_all.map(ToOwned::to_owned));
         if body.content.contains_key("application/json") {
@@ -200,10 +213,7 @@ fn finish(path: &str, method: &http::Method, operation: &mut Operation) {
         kinds.extend(of_tokens.map(ToOwned::to_owned));
     }
     kinds.extend(["client-busy", "node-busy"].map(ToOwned::to_owned));
-    problems::add(operation, &kinds);
-    if role.is_some() {
-        problems::add_standing(operation);
-    }
+    problems::add(operation, &kinds, role.is_some());
 }
 
 fn own_problems(operation: &mut Operation) -> Vec<String> {
@@ -218,26 +228,32 @@ fn own_problems(operation: &mut Operation) -> Vec<String> {
     own.unwrap_or_default()
 }
 
-/// A parameter that need not be there is left out: it has no word for null.
-fn not_null(schema: &mut RefOr<Schema>) {
+/// A parameter that need not be there is left out: it has no word for null. Whether there was one.
+fn not_null(schema: &mut RefOr<Schema>) -> bool {
     if let RefOr::T(Schema::OneOf(either)) = schema
         && let Some(some) = either.items.iter().find(|item| !is_null(item))
     {
         *schema = some.clone();
-        return;
+        return true;
     }
-    let RefOr::T(schema) = schema else { return };
+    let RefOr::T(schema) = schema else {
+        return false;
+    };
     let schema_type = match schema {
         Schema::Object(object) => &mut object.schema_type,
         Schema::Array(array) => &mut array.schema_type,
-        _ => return,
+        _ => return false,
     };
-    if let SchemaType::Array(types) = schema_type {
-        types.retain(|one| *one != Type::Null);
-        if let [one] = types.as_slice() {
-            *schema_type = SchemaType::Type(one.clone());
-        }
+    let SchemaType::Array(types) = schema_type else {
+        return false;
+    };
+    let before = types.len();
+    types.retain(|one| *one != Type::Null);
+    let was_there = types.len() < before;
+    if let [one] = types.as_slice() {
+        *schema_type = SchemaType::Type(one.clone());
     }
+    was_there
 }
 
 fn is_null(schema: &RefOr<Schema>) -> bool {
@@ -335,4 +351,169 @@ pub async fn docs(headers: HeaderMap) -> Response {
             (header::CONTENT_SECURITY_POLICY, page::policy()),
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+
+    #[test]
+    fn the_document_is_as_it_is_written_down() {
+        let made = printed().unwrap();
+        let kept = std::fs::read_to_string(GOLDEN).unwrap_or_default();
+        assert!(
+            made == kept,
+            "docs/openapi.json is not what the code makes; write it anew and look at what has changed: cargo run -- openapi > docs/openapi.json"
+        );
+    }
+
+    /// Every `$ref` of a document.
+    fn references(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(object) => {
+                if let Some(Value::String(at)) = object.get("$ref") {
+                    found.insert(at.clone());
+                }
+                object.values().for_each(|value| references(value, found));
+            }
+            Value::Array(list) => list.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn whatever_is_referred_to_is_there() {
+        let document = serde_json::to_value(document()).unwrap();
+        let mut found = BTreeSet::new();
+        references(&document, &mut found);
+        assert!(found.len() > 50);
+        for at in found {
+            let there = document.pointer(at.trim_start_matches('#'));
+            assert!(there.is_some(), "{at}");
+        }
+    }
+
+    #[test]
+    fn calls_name_problems_that_there_are() {
+        let mut document = super::super::routes().into_openapi();
+        let mut named = 0;
+        for item in document.paths.paths.values_mut() {
+            for (_, operation) in operations(item) {
+                for kind in own_problems(operation) {
+                    assert!(problems::is_known(&kind), "{kind}");
+                    named += 1;
+                }
+            }
+        }
+        assert!(named > 50);
+    }
+
+    #[test]
+    fn calls_have_names_and_bodies_have_examples() {
+        let document = serde_json::to_value(document()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let calls = paths.values().flat_map(|item| item.as_object().unwrap());
+        let mut ids = BTreeSet::new();
+        for (method, call) in calls {
+            let id = call["operationId"].as_str().unwrap();
+            assert!(ids.insert(id.to_owned()), "{id} is there twice");
+            let tag = call["tags"][0].as_str().unwrap();
+            assert!(TAGS.iter().any(|(known, _)| *known == tag), "{id}: {tag}");
+            assert!(call["summary"].is_string(), "{id}");
+            if let Some(body) = call.get("requestBody") {
+                assert!(method != "get" && method != "delete", "{id}");
+                for content in body["content"].as_object().unwrap().values() {
+                    let there = content.get("example").or(content.get("examples"));
+                    assert!(there.is_some(), "{id}: no example of a body");
+                }
+            }
+        }
+        assert_eq!(ids.len(), 29);
+    }
+
+    /// What the attributes of the descriptions repeat, because they take no constants.
+    #[test]
+    fn bounds_are_those_of_the_decoders() {
+        use super::super::{batch, interactive, judging, list, many, submission};
+        let document = serde_json::to_value(document()).unwrap();
+        let of = |at: &str| {
+            let at = format!("/components/schemas/{at}");
+            let there = document.pointer(&at);
+            there.unwrap_or_else(|| panic!("{at}")).clone()
+        };
+        for (at, bound) in [
+            (
+                "Submission/properties/files/maxItems",
+                submission::MAX_FILES,
+            ),
+            (
+                "CheckerObject/properties/files/maxItems",
+                submission::MAX_FILES,
+            ),
+            ("Submission/properties/args/maxItems", submission::MAX_ARGS),
+            (
+                "Submission/properties/args/items/maxLength",
+                submission::MAX_WORD,
+            ),
+            (
+                "Submission/properties/env/maxProperties",
+                submission::MAX_ENV,
+            ),
+            (
+                "Submission/properties/labels/maxItems",
+                submission::MAX_LABELS,
+            ),
+            (
+                "Submission/properties/labels/items/maxLength",
+                submission::MAX_LABEL,
+            ),
+            (
+                "Submission/properties/isolation_key/maxLength",
+                submission::MAX_ISOLATION_KEY,
+            ),
+            ("Submission/properties/tests/maxItems", judging::MAX_TESTS),
+            (
+                "Submission/properties/outputs/maxItems",
+                judging::MAX_OUTPUTS,
+            ),
+            ("TestCase/properties/name/maxLength", judging::MAX_NAME),
+            (
+                "TestCase/properties/weight/maximum",
+                judging::MAX_WEIGHT as usize,
+            ),
+            (
+                "Terminal/properties/rows/maximum",
+                interactive::MOST as usize,
+            ),
+            ("Batch/properties/jobs/maxItems", batch::MAX_JOBS),
+            ("WaitForJobs/properties/ids/maxItems", many::MAX_IDS),
+            ("CancelJobs/properties/ids/maxItems", many::MAX_IDS),
+        ] {
+            assert_eq!(of(at), bound, "{at}");
+        }
+        let least = serde_json::to_value(crate::config::LEAST).unwrap();
+        for (name, least) in least.as_object().unwrap() {
+            let described = of(&format!("Limits/properties/{name}/minimum"));
+            assert_eq!(described, *least, "{name}");
+        }
+        let parameter = |path: &str, method: &str, name: &str| {
+            let parameters = document["paths"][path][method]["parameters"].as_array();
+            let mut parameters = parameters.unwrap().iter();
+            parameters.find(|p| p["name"] == name).unwrap()["schema"].clone()
+        };
+        for (method, most) in [("get", list::MAX_PAGE), ("delete", list::MAX_CANCELLED)] {
+            let limit = parameter("/v1/jobs", method, "limit");
+            assert_eq!(limit["maximum"], most, "{method}");
+        }
+        for path in ["/v1/jobs", "/v1/jobs/batch", "/lang/{language}"] {
+            let key = parameter(path, "post", "Idempotency-Key");
+            assert_eq!(key["maxLength"], submission::MAX_KEY);
+        }
+    }
 }

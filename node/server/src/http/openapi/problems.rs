@@ -1,6 +1,6 @@
 //! The problems that calls can come to, as answers of the document.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde_json::json;
 use utoipa::ToSchema;
@@ -8,7 +8,7 @@ use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::response::Response;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
-use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{Components, ContentBuilder, Ref, RefOr, ResponseBuilder};
 
 use super::ProblemShape;
 
@@ -16,7 +16,7 @@ use super::ProblemShape;
 const PROBLEM: &str = "application/problem+json";
 
 /// Every kind: the last part of its type, its status, its title.
-const KINDS: &[(&str, u16, &str)] = &[
+const KINDS: &[Kind] = &[
     ("invalid-request", 422, "The request is not valid"),
     ("invalid-batch", 422, "Some jobs of the batch are not valid"),
     ("not-json", 400, "The body is not JSON"),
@@ -107,7 +107,7 @@ const KINDS: &[(&str, u16, &str)] = &[
 ];
 
 /// Headers that many answers have.
-pub fn headers() -> [(&'static str, Header); 4] {
+fn headers() -> [(&'static str, Header); 4] {
     let text = |description: &str| {
         HeaderBuilder::new()
             .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
@@ -147,54 +147,116 @@ fn refer(response: &mut Response, name: &str) {
         .insert(name.to_owned(), RefOr::Ref(Ref::new(at)));
 }
 
-/// Adds an answer for each status that problems of these kinds have. What no kind is is left out; a test says so.
-pub fn add(operation: &mut Operation, kinds: &[String]) {
-    let mut by_status: BTreeMap<u16, Vec<(&str, &str)>> = BTreeMap::new();
-    for (slug, status, title) in KINDS {
-        if kinds.iter().any(|kind| kind == slug) {
-            by_status.entry(*status).or_default().push((slug, title));
-        }
+/// Answers that most calls have in common: they are described once.
+const SHARED: [(&str, u16, &[&str]); 8] = [
+    ("Unauthorized", 401, &["no-token", "unknown-token"]),
+    ("Forbidden", 403, &["not-allowed", "foreign-origin"]),
+    ("UnknownJob", 404, &["unknown-job"]),
+    ("SlowBody", 408, &["slow-body"]),
+    ("TooLarge", 413, &["too-large"]),
+    ("EncodedBody", 415, &["encoded-body"]),
+    ("InvalidRequest", 422, &["invalid-request"]),
+    ("TooMany", 429, &["rate-limited", "client-busy"]),
+];
+
+/// Adds what calls refer to.
+pub fn add_shared(components: &mut Components) {
+    for (name, header) in headers() {
+        components.headers.insert(name.to_owned(), header.into());
     }
-    for (status, kinds) in by_status {
-        let lines: Vec<String> = kinds
-            .iter()
-            .map(|(slug, title)| format!("`{slug}`: {title}"))
-            .collect();
-        let said = lines.join("  \n");
-        let (slug, title) = kinds[0];
-        let example = json!({
+    for (name, status, kinds) in SHARED {
+        let answer = answer(status, &of_status(kinds, status), true);
+        components.responses.insert(name.to_owned(), answer.into());
+    }
+}
+
+type Kind = (&'static str, u16, &'static str);
+
+/// Those of the kinds that have this status.
+fn of_status(kinds: &[impl AsRef<str>], status: u16) -> Vec<&'static Kind> {
+    let all = KINDS.iter().filter(|kind| kind.1 == status);
+    all.filter(|kind| kinds.iter().any(|one| one.as_ref() == kind.0))
+        .collect()
+}
+
+/// The answer with a problem of one of these kinds, which have this status.
+fn answer(status: u16, kinds: &[&Kind], of_token: bool) -> Response {
+    let lines: Vec<String> = kinds
+        .iter()
+        .map(|(slug, _, title)| format!("`{slug}`: {title}"))
+        .collect();
+    let example = kinds.first().map(|(slug, _, title)| {
+        json!({
             "type": format!("urn:quorun:error:{slug}"), "title": title, "status": status,
             "detail": "what is wrong in this case, and what would be right",
-        });
-        let content = ContentBuilder::new()
-            .schema(Some(Ref::from_schema_name(ProblemShape::name())))
-            .example(Some(example))
-            .build();
-        let answers = &mut operation.responses.responses;
-        let answer = answers
-            .entry(status.to_string())
-            .or_insert_with(|| RefOr::T(ResponseBuilder::new().build()));
-        let RefOr::T(answer) = answer else { continue };
-        if answer.description.is_empty() {
-            answer.description = said;
-        } else {
-            answer.description = format!("{}; or  \n{said}", answer.description);
+        })
+    });
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(ProblemShape::name())))
+        .example(example)
+        .build();
+    let mut answer = ResponseBuilder::new()
+        .description(lines.join("  \n"))
+        .content(PROBLEM, content)
+        .build();
+    match status {
+        401 | 403 => refer(&mut answer, "WWW-Authenticate"),
+        429 | 503 => refer(&mut answer, "Retry-After"),
+        _ => {}
+    }
+    if of_token {
+        add_standing(&mut answer);
+    }
+    answer
+}
+
+/// Adds an answer for each status that problems of these kinds have. `of_token`: the call needs a token.
+pub fn add(operation: &mut Operation, kinds: &[String], of_token: bool) {
+    let answers = &mut operation.responses.responses;
+    if of_token {
+        for own in answers.values_mut() {
+            if let RefOr::T(own) = own {
+                add_standing(own);
+            }
         }
-        answer.content.insert(PROBLEM.to_owned(), content.into());
-        match status {
-            401 | 403 => refer(answer, "WWW-Authenticate"),
-            429 | 503 => refer(answer, "Retry-After"),
-            _ => {}
+    }
+    let statuses: BTreeSet<u16> = KINDS.iter().map(|kind| kind.1).collect();
+    for status in statuses {
+        let kinds = of_status(kinds, status);
+        if kinds.is_empty() {
+            continue;
+        }
+        let shared = SHARED
+            .iter()
+            .find(|(_, of, usual)| of_token && *of == status && of_status(usual, status) == kinds);
+        match (answers.get_mut(&status.to_string()), shared) {
+            // The call has an answer of its own with this status.
+            (Some(RefOr::T(own)), _) => {
+                let problem = answer(status, &kinds, of_token);
+                own.description = format!("{}; or  \n{}", own.description, problem.description);
+                own.content.extend(problem.content);
+                own.headers.extend(problem.headers);
+            }
+            (_, Some((name, _, _))) => {
+                let at = format!("#/components/responses/{name}");
+                answers.insert(status.to_string(), RefOr::Ref(Ref::new(at)));
+            }
+            (_, None) => {
+                let problem = answer(status, &kinds, of_token);
+                answers.insert(status.to_string(), problem.into());
+            }
         }
     }
 }
 
 /// Adds the headers that say how it stands with a token's rate.
-pub fn add_standing(operation: &mut Operation) {
-    for answer in operation.responses.responses.values_mut() {
-        if let RefOr::T(answer) = answer {
-            refer(answer, "RateLimit-Policy");
-            refer(answer, "RateLimit");
-        }
-    }
+fn add_standing(answer: &mut Response) {
+    refer(answer, "RateLimit-Policy");
+    refer(answer, "RateLimit");
+}
+
+/// Whether there is such a kind.
+#[cfg(test)]
+pub fn is_known(kind: &str) -> bool {
+    KINDS.iter().any(|known| known.0 == kind)
 }
