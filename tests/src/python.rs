@@ -68,9 +68,14 @@ impl Python {
     /// A command line of this Python's interpreter.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.folder.join("bin/python"));
+        let programs = self.folder.join("bin");
+        let mut command = Command::new(programs.join("python"));
+        let mut path = programs.into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
         command
             .args(args)
+            .env("PATH", path)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             // A node of the test is on this machine.
             .env("NO_PROXY", "127.0.0.1");
@@ -81,12 +86,6 @@ impl Python {
     #[must_use]
     pub fn scripts() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
-    }
-
-    /// The folder of the programs that the packages bring.
-    #[must_use]
-    pub fn programs(&self) -> PathBuf {
-        self.folder.join("bin")
     }
 }
 

@@ -23,6 +23,8 @@ mod callbacks;
 mod judging;
 #[path = "jobs/many.rs"]
 mod many;
+#[path = "jobs/openapi.rs"]
+mod openapi;
 
 /// Prints, waits until the file that it reads the name of is there, and prints again.
 const TWO_PARTS: &str = "

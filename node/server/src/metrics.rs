@@ -25,14 +25,24 @@ use crate::pressure::{Full, Pressure, Thing, Whose};
 use crate::process::{self, Process};
 
 /// The routes that are counted; everything else is `other`.
-const ROUTES: [(&str, &str); 20] = [
+pub const ROUTES: [(&str, &str); 31] = [
     ("POST", "/lang/{language}"),
     ("POST", "/v1/jobs"),
     ("GET", "/v1/jobs/{id}"),
     ("GET", "/v1/jobs"),
     ("DELETE", "/v1/jobs/{id}"),
+    ("DELETE", "/v1/jobs"),
     ("GET", "/v1/jobs/{id}/events"),
+    ("GET", "/v1/jobs/{id}/attach"),
+    ("POST", "/v1/jobs/batch"),
+    ("POST", "/v1/jobs/wait"),
+    ("POST", "/v1/jobs/cancel"),
+    ("GET", "/v1/queue"),
     ("GET", "/v1/languages"),
+    ("GET", "/v1/languages/{name}"),
+    ("PUT", "/v1/languages/{name}"),
+    ("PATCH", "/v1/languages/{name}"),
+    ("DELETE", "/v1/languages/{name}"),
     ("GET", "/v1/cluster"),
     ("POST", "/v1/cluster/nodes"),
     ("DELETE", "/v1/cluster/nodes/{id}"),
@@ -44,6 +54,7 @@ const ROUTES: [(&str, &str); 20] = [
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
+    ("GET", "/docs"),
     ("GET", "/"),
     ("", "other"),
 ];

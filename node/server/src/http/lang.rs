@@ -61,7 +61,10 @@ pub struct Params {
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[ -~]+$",
             description = "Makes a retry safe; printable ASCII"),
     ),
-    request_body(content = String, content_type = "text/plain", description = "The program", example = json!("print(6 * 7)")),
+    request_body(description = "The program", content(
+        (String = "text/plain", example = json!("print(6 * 7)")),
+        (words::Program = "application/octet-stream", example = json!("print(6 * 7)")),
+    )),
     responses((status = 200, description = "What it printed", body = String, content_type = "text/plain",
         headers(
                 ("Quorun-Job-Id" = uuid::Uuid, description = "The job"),

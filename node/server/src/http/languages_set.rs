@@ -225,7 +225,7 @@ fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>
         ("name" = String, Path, min_length = 1, max_length = 40, pattern = "^[a-z0-9+#._-]+$", description = "Its name"),
         ("wait" = Option<f64>, Query, minimum = 0,
             description = "Wait so many seconds until every living node has the language, or has failed to get it; 300 if more is asked for"),
-        ("If-Match" = Option<String>, Header, description = "Only if it has this version in quotes, as its `ETag`; or, with `*`, if it is there"),
+        ("If-Match" = Option<String>, Header, pattern = "^([*]|\"[0-9]+\")$", description = "Only if it has this version in quotes, as its `ETag`; or, with `*`, if it is there"),
         ("If-None-Match" = Option<String>, Header, pattern = "^\\*$", description = "With `*`, only if it is not there"),
     ),
     request_body(content = PutRequest, example = json!({
@@ -317,7 +317,7 @@ pub async fn put(
         ("name" = String, Path, description = "Its name, or an alias"),
         ("wait" = Option<f64>, Query, minimum = 0,
             description = "Wait so many seconds until every living node has the language, or has failed to get it; 300 if more is asked for"),
-        ("If-Match" = Option<String>, Header, description = "Only if it has this version in quotes, as its `ETag`"),
+        ("If-Match" = Option<String>, Header, pattern = "^([*]|\"[0-9]+\")$", description = "Only if it has this version in quotes, as its `ETag`"),
     ),
     request_body(content = PatchRequest, example = json!({ "disabled": true })),
     responses(
@@ -361,7 +361,7 @@ pub async fn patch(
     description = "One of the nodes' files is as the file says again.",
     params(
         ("name" = String, Path, description = "Its name"),
-        ("If-Match" = Option<String>, Header, description = "Only if it has this version in quotes, as its `ETag`"),
+        ("If-Match" = Option<String>, Header, pattern = "^([*]|\"[0-9]+\")$", description = "Only if it has this version in quotes, as its `ETag`"),
     ),
     responses(
         (status = 200, description = "The language of the files is there again", body = LanguageShape,

@@ -40,10 +40,11 @@ const MB: std::ops::RangeInclusive<u64> = 1..=1 << 30;
 #[schema(as = Admission)]
 pub struct AdmitRequest {
     /// HOST:PORT, as the other nodes reach it.
-    #[schema(pattern = "^.+:[0-9]+$")]
+    #[schema(pattern = "^[A-Za-z0-9._:%\\[\\]-]+:[0-9]{1,5}$")]
     peer: String,
     /// HOST:PORT, as clients reach it.
     #[serde(default)]
+    #[schema(pattern = "^([A-Za-z0-9._:%\\[\\]-]+:[0-9]{1,5})?$")]
     http: Option<String>,
 }
 

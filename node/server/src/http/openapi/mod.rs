@@ -420,6 +420,14 @@ mod tests {
         let paths = document["paths"].as_object().unwrap();
         let calls = paths.values().flat_map(|item| item.as_object().unwrap());
         let mut ids = BTreeSet::new();
+        for (path, item) in paths {
+            for method in item.as_object().unwrap().keys() {
+                let route = (method.to_uppercase(), path);
+                let mut counted = crate::metrics::ROUTES.iter();
+                let is_counted = counted.any(|(m, p)| *m == route.0 && p == route.1);
+                assert!(is_counted, "/metrics does not count {route:?}");
+            }
+        }
         for (method, call) in calls {
             let id = call["operationId"].as_str().unwrap();
             assert!(ids.insert(id.to_owned()), "{id} is there twice");

@@ -150,6 +150,11 @@ pub fn labels() -> RefOr<Schema> {
         .into()
 }
 
+/// A program as the body of a request: its bytes, which are UTF-8.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+pub struct Program(String);
+
 /// Names of a language, and extensions of its files.
 pub fn names() -> RefOr<Schema> {
     ArrayBuilder::new()
