@@ -19,7 +19,8 @@ Options:
   --help             this text
 
 Needed: a Docker engine with compose (or --install-engine), and cargo with a C linker (or a registry of images, to build
-in a container); for test also python3 with venv. The base image is taken from the registry; where none is reached, it is made from Debian's packages.
+in a container); for test also python3 with venv. The base image is taken from the registry; where none is reached, it is
+made from Debian's packages.
 
 From the environment, all optional:
   QUORUN_HTTP_PORT_1, _2, _3   ports on 127.0.0.1 (8080, 8081, 8082)
