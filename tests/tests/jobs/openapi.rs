@@ -116,7 +116,7 @@ async fn a_generated_client_runs_jobs() {
         .args(["--meta", "none", "--url", &format!("{url}/openapi.json")])
         .arg("--output-path")
         .arg(folder.path().join("quorun_client"));
-    let said = done(generator, "openapi-python-client").await.stdout;
+    let said = done(generator, "openapi-python-client").await.stderr;
     let said = String::from_utf8_lossy(&said);
     // A program can be sent as text or as bytes, and the generator knows only of bytes.
     let warnings: Vec<_> = said.lines().filter(|l| l.starts_with("WARNING")).collect();

@@ -148,10 +148,22 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(openapi::docs))
 }
 
+/// The routes without what they know. The descriptions that they are made from take a megabyte for a moment: whoever makes
+/// them before everything else has it used again, and not kept for nothing.
+pub struct Routes(Router<App>);
+
+impl Routes {
+    /// All of them.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(routes().split_for_parts().0)
+    }
+}
+
 /// What answers clients.
-pub fn router(app: App) -> Router {
-    let (router, _) = routes().split_for_parts();
-    let router = router
+pub fn router(routes: Routes, app: App) -> Router {
+    let router = routes
+        .0
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         // The handlers read bodies themselves, within bounds of their own.

@@ -309,7 +309,7 @@ impl Kept {
 }
 
 static JSON: LazyLock<Kept> = LazyLock::new(|| Kept::new(document().to_json().unwrap_or_default()));
-static PAGE: LazyLock<Kept> = LazyLock::new(|| Kept::new(page::render(&document())));
+static PAGE: LazyLock<Kept> = LazyLock::new(|| Kept::new(page::render(document())));
 
 /// Get this document
 #[utoipa::path(
