@@ -19,7 +19,8 @@ Options:
   --help             this text
 
 Needed: a Docker engine with compose (or --install-engine), and cargo with a C linker (or a registry of images, to build
-in a container). The base image is taken from the registry; where none is reached, it is made from Debian's packages.
+in a container); for test also python3 with venv. The base image is taken from the registry; where none is reached, it is
+made from Debian's packages.
 
 From the environment, all optional:
   QUORUN_HTTP_PORT_1, _2, _3   ports on 127.0.0.1 (8080, 8081, 8082)
@@ -618,6 +619,18 @@ stop_test_cluster() {
     [[ -z $left ]] || die "the test cluster left something behind: $left"
 }
 
+# What some tests need beside the tree: a Python that can make an environment. They put their packages into it themselves,
+# below target/.
+prepare_python() {
+    if have python3 && python3 -c 'import ensurepip, venv' 2> /dev/null; then
+        return
+    fi
+    ((INSTALL)) \
+        || die "python3 with venv is missing, and the tests need it; run again with --install-engine (Debian or Ubuntu, as root), or install python3-venv"
+    apt_install python3-venv
+    python3 -c 'import ensurepip, venv'
+}
+
 run_tests() {
     find_cargo || die "cargo is missing, and the tests need it: install Rust (https://rustup.rs)"
     have cc || die "a C linker (cc) is missing, and the tests need it: install gcc"
@@ -642,8 +655,9 @@ run_tests() {
     step "formatting" cargo fmt --all --check
     step "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
     step "build" cargo build --workspace --locked
-    # with this, a test that needs the engine fails where it would otherwise be skipped
-    step "tests" env QUORUN_REQUIRE_ENGINE=1 cargo test --workspace --locked --no-fail-fast
+    step "python" prepare_python
+    # with these, a test that needs the engine or Python's packages fails where it would otherwise be skipped
+    step "tests" env QUORUN_REQUIRE_ENGINE=1 QUORUN_REQUIRE_PYTHON=1 cargo test --workspace --locked --no-fail-fast
     step "program" build_program
     program=$STEP_OK
 

@@ -8,6 +8,7 @@
 //! - `QUORUN_OLD_BIN`: an older version, for the test of the rolling upgrade; without it that test says that it is skipped.
 //! - `QUORUN_REQUIRE_ENGINE=1`: tests that need a container engine fail without one, instead of saying that they are
 //!   skipped.
+//! - `QUORUN_REQUIRE_PYTHON=1`: the same for tests that need Python with packages.
 //! - `QUORUN_KEEP=1`: data folders and logs of the nodes stay where they are.
 
 pub mod chaos;
@@ -22,6 +23,7 @@ pub mod node;
 pub mod ports;
 pub mod program;
 pub mod proxy;
+pub mod python;
 pub mod raw;
 pub mod shim;
 pub mod turn;
@@ -33,6 +35,7 @@ pub use cluster::{Cluster, Plan};
 pub use engine::Engine;
 pub use figures::Figures;
 pub use node::{Executor, Node};
+pub use python::Python;
 pub use shim::Shim;
 pub use wait::{LONG, eventually, say, within};
 pub use witness::Witness;

@@ -72,6 +72,8 @@ async fn each_role_may_do_what_it_may_and_nothing_else() {
     for (method, path, expected) in [
         (&get, "/healthz", [200, 200, 200, 200]),
         (&get, "/readyz", [200, 200, 200, 200]),
+        (&get, "/openapi.json", [200, 200, 200, 200]),
+        (&get, "/docs", [200, 200, 200, 200]),
         (&get, "/metrics", [401, 200, 200, 200]),
         (&get, "/v1/languages", [401, 200, 200, 200]),
         (&get, "/v1/cluster", [401, 200, 200, 200]),

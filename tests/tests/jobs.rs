@@ -23,6 +23,8 @@ mod callbacks;
 mod judging;
 #[path = "jobs/many.rs"]
 mod many;
+#[path = "jobs/openapi.rs"]
+mod openapi;
 #[path = "jobs/walk.rs"]
 mod walk;
 

@@ -384,6 +384,8 @@ const fn largest_json(source: usize, stdin: usize, tests: usize) -> usize {
     largest_body(2 * source + stdin) + 2 * tests
 }
 
+/// The longest name of a host, as DNS has it.
+const MAX_HOST: usize = 253;
 /// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
 /// interpreter; with fewer open files or less stack, some of the standard image's interpreters do not even start.
 pub const LEAST: Limits = Limits {
@@ -908,6 +910,14 @@ pub fn split_host_port(address: &str) -> anyhow::Result<(&str, u16)> {
         .with_context(|| format!("\"{address}\" has no port number from 1 to 65535"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     ensure!(!host.is_empty(), "\"{address}\" has no host");
+    let is_host = host.len() <= MAX_HOST
+        && host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-_:%".contains(&byte));
+    ensure!(
+        is_host,
+        "\"{address}\" has a host that is no name and no address"
+    );
     Ok((host, port))
 }
 

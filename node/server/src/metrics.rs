@@ -25,15 +25,15 @@ use crate::pressure::{Full, Pressure, Thing, Whose};
 use crate::process::{self, Process};
 
 /// The routes that are counted; everything else is `other`.
-const ROUTES: [(&str, &str); 32] = [
+pub const ROUTES: [(&str, &str); 33] = [
     ("POST", "/lang/{language}"),
     ("POST", "/v1/jobs"),
     ("GET", "/v1/jobs/{id}"),
     ("GET", "/v1/jobs"),
     ("DELETE", "/v1/jobs/{id}"),
+    ("DELETE", "/v1/jobs"),
     ("GET", "/v1/jobs/{id}/events"),
     ("GET", "/v1/jobs/{id}/attach"),
-    ("DELETE", "/v1/jobs"),
     ("POST", "/v1/jobs/batch"),
     ("POST", "/v1/jobs/wait"),
     ("POST", "/v1/jobs/cancel"),
@@ -56,6 +56,7 @@ const ROUTES: [(&str, &str); 32] = [
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
+    ("GET", "/docs"),
     ("GET", "/"),
     ("", "other"),
 ];

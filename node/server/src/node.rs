@@ -51,6 +51,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(8);
 /// # Errors
 /// When it cannot start, must not run, or its storage has failed.
 pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let calls = http::Routes::new();
     let folder = identity::lock(&config.data)?;
     let peer_listener = listen(config.peer, "peers", "--peer")?;
     let http_listener = listen(config.http, "clients", "--http")?;
@@ -242,7 +243,7 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         closing: closing.clone(),
         config: Arc::new(config),
     };
-    let http_done = serve_http(app, http_listener, closing.clone())?;
+    let http_done = serve_http((calls, app), http_listener, closing.clone())?;
 
     let refusal = tokio::select! {
         () = stop.cancelled() => None,
@@ -337,7 +338,7 @@ fn start_executor(
 
 /// Serves HTTP until `closing`, then lets requests under way come to their end.
 fn serve_http(
-    app: App,
+    (calls, app): (http::Routes, App),
     listener: TcpListener,
     closing: CancellationToken,
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
@@ -358,7 +359,7 @@ fn serve_http(
         clients: Clients::new(listener, pressure, metrics, secure),
         idle: access.idle,
         certificate,
-        router: http::router(app),
+        router: http::router(calls, app),
     };
     Ok(tokio::spawn(server.run(closing)))
 }

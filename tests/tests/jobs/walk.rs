@@ -1,7 +1,7 @@
 //! The examples of the documentation are run as they stand there, through a shell, and answer what they say.
 //!
-//! Every call of the API has one: which calls there are is read from the document of the API if there is one, and from the
-//! router otherwise; which were made, from the nodes' own figures.
+//! Every call of the API has one: which calls there are is read from the document of the API, which were made from the
+//! nodes' own figures.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -262,11 +262,7 @@ type Call = (String, String);
 
 /// All calls of the API.
 fn calls() -> BTreeSet<Call> {
-    let documented = repository("docs/openapi.json");
-    if !Path::new(&documented).exists() {
-        return calls_of_router();
-    }
-    let text = std::fs::read_to_string(documented).expect("the document");
+    let text = std::fs::read_to_string(repository("docs/openapi.json")).expect("the document");
     let document: Value = serde_json::from_str(&text).expect("the document");
     let paths = document["paths"].as_object().expect("paths");
     let calls = paths.iter().flat_map(|(route, methods)| {
@@ -276,31 +272,6 @@ fn calls() -> BTreeSet<Call> {
             .map(|method| (method.to_uppercase(), route.clone()))
     });
     calls.collect()
-}
-
-/// The same as the program has it: `.route("/path", get(…).post(…))`.
-fn calls_of_router() -> BTreeSet<Call> {
-    let text = std::fs::read_to_string(repository("node/server/src/http/mod.rs")).expect("a file");
-    let router = text.split_once("pub fn router").expect("the router").1;
-    let mut calls = BTreeSet::new();
-    for rest in router.split(".route(").skip(1) {
-        let rest = rest.split_once("\n        .").map_or(rest, |(own, _)| own);
-        let route = match rest.trim_start().split_once('"') {
-            Some(("", rest)) => rest.split('"').next().unwrap_or_default().to_owned(),
-            _ => {
-                let named = rest.split(',').next().unwrap_or_default().trim();
-                assert_eq!(named, "kinds::PAGES", "a route that is not named here");
-                "/errors".to_owned()
-            }
-        };
-        for method in ["get", "post", "put", "patch", "delete"] {
-            let called = [format!(" {method}("), format!(".{method}(")];
-            if called.iter().any(|call| rest.contains(call)) {
-                calls.insert((method.to_uppercase(), route.clone()));
-            }
-        }
-    }
-    calls
 }
 
 /// The calls that a cluster has answered, and not with an error.

@@ -10,6 +10,7 @@ mod health;
 mod jobs;
 mod languages_set;
 mod local;
+mod openapi;
 mod run;
 mod serve;
 mod stream;
@@ -64,6 +65,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Exit with 0 if a node can take requests and work, with 1 otherwise
     Health(health::HealthArgs),
+    /// Print what the API takes and answers, as OpenAPI 3.1
+    Openapi,
     /// Print what makes a shell complete this command line
     Completions(completions::CompletionsArgs),
 }
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
             Command::Token(command) => token::token(command),
             Command::Bench(args) => bench::bench(*args).await,
             Command::Health(args) => health::health(args).await,
+            Command::Openapi => openapi::openapi(),
             Command::Completions(args) => completions::completions::<Cli>(&args),
         }
     });

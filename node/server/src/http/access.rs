@@ -43,7 +43,7 @@ fn need(method: &Method, route: Option<&str>, open_metrics: bool) -> Need {
     let role = match route {
         // What a refusal refers to has to be there for whoever is refused.
         Some("/errors" | "/errors/{type}") if looks => return Need::Nothing,
-        Some("/healthz" | "/readyz") => return Need::Nothing,
+        Some("/healthz" | "/readyz" | "/openapi.json" | "/docs") => return Need::Nothing,
         Some("/metrics") if open_metrics => return Need::Nothing,
         Some("/metrics" | "/v1/languages" | "/v1/cluster" | "/v1/queue") if looks => Role::Read,
         Some("/lang/{language}") => Role::Submit,
@@ -63,6 +63,14 @@ fn need(method: &Method, route: Option<&str>, open_metrics: bool) -> Need {
         Some(_) => Role::Admin,
     };
     Need::Role(role)
+}
+
+/// The role that a call needs at least, where there are tokens; `None` if it needs none.
+pub fn role(method: &Method, route: &str) -> Option<Role> {
+    match need(method, Some(route), false) {
+        Need::Nothing => None,
+        Need::Role(role) => Some(role),
+    }
 }
 
 fn about_a_job(route: &str) -> bool {

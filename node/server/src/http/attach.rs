@@ -78,7 +78,18 @@ const FAILED: u16 = 1011;
 const NODE_ENDS: u16 = 1012;
 const TRY_AGAIN: u16 = 1013;
 
-/// Attaches to a job.
+/// Talk to a job's program
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/attach", operation_id = "attach_to_job", tag = "live",
+    description = "A WebSocket with the subprotocol `quorun.attach.v1`, for a job that was submitted with `interactive`. Every message is binary, and its first byte says what the rest is. From the client: 0 stdin, 4 the size of the terminal (`{\"rows\", \"columns\"}`), 5 a signal (`{\"signal\": \"INT\"}`), 255 and then 0 the end of stdin. To the client: 1 stdout, 2 stderr, 3 the state of the job (`{\"state\", …}`, at its end with the whole `job`).",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The job"),
+        ("last_event_id" = Option<String>, Query, description = "Where to go on: the id of the last event that came"),
+        ("Last-Event-ID" = Option<String>, Header, description = "Where to go on: the id of the last event that came"),
+    ),
+    responses((status = 101, description = "The WebSocket is open")),
+    extensions(("x-problems" = json!(["unknown-job", "not-a-websocket", "not-interactive", "no-quorum", "node-failing"]))),
+)]
 pub async fn attach(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,

@@ -9,9 +9,10 @@ use axum::{Extension, Json};
 use futures::future::join_all;
 use http::{HeaderMap, StatusCode};
 use quorun_ledger::{IdempotencyKey, Job, JobSpec};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::gate::{self, Entry};
 use super::jobs::wait;
@@ -24,25 +25,75 @@ use crate::jobs::{Accepted, Error, key_of_item};
 use crate::pressure::Client;
 
 /// Jobs of one batch.
-const MAX_JOBS: usize = 1000;
+pub const MAX_JOBS: usize = 1000;
 /// What the jobs of an atomic batch may hold all together, bytes: they are one entry of the log, and one message between
 /// peers.
 const MAX_ATOMIC_BYTES: u64 = 16 << 20;
 /// Wrong items that an error names one by one.
 const MAX_NAMED: usize = 100;
 
-/// The body of a batch. The jobs are read one by one, so that each can be wrong by itself.
-#[derive(Deserialize)]
+/// Jobs to be run.
+// They are read one by one, so that each can be wrong by itself.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Batch)]
 struct BatchRequest {
+    #[schema(value_type = Vec<JobRequest>, min_items = 1, max_items = 1000)]
     jobs: Vec<Box<RawValue>>,
+    /// All of them are accepted, or none.
     #[serde(default)]
     atomic: bool,
 }
 
+/// What became of a batch.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BatchAnswer {
+    /// How many jobs were accepted.
+    accepted: usize,
+    /// How many were not.
+    refused: usize,
+    /// What became of each, in their order.
+    jobs: Vec<BatchItem>,
+}
+
+/// What became of one job of a batch: the `job`, or the `problem`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BatchItem {
+    /// What the job would have been answered by itself.
+    status: u16,
+    /// Without its output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<view::SummaryShape>, nullable = false)]
+    job: Option<Map<String, Value>>,
+    /// Why it was not accepted; its `field` begins with `jobs[N]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<super::openapi::ProblemShape>, nullable = false)]
+    problem: Option<Value>,
+}
+
 type Item = Result<(JobSpec, Option<IdempotencyKey>), Problem>;
 
-/// Submits a batch.
+/// Submit many jobs
+#[utoipa::path(
+    post, path = "/v1/jobs/batch", operation_id = "submit_batch", tag = "many",
+    description = "Each of the jobs as `submit_job` takes it. With `atomic` all of them are accepted in one entry of the log, or none is: then the answer is a problem.",
+    params(
+        ("wait" = Option<f64>, Query, minimum = 0,
+            description = "Wait so many seconds for the end of the jobs; 300 if more is asked for"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[ -~]+$",
+            description = "Makes a retry of the whole batch safe; printable ASCII"),
+    ),
+    request_body(content = BatchRequest, example = json!({
+        "jobs": [{ "language": "python", "source": "print(1)" }, { "language": "bash", "source": "echo 2" }], "atomic": false,
+    })),
+    responses((status = 200, description = "What became of each", body = BatchAnswer, example = json!({
+        "accepted": 1, "refused": 0, "jobs": [{ "status": 202, "job": view::example_in_list() }],
+    }))),
+    extensions(("x-problems" = json!([
+        "invalid-batch", "idempotency-conflict", "owner-busy", "queue-full", "language-not-ready", "language-disabled", "disk-full",
+        "no-quorum", "unconfirmed", "node-failing",
+    ]))),
+)]
 pub async fn submit(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
@@ -50,7 +101,7 @@ pub async fn submit(
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<BatchAnswer>, Problem> {
     let parameters = Parameters::new(query, &["wait"])?;
     let patience = wait(parameters.one("wait")?)?;
     let limit = app.rules().json_body_limit();
@@ -73,16 +124,13 @@ pub async fn submit(
         one_by_one(&app, place, items).await?
     };
     let patience = patience.unwrap_or_default();
-    let shown = join_all(submitted.into_iter().map(|item| show(&app, item, patience))).await;
-    let accepted = shown
-        .iter()
-        .filter(|item| item.get("job").is_some())
-        .count();
-    Ok(Json(json!({
-        "accepted": accepted,
-        "refused": shown.len() - accepted,
-        "jobs": shown,
-    })))
+    let jobs = join_all(submitted.into_iter().map(|item| show(&app, item, patience))).await;
+    let accepted = jobs.iter().filter(|item| item.job.is_some()).count();
+    Ok(Json(BatchAnswer {
+        accepted,
+        refused: jobs.len() - accepted,
+        jobs,
+    }))
 }
 
 /// The items of a batch, and whether it is atomic.
@@ -203,16 +251,22 @@ async fn one_by_one(
 }
 
 /// What became of one item.
-async fn show(app: &App, item: Result<Accepted, Problem>, patience: Duration) -> Value {
+async fn show(app: &App, item: Result<Accepted, Problem>, patience: Duration) -> BatchItem {
     let looked = match item {
         Ok(accepted) => look(app, accepted, patience).await,
         Err(problem) => Err(problem),
     };
     match looked {
-        Ok((status, job)) => json!({ "status": status.as_u16(), "job": view::summary(&job) }),
-        Err(problem) => {
-            json!({ "status": problem.status().as_u16(), "problem": problem.to_json() })
-        }
+        Ok((status, job)) => BatchItem {
+            status: status.as_u16(),
+            job: Some(view::summary(&job)),
+            problem: None,
+        },
+        Err(problem) => BatchItem {
+            status: problem.status().as_u16(),
+            job: None,
+            problem: Some(problem.to_json()),
+        },
     }
 }
 
@@ -234,6 +288,7 @@ async fn look(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::super::fuzz;
     use super::*;

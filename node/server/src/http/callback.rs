@@ -7,7 +7,9 @@ use quorun_ledger::{Callback, Delivery, Secret};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::{Host, Url};
+use utoipa::ToSchema;
 
+use super::openapi::words;
 use super::problem::{Problem, cut};
 use super::view::time;
 use crate::callbacks;
@@ -41,14 +43,20 @@ const RESERVED: [&str; 18] = [
     "date",
 ];
 
-/// The callback of a request.
-#[derive(Debug, Deserialize)]
+/// Who is to be told that a job has finished.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Callback)]
 pub struct CallbackRequest {
+    /// Where to: `http` or `https`, on the public internet, without user name and password.
+    #[schema(max_length = 2048, format = "uri")]
     url: String,
     #[serde(default)]
+    #[schema(schema_with = words::callback_headers)]
     headers: BTreeMap<String, String>,
+    /// What deliveries are signed with; no control characters.
     #[serde(default)]
+    #[schema(min_length = 8, max_length = 256)]
     secret: Option<String>,
 }
 
@@ -181,6 +189,37 @@ fn header_name(field: &str, name: &str) -> Result<String, Problem> {
         .with("limit", MAX_NAME));
     }
     Ok(name)
+}
+
+/// How it stands with telling somebody of the job's end.
+#[derive(ToSchema)]
+#[schema(as = Delivery)]
+#[expect(dead_code, reason = "describes what `show` makes")]
+pub struct DeliveryShape {
+    /// Where to.
+    url: String,
+    state: words::DeliveryState,
+    /// When it is sent next, while it is pending.
+    #[schema(required = true, format = DateTime)]
+    next_attempt_at: Option<String>,
+    /// What was tried.
+    attempts: Vec<DeliveryAttemptShape>,
+}
+
+/// One attempt to deliver.
+#[derive(ToSchema)]
+#[schema(as = DeliveryAttempt)]
+#[expect(dead_code, reason = "describes what `show` makes")]
+pub struct DeliveryAttemptShape {
+    /// When it had ended.
+    #[schema(required = true, format = DateTime)]
+    at: Option<String>,
+    /// What was answered, if anything was.
+    #[schema(required = true)]
+    status: Option<u16>,
+    /// Why it failed, if it did.
+    #[schema(required = true)]
+    error: Option<String>,
 }
 
 /// How a delivery stands. Nothing of its headers, nor its secret, is there to be shown.

@@ -21,8 +21,10 @@ use quorun_executor::Stream as Std;
 use quorun_ledger::{JobState, TestResult};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::judged;
+use super::openapi::words;
 use super::problem::Problem;
 use super::query::query_is_wrong;
 use super::{App, gate, job_id, path, view};
@@ -43,7 +45,78 @@ pub struct Params {
     last_event_id: Option<String>,
 }
 
-/// Follows a job.
+/// The data of an event `state`: how far the job is.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what `shown` makes")]
+pub struct StateEvent {
+    state: words::JobState,
+    attempt: u32,
+    #[schema(required = true)]
+    node: Option<u64>,
+}
+
+/// The data of an event `output`: what was printed. `base64` stands in the place of `text` where the bytes are not UTF-8.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what `shown` makes")]
+pub struct OutputEvent {
+    attempt: u32,
+    stream: words::Stream,
+    /// Of its first byte in the stream.
+    offset: u64,
+    #[schema(nullable = false)]
+    text: Option<String>,
+    #[schema(nullable = false, content_encoding = "base64")]
+    base64: Option<String>,
+}
+
+/// The data of an event `test`: how a test case ended.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what `case` makes")]
+pub struct TestEvent {
+    attempt: u32,
+    /// Of the test case, from 0.
+    index: u32,
+    #[schema(required = true)]
+    name: Option<String>,
+    verdict: words::Verdict,
+    score: f64,
+    hidden: bool,
+    #[schema(required = true)]
+    exit_code: Option<i32>,
+    #[schema(required = true)]
+    signal: Option<i32>,
+    #[schema(required = true)]
+    message: Option<String>,
+    cpu_ms: u64,
+    wall_ms: u64,
+    memory_kb: u64,
+}
+
+/// The data of an event `replaced`: what was sent of an attempt is void, because another one has taken over.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what `shown` makes")]
+pub struct ReplacedEvent {
+    #[schema(required = true)]
+    attempt: Option<u32>,
+    by: u32,
+}
+
+/// Follow a job
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/events", operation_id = "follow_job", tag = "live",
+    description = "Server-sent events, from the job's state now to its end. The data of each is JSON: of `state` a `StateEvent`, of `output` an `OutputEvent`, of `test` a `TestEvent`, of `replaced` a `ReplacedEvent`; of `finished` the `Job`, and of `error` an object with a `detail`. Nothing comes after the last two.\n\nEach event but `error` has an id. A client that sends the last one it got goes on behind it, at any node, whatever node has died.",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The job"),
+        ("last_event_id" = Option<String>, Query, description = "The id of the last event that came; the header goes before it"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that came"),
+    ),
+    responses(
+        (status = 200, description = "The events", body = String, content_type = "text/event-stream",
+            example = json!("event: state\nid: 1-0-0\ndata: {\"attempt\":1,\"node\":2,\"state\":\"running\"}\n\n")),
+        (status = 204, description = "The job has ended, and all of its events have come"),
+    ),
+    extensions(("x-problems" = json!(["unknown-job", "no-quorum", "node-failing"]))),
+)]
 pub async fn events(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,

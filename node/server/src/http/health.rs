@@ -3,17 +3,49 @@
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::App;
 
-/// The process runs.
+/// How a node stands.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Readiness {
+    /// It can take requests and work.
+    ready: bool,
+    /// Why not.
+    reasons: Vec<String>,
+    /// This node.
+    node: u64,
+    /// The node that leads; null if there is none, or this node is out of touch with it.
+    #[schema(required = true)]
+    leader: Option<u64>,
+    /// How far this node's copy of the ledger is.
+    applied_index: u64,
+}
+
+/// Ask whether the process runs
+#[utoipa::path(
+    get, path = "/healthz", operation_id = "get_health", tag = "cluster",
+    responses((status = 200, description = "It does", body = String, content_type = "text/plain", example = json!("ok\n"))),
+)]
 pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether this node has a leader, has caught up, and executes jobs; and if not, why.
-pub async fn readyz(State(app): State<App>) -> (StatusCode, Json<Value>) {
+/// Ask whether this node can take requests and work
+#[utoipa::path(
+    get, path = "/readyz", operation_id = "get_readiness", tag = "cluster",
+    description = "Whether this node has a leader, has caught up, and executes jobs; and if not, why.",
+    responses(
+        (status = 200, description = "It can", body = Readiness,
+            example = json!({ "ready": true, "reasons": [], "node": 1, "leader": 2, "applied_index": 117 })),
+        (status = 503, description = "It cannot", body = Readiness, example = json!({
+            "ready": false, "reasons": ["the cluster has not formed yet"], "node": 1, "leader": null, "applied_index": 0,
+        })),
+    ),
+)]
+pub async fn readyz(State(app): State<App>) -> (StatusCode, Json<Readiness>) {
     let status = app.consensus.status().borrow().clone();
     let mut reasons = Vec::new();
     if !status.initialized {
@@ -46,12 +78,12 @@ pub async fn readyz(State(app): State<App>) -> (StatusCode, Json<Value>) {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let body = json!({
-        "ready": reasons.is_empty(),
-        "reasons": reasons,
-        "node": app.config.id,
-        "leader": status.leader.filter(|_| app.liveness.in_touch()),
-        "applied_index": status.applied_index,
-    });
+    let body = Readiness {
+        ready: reasons.is_empty(),
+        reasons,
+        node: app.config.id,
+        leader: status.leader.filter(|_| app.liveness.in_touch()),
+        applied_index: status.applied_index,
+    };
     (code, Json(body))
 }

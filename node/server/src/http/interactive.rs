@@ -2,19 +2,23 @@
 
 use quorun_ledger::{Terminal, TestCase};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::problem::Problem;
 
 /// The largest terminal, in either direction.
-const MOST: u64 = 1000;
+pub const MOST: u64 = 1000;
 
-/// The terminal of a request.
-#[derive(Clone, Copy, Debug, Deserialize)]
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Terminal)]
 pub struct TerminalRequest {
     /// Lines.
+    #[schema(minimum = 1, maximum = 1000)]
     pub rows: u64,
     /// Characters in each.
+    #[schema(minimum = 1, maximum = 1000)]
     pub columns: u64,
 }
 

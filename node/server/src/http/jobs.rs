@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::gate::{self, Entry};
 use super::judged::Show;
+use super::openapi::words;
 use super::problem::Problem;
 use super::query::query_is_wrong;
 use super::submission::{JobRequest, idempotency};
@@ -49,7 +50,47 @@ fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
         .map_err(|error| query_is_wrong(&error))
 }
 
-/// Submits a job.
+/// Submit a job
+#[utoipa::path(
+    post, path = "/v1/jobs", operation_id = "submit_job", tag = "jobs",
+    description = "Once it was answered, the job will be finished whatever single node dies. With an `Idempotency-Key` a retry is safe: the same request with the same key, at any node, joins the first job.",
+    params(
+        ("wait" = Option<f64>, Query, minimum = 0,
+            description = "Wait so many seconds for the end of the job; 300 if more is asked for"),
+        ("encoding" = Option<words::EncodingWord>, Query, description = "How bytes stand in the answer"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[ -~]+$",
+            description = "Makes a retry safe; printable ASCII"),
+    ),
+    request_body(content = JobRequest, examples(
+        ("run" = (summary = "A program with its input", value = json!({
+            "language": "python", "source": "print(input()[::-1])", "stdin": "olleh", "limits": { "cpu_ms": 1000 },
+            "labels": ["first"],
+        }))),
+        ("judge" = (summary = "A program that is judged", value = json!({
+            "language": "python", "source": "a, b = map(int, input().split())\nprint(a + b)",
+            "tests": [
+                { "name": "small", "stdin": "1 2\n", "expected": "3\n" },
+                { "name": "large", "stdin": "1000000 2000000\n", "expected": "3000000\n", "weight": 3, "hidden": true },
+            ],
+            "checker": "tokens",
+        }))),
+        ("files" = (summary = "Several files, and one that comes back", value = json!({
+            "language": "bash",
+            "files": [{ "name": "main.sh", "content": ". ./lib.sh\ngreet > out.txt" }, { "name": "lib.sh", "content": "greet() { echo hello; }" }],
+            "entrypoint": "main.sh", "outputs": ["out.txt"],
+        }))),
+    )),
+    responses(
+        (status = 202, description = "Accepted; with `wait`, the time is up", body = view::JobShape,
+            headers(("Location" = String, description = "Where the job is"))),
+        (status = 200, description = "With `wait`: the job has finished", body = view::JobShape,
+            headers(("Location" = String, description = "Where the job is")), example = json!(view::example())),
+    ),
+    extensions(("x-problems" = json!([
+        "unknown-language", "language-disabled", "language-not-ready", "empty-source", "idempotency-conflict", "owner-busy", "queue-full",
+        "disk-full", "no-quorum", "unconfirmed", "node-failing",
+    ]))),
+)]
 pub async fn submit(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
@@ -101,7 +142,21 @@ pub async fn unless_ending(
     }
 }
 
-/// How a job stands; with `wait`, once it has finished or the time is up.
+/// Look at a job
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}", operation_id = "get_job", tag = "jobs",
+    description = "With `wait`, once it has finished, the time is up, or the node is about to end (then ask another one).",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The job"),
+        ("consistency" = Option<words::Consistency>, Query, description = "Whose copy of the ledger is read"),
+        ("wait" = Option<f64>, Query, minimum = 0,
+            description = "Wait so many seconds for the end of the job; 300 if more is asked for"),
+        ("encoding" = Option<words::EncodingWord>, Query, description = "How bytes stand in the answer"),
+        ("include" = Option<words::Include>, Query, description = "Show test cases whole"),
+    ),
+    responses((status = 200, description = "The job", body = view::JobShape, example = json!(view::example()))),
+    extensions(("x-problems" = json!(["unknown-job", "no-quorum", "node-failing"]))),
+)]
 pub async fn get(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
@@ -134,7 +189,13 @@ pub async fn get(
     Ok(Json(view::details_as(&details, &show)).into_response())
 }
 
-/// Cancels a job.
+/// Cancel a job
+#[utoipa::path(
+    delete, path = "/v1/jobs/{id}", operation_id = "cancel_job", tag = "jobs",
+    params(("id" = String, Path, format = Uuid, description = "The job")),
+    responses((status = 200, description = "It is cancelled, or will be as soon as its node has ended it", body = view::JobShape)),
+    extensions(("x-problems" = json!(["unknown-job", "already-finished", "no-quorum", "unconfirmed", "node-failing"]))),
+)]
 pub async fn cancel(
     State(app): State<App>,
     id: Result<Path<String>, PathRejection>,

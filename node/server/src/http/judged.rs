@@ -2,7 +2,9 @@
 
 use quorun_ledger::{OutputFile, Score, TestCase, TestResult};
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
+use super::openapi::words;
 use super::view::{Encoding, ms};
 
 /// What is shown of a job beyond what everybody sees of it.
@@ -12,6 +14,90 @@ pub struct Show {
     pub encoding: Encoding,
     /// The test cases as they were submitted, if who asks wants to have all of them.
     pub cases: Option<Vec<TestCase>>,
+}
+
+/// How a test case ended. What was printed is missing of a hidden one, unless all is asked for; `weight`, `limits`,
+/// `stdin` and `expected` come only with `include=tests`, and then a case that was not run has no more than those.
+#[derive(ToSchema)]
+#[schema(as = TestResult)]
+#[expect(dead_code, reason = "describes what `tests` makes")]
+pub struct TestShape {
+    /// What the submitter calls it.
+    #[schema(required = true)]
+    name: Option<String>,
+    /// How it ended; null if it was not run.
+    #[schema(required = true)]
+    verdict: Option<words::Verdict>,
+    /// What it got of its weight, from 0 to 1.
+    #[schema(nullable = false, minimum = 0, maximum = 1)]
+    score: Option<f64>,
+    hidden: bool,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    /// Which limit was hit, and what the checker said.
+    message: Option<String>,
+    #[schema(nullable = false)]
+    cpu_ms: Option<u64>,
+    #[schema(nullable = false)]
+    wall_ms: Option<u64>,
+    #[schema(nullable = false)]
+    memory_kb: Option<u64>,
+    #[schema(nullable = false)]
+    stdout: Option<String>,
+    #[schema(nullable = false, content_encoding = "base64")]
+    stdout_base64: Option<String>,
+    #[schema(nullable = false)]
+    stderr: Option<String>,
+    #[schema(nullable = false, content_encoding = "base64")]
+    stderr_base64: Option<String>,
+    #[schema(nullable = false)]
+    truncated: Option<super::view::TruncatedShape>,
+    #[schema(nullable = false)]
+    weight: Option<u32>,
+    #[schema(nullable = false)]
+    limits: Option<CaseLimitsShape>,
+    #[schema(nullable = false)]
+    stdin: Option<String>,
+    #[schema(nullable = false, content_encoding = "base64")]
+    stdin_base64: Option<String>,
+    /// What should be printed; null if anything will do.
+    expected: Option<String>,
+    #[schema(nullable = false, content_encoding = "base64")]
+    expected_base64: Option<String>,
+}
+
+/// Times of one test case; null where they are the job's.
+#[derive(ToSchema)]
+#[schema(as = TestResultLimits)]
+#[expect(dead_code, reason = "describes what `tests` makes")]
+pub struct CaseLimitsShape {
+    #[schema(required = true)]
+    cpu_ms: Option<u64>,
+    #[schema(required = true)]
+    wall_ms: Option<u64>,
+}
+
+/// A file that was asked for. What is missing has no more than its name and the reason.
+#[derive(ToSchema)]
+#[schema(as = OutputFile)]
+#[expect(dead_code, reason = "describes what `files` makes")]
+pub struct FileShape {
+    name: String,
+    /// Why it is not there; null if it is.
+    #[schema(required = true)]
+    missing: Option<String>,
+    /// How large it was, bytes.
+    #[schema(nullable = false)]
+    size: Option<u64>,
+    /// Whether there was more than what was kept.
+    #[schema(nullable = false)]
+    truncated: Option<bool>,
+    /// Its text, if it is one.
+    #[schema(nullable = false)]
+    content: Option<String>,
+    /// Its bytes otherwise.
+    #[schema(nullable = false, content_encoding = "base64")]
+    content_base64: Option<String>,
 }
 
 /// A part of a whole as a number from 0 to 1.

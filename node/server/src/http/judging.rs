@@ -1,5 +1,6 @@
 //! What a submission says about judging: its test cases, who compares, and the files that it wants back.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -8,6 +9,9 @@ use quorun_ledger::{Checker, CheckerProgram, Limits, TestCase, Tolerance};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
+use utoipa::openapi::{Ref, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::body::TOO_MANY;
 use super::problem::{Kind, Problem, quoted};
@@ -19,37 +23,42 @@ use crate::config::LEAST;
 /// Test cases of one job.
 pub const MAX_TESTS: usize = 1_000;
 /// Bytes of a test case's name.
-const MAX_NAME: usize = 128;
+pub const MAX_NAME: usize = 128;
 /// The largest weight of a test case.
-const MAX_WEIGHT: u32 = 1_000_000;
+pub const MAX_WEIGHT: u32 = 1_000_000;
 /// Files that are wanted back.
-const MAX_OUTPUTS: usize = 16;
+pub const MAX_OUTPUTS: usize = 16;
 /// All runs of a job together may take so many times what one run may take at most.
 const MAX_RUNS_WALL: u64 = 60;
 /// The tolerance of a `floats` checker that names none.
 const USUAL_TOLERANCE: f64 = 1e-9;
 
-/// One test case of a request.
-#[derive(Debug, Deserialize)]
+/// One run of a program that is judged.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = TestCase)]
 pub struct TestRequest {
-    /// What the submitter calls it.
+    /// What the submitter calls it; no control characters.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
     pub name: Option<String>,
     /// What the program reads.
     #[serde(default)]
     pub stdin: Option<String>,
     /// The same, for bytes that are not text.
     #[serde(default)]
+    #[schema(content_encoding = "base64")]
     pub stdin_base64: Option<String>,
     /// What it should print; without it, whatever it prints will do.
     #[serde(default)]
     pub expected: Option<String>,
     /// The same, for bytes that are not text.
     #[serde(default)]
+    #[schema(content_encoding = "base64")]
     pub expected_base64: Option<String>,
     /// Its share of the score; 1 if not said.
     #[serde(default)]
+    #[schema(maximum = 1000000)]
     pub weight: Option<u32>,
     /// What was printed is shown only to who asks for it.
     #[serde(default)]
@@ -60,10 +69,15 @@ pub struct TestRequest {
 }
 
 /// Times of one test case.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schema(as = TestLimits)]
 pub struct TestLimitsRequest {
+    /// CPU time.
+    #[schema(minimum = 1)]
     cpu_ms: Option<u64>,
+    /// Wall-clock time.
+    #[schema(minimum = 1)]
     wall_ms: Option<u64>,
 }
 
@@ -76,26 +90,79 @@ pub enum CheckerRequest {
     Object(Box<CheckerObject>),
 }
 
-/// A checker with what belongs to it.
-#[derive(Debug, Default, Deserialize)]
+/// A checker with what belongs to it: a tolerance to `floats`, a program (as in a submission) to `program`, nothing to the
+/// others.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CheckerObject {
+    /// Which one it is.
     #[serde(rename = "type")]
+    #[schema(value_type = CheckerKind)]
     kind: String,
+    /// By how much numbers may differ.
     #[serde(default)]
+    #[schema(minimum = 0)]
     absolute: Option<f64>,
+    /// By which part of the expected number they may differ.
     #[serde(default)]
+    #[schema(minimum = 0)]
     relative: Option<f64>,
+    /// Name or alias of the language of the program that judges.
     #[serde(default)]
     language: Option<String>,
+    /// The program, if it is one file.
     #[serde(default)]
     source: Option<String>,
+    /// The program, if it is more.
     #[serde(default)]
+    #[schema(min_items = 1, max_items = 100)]
     files: Option<Vec<FileRequest>>,
+    /// Which of the files is run or compiled; the first if not said.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 255)]
     entrypoint: Option<String>,
+    /// Limits of the program.
     #[serde(default)]
     limits: Option<LimitsRequest>,
+}
+
+/// How a checker compares.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "describes the words, and is never made")]
+pub enum CheckerKind {
+    Exact,
+    Lines,
+    Tokens,
+    Floats,
+    Program,
+}
+
+impl PartialSchema for CheckerRequest {
+    fn schema() -> RefOr<Schema> {
+        let names = ["exact", "lines", "tokens", "floats"];
+        let name = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(names));
+        OneOfBuilder::new()
+            .item(name)
+            .item(Ref::from_schema_name(CheckerObject::name()))
+            .description(Some(
+                "Who compares what was printed with what was expected: a name, or an object with more about it",
+            ))
+            .into()
+    }
+}
+
+impl ToSchema for CheckerRequest {
+    fn name() -> Cow<'static, str> {
+        "Checker".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((CheckerObject::name().into(), CheckerObject::schema()));
+        CheckerObject::schemas(schemas);
+    }
 }
 
 /// As an enum that serde tries one by one it could not say which field of it is wrong.

@@ -414,6 +414,17 @@ impl Kind {
         members.any(|(name, _)| *name == member)
     }
 
+    /// The body of an answer of this type, as one was seen.
+    pub fn example(self) -> serde_json::Value {
+        // Written in the list, and tested there: it can be read.
+        let mut shown: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(self.described().example).unwrap_or_default();
+        shown.insert("type".to_owned(), self.uri().into());
+        shown.insert("title".to_owned(), self.described().title.into());
+        shown.insert("status".to_owned(), self.described().status.as_u16().into());
+        shown.into()
+    }
+
     /// The section about it, in Markdown.
     pub fn section(self) -> String {
         let Described {
@@ -424,7 +435,7 @@ impl Kind {
             remedy,
             retry,
             members,
-            example,
+            ..
         } = self.described();
         let mut text = format!("## {slug}\n\n{}: **{title}**", status.as_u16());
         if *retry {
@@ -437,17 +448,7 @@ impl Kind {
                 let _ = writeln!(text, "| `{name}` | {says} |");
             }
         }
-        // Written in the list, and tested there: it can be read.
-        let mut shown: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(example).unwrap_or_default();
-        shown.insert("type".to_owned(), self.uri().into());
-        shown.insert("title".to_owned(), (*title).into());
-        shown.insert("status".to_owned(), status.as_u16().into());
-        let _ = write!(
-            text,
-            "\n```json\n{:#}\n```\n",
-            serde_json::Value::Object(shown)
-        );
+        let _ = write!(text, "\n```json\n{:#}\n```\n", self.example());
         text
     }
 }

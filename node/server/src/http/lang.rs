@@ -18,6 +18,7 @@ use quorun_ledger::{JobId, Output};
 use serde::Deserialize;
 
 use super::gate::{self, Entry};
+use super::openapi::words;
 use super::problem::{Kind, Problem};
 use super::query::query_is_wrong;
 use super::submission::{JobRequest, empty_source, idempotency};
@@ -50,7 +51,36 @@ pub struct Params {
     stream: Option<bool>,
 }
 
-/// Runs a program.
+/// Run a program
+#[utoipa::path(
+    post, path = "/lang/{language}", operation_id = "run_program", tag = "run",
+    description = "The body is the program, in UTF-8. The answer is what it printed to stdout; if it printed nothing there, its stderr; if it did not even run, why not. The status is 200 whatever the program did; the headers say how it ended.\n\nWith `stream=true` the answer comes as it is printed, and all headers but `Quorun-Job-Id` come as trailers behind it (send `TE: trailers`). A trailer `Quorun-Error` in the place of `Quorun-Verdict` says that the stream ended without the whole output, because another attempt took over after some of it was sent.",
+    params(
+        ("language" = String, Path, description = "Name or alias of the language"),
+        ("stdin" = Option<String>, Query, description = "What the program reads"),
+        ("stream" = Option<bool>, Query, description = "Have the answer as it is printed"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[ -~]+$",
+            description = "Makes a retry safe; printable ASCII"),
+    ),
+    request_body(description = "The program", content(
+        (String = "text/plain", example = json!("print(6 * 7)")),
+        (words::Program = "application/octet-stream", example = json!("print(6 * 7)")),
+    )),
+    responses((status = 200, description = "What it printed", body = String, content_type = "text/plain",
+        headers(
+                ("Quorun-Job-Id" = uuid::Uuid, description = "The job"),
+                ("Quorun-Verdict" = Option<words::Verdict>, description = "How it ended"),
+                ("Quorun-Exit-Code" = Option<i32>, description = "The program's exit code; absent when a signal ended it"),
+                ("Quorun-Cpu-Ms" = Option<u64>, description = "CPU time of the run"),
+                ("Quorun-Wall-Ms" = Option<u64>, description = "Wall-clock time of the run"),
+                ("Quorun-Memory-Kb" = Option<u64>, description = "Memory of the run"),
+                ("Quorun-Node" = Option<u64>, description = "The node that ran it"),
+            ), example = json!("42\n"))),
+    extensions(("x-problems" = json!([
+        "unknown-language", "empty-source", "not-utf8", "language-disabled", "language-not-ready", "idempotency-conflict",
+        "owner-busy", "queue-full", "disk-full", "no-quorum", "unconfirmed", "node-failing", "node-ending", "not-finished",
+    ]))),
+)]
 pub async fn run(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,

@@ -13,14 +13,15 @@ use futures::future::join_all;
 use http::{HeaderValue, header};
 use quorun_ledger::{Limits, NodeId};
 use quorun_proto::v1::{Blank, LanguageReport};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tonic::Code;
+use utoipa::ToSchema;
 
+use super::openapi::words;
 use super::problem::Problem;
 use super::{App, path, view};
 use crate::catalogue::{Known, Snapshot};
-
-pub use super::languages_set::{patch, put, remove};
 
 /// How long a node may take to say how the languages stand on it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -77,19 +78,140 @@ async fn ask(app: &App, id: NodeId) -> Said {
     }
 }
 
-/// Lists the languages.
-pub async fn list(State(app): State<App>) -> Json<Value> {
+/// A language.
+#[derive(ToSchema)]
+#[schema(as = Language)]
+#[expect(dead_code, reason = "describes what `shown` makes")]
+pub struct LanguageShape {
+    name: String,
+    aliases: Vec<String>,
+    title: String,
+    extensions: Vec<String>,
+    origin: words::Origin,
+    /// Counts the changes, and is the `ETag`; 0 is a language that is as the files say.
+    version: u64,
+    #[schema(required = true, format = DateTime)]
+    changed_at: Option<String>,
+    /// It takes no submissions.
+    disabled: bool,
+    /// It takes submissions: it is not disabled, and a node that lives can run it.
+    offered: bool,
+    /// What `version_command` said, on any of the nodes.
+    #[schema(required = true)]
+    installed_version: Option<String>,
+    image: String,
+    /// The image by its digest, if it is pinned.
+    #[schema(required = true)]
+    image_digest: Option<String>,
+    /// The file name that a single source gets.
+    source: String,
+    #[schema(required = true)]
+    compile: Option<Vec<String>>,
+    run: Vec<String>,
+    env: BTreeMap<String, String>,
+    zygote: BTreeMap<String, String>,
+    #[schema(required = true)]
+    version_command: Option<Vec<String>>,
+    /// It has a compile step.
+    compiled: bool,
+    /// What a job gets that asks for nothing.
+    limits: LanguageLimitsShape,
+    #[schema(required = true)]
+    compile_limits: Option<StepLimitsShape>,
+    /// A program in it.
+    example: String,
+    /// How it stands on each node that lives.
+    nodes: Vec<LanguageNodeShape>,
+    /// Of the answer to a change: whether all nodes have it.
+    #[schema(nullable = false)]
+    ready: Option<bool>,
+}
+
+/// Limits of a language's programs.
+#[derive(ToSchema)]
+#[schema(as = LanguageLimits)]
+#[expect(dead_code, reason = "describes what `limits` makes")]
+pub struct LanguageLimitsShape {
+    cpu_ms: u64,
+    wall_ms: u64,
+    memory_kb: u64,
+    processes: u64,
+    output_kb: u64,
+    open_files: u64,
+    file_kb: u64,
+    stack_kb: u64,
+}
+
+/// Times of a compile step.
+#[derive(ToSchema)]
+#[schema(as = CompileLimits)]
+#[expect(dead_code, reason = "describes what `shown` makes")]
+pub struct StepLimitsShape {
+    cpu_ms: u64,
+    wall_ms: u64,
+}
+
+/// How a language stands on a node.
+#[derive(ToSchema)]
+#[schema(as = LanguageNode)]
+#[expect(dead_code, reason = "describes what `on_nodes` makes")]
+pub struct LanguageNodeShape {
+    node: u64,
+    state: words::ImageState,
+    /// Why it failed, or how far a pull is.
+    reason: Option<String>,
+    /// What stands for the content of the image.
+    image_id: Option<String>,
+    /// What `version_command` said there.
+    version: Option<String>,
+}
+
+/// All languages.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LanguageList {
+    #[schema(value_type = Vec<LanguageShape>)]
+    languages: Vec<Value>,
+}
+
+/// A language, for the document.
+pub fn example() -> Value {
+    json!({
+        "name": "lua", "aliases": ["lua5"], "title": "lua", "extensions": ["lua"], "origin": "cluster", "version": 1,
+        "changed_at": "2026-01-01T00:00:00.000Z", "disabled": false, "offered": true, "installed_version": "Lua 5.4.7",
+        "image": "nickblah/lua:5.4", "image_digest": null, "source": "main.lua", "compile": null, "run": ["lua", "{source}"],
+        "env": {}, "zygote": {}, "version_command": ["lua", "-v"], "compiled": false,
+        "limits": { "cpu_ms": 2000, "wall_ms": 5000, "memory_kb": 131_072, "processes": 64, "output_kb": 400,
+            "open_files": 256, "file_kb": 65_536, "stack_kb": 65_536 },
+        "compile_limits": null, "example": "print(\"hello\")",
+        "nodes": [{ "node": 1, "state": "present", "reason": null, "image_id": "sha256:0a1b", "version": "Lua 5.4.7" }],
+    })
+}
+
+/// List the languages
+#[utoipa::path(
+    get, path = "/v1/languages", operation_id = "list_languages", tag = "languages",
+    description = "What can be run, on which nodes, with limits and an example for each.",
+    responses((status = 200, description = "All of them", body = LanguageList, example = json!({ "languages": [example()] }))),
+)]
+pub async fn list(State(app): State<App>) -> Json<LanguageList> {
     app.images.ask_versions();
     let said = everybody(&app, false).await;
     let now = app.catalogue.current();
-    let languages: Vec<Value> = now
-        .all()
-        .map(|known| shown(&app, &now, known, &said))
-        .collect();
-    Json(json!({ "languages": languages }))
+    let languages = now.all().map(|known| shown(&app, &now, known, &said));
+    Json(LanguageList {
+        languages: languages.collect(),
+    })
 }
 
-/// Shows one language, with what its image says of its version.
+/// Look at a language
+#[utoipa::path(
+    get, path = "/v1/languages/{name}", operation_id = "get_language", tag = "languages",
+    description = "With what its image says of its version; waits up to 10 s for that if nobody has asked for it before.",
+    params(("name" = String, Path, description = "Its name, or an alias")),
+    responses((status = 200, description = "The language", body = LanguageShape,
+        headers(("ETag" = String, description = "Its version, for `If-Match`")), example = json!(example()))),
+    extensions(("x-problems" = json!(["unknown-language"]))),
+)]
 pub async fn get(
     State(app): State<App>,
     name: Result<Path<String>, PathRejection>,

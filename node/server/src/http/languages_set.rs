@@ -14,9 +14,11 @@ use quorun_ledger::{Command, Language, Limits, NodeId, Rejection, Reply};
 use serde::Deserialize;
 use serde_json::Value;
 use tracing::info;
+use utoipa::ToSchema;
 
 use super::jobs;
-use super::languages::{self, Everybody, Said, answer, everybody};
+use super::languages::{self, Everybody, LanguageShape, Said, answer, everybody};
+use super::openapi::words;
 use super::problem::{Kind, Problem};
 use super::query::query_is_wrong;
 use super::{App, body, path};
@@ -41,38 +43,62 @@ pub struct Params {
     wait: Option<String>,
 }
 
-/// A language as an admin defines it.
-#[derive(Debug, Deserialize)]
+/// A language as an admin defines it. `{source}`, `{sources}` and `{stem}` in its commands stand for files of the job.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = LanguageDefinition)]
 struct PutRequest {
+    /// As in the path; better left out.
     #[serde(default)]
     name: Option<String>,
     #[serde(default)]
+    #[schema(schema_with = words::names)]
     aliases: Vec<String>,
     #[serde(default)]
+    #[schema(max_length = 200)]
     title: Option<String>,
+    /// Any OCI image.
+    #[schema(min_length = 1)]
     image: String,
     /// Whether all nodes are to run the very image that the name stands for now.
     #[serde(default)]
     pin: Option<bool>,
+    /// The file name that a single source gets.
+    #[schema(min_length = 1, max_length = 100, pattern = "^[^-/]")]
     source: String,
+    /// The command that compiles, without a shell.
     #[serde(default)]
+    #[schema(min_items = 1, max_items = 64)]
     compile: Option<Vec<String>>,
+    /// The command that runs, without a shell.
+    #[schema(min_items = 1, max_items = 64)]
     run: Vec<String>,
     #[serde(default)]
+    #[schema(schema_with = words::env)]
     env: BTreeMap<String, String>,
+    /// Variables of an interpreter that is started ahead, where nodes do that.
     #[serde(default)]
+    #[schema(schema_with = words::env)]
     zygote: BTreeMap<String, String>,
+    /// Of files in the language, without the dot.
     #[serde(default)]
+    #[schema(schema_with = words::names)]
     extensions: Vec<String>,
     #[serde(default)]
+    #[schema(value_type = super::submission::LimitsRequest)]
     limits: PartialLimits,
     #[serde(default)]
+    #[schema(value_type = super::judging::TestLimitsRequest)]
     compile_limits: PartialStepLimits,
+    /// A program in it.
     #[serde(default)]
+    #[schema(max_length = 16384)]
     example: String,
+    /// The command that prints the version of the tools.
     #[serde(default)]
+    #[schema(min_items = 1, max_items = 64)]
     version_command: Option<Vec<String>>,
+    /// Defined, but takes no submissions yet.
     #[serde(default)]
     disabled: bool,
 }
@@ -114,9 +140,11 @@ impl PutRequest {
 }
 
 /// What can be changed without defining the language.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = LanguageChange)]
 struct PatchRequest {
+    /// Takes no more submissions, or takes them again.
     disabled: bool,
 }
 
@@ -218,7 +246,31 @@ fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>
     jobs::wait(params.wait.as_deref())
 }
 
-/// Defines a language, or defines it anew.
+/// Define a language, or define it anew
+#[utoipa::path(
+    put, path = "/v1/languages/{name}", operation_id = "put_language", tag = "languages",
+    description = "What is set here goes before the files of the nodes. To define it again with the same words is no change.",
+    params(
+        ("name" = String, Path, min_length = 1, max_length = 40, pattern = "^[a-z0-9+#._-]+$", description = "Its name"),
+        ("wait" = Option<f64>, Query, minimum = 0,
+            description = "Wait so many seconds until every living node has the language, or has failed to get it; 300 if more is asked for"),
+        ("If-Match" = Option<String>, Header, pattern = "^([*]|\"[0-9]+\")$", description = "Only if it has this version in quotes, as its `ETag`; or, with `*`, if it is there"),
+        ("If-None-Match" = Option<String>, Header, pattern = "^\\*$", description = "With `*`, only if it is not there"),
+    ),
+    request_body(content = PutRequest, example = json!({
+        "image": "nickblah/lua:5.4", "source": "main.lua", "run": ["lua", "{source}"], "aliases": ["lua5"],
+        "extensions": ["lua"], "version_command": ["lua", "-v"], "limits": { "memory_kb": 131_072 },
+        "example": "print(\"hello\")",
+    })),
+    responses(
+        (status = 201, description = "It is there now", body = LanguageShape, headers(("ETag" = String, description = "Its version"))),
+        (status = 200, description = "It is defined anew", body = LanguageShape, headers(("ETag" = String, description = "Its version"))),
+        (status = 204, description = "An admin at another node has removed it meanwhile"),
+    ),
+    extensions(("x-problems" = json!([
+        "language-changed", "name-taken", "too-many-languages", "older-nodes", "no-quorum", "unconfirmed", "node-failing", "node-ending",
+    ]))),
+)]
 pub async fn put(
     State(app): State<App>,
     name: Result<Path<String>, PathRejection>,
@@ -259,7 +311,26 @@ pub async fn put(
     outcome(&app, &name, status, patience).await
 }
 
-/// Disables a language, or enables it.
+/// Disable a language, or enable it
+#[utoipa::path(
+    patch, path = "/v1/languages/{name}", operation_id = "patch_language", tag = "languages",
+    description = "Also one of the nodes' files. Jobs that were accepted before still run.",
+    params(
+        ("name" = String, Path, description = "Its name, or an alias"),
+        ("wait" = Option<f64>, Query, minimum = 0,
+            description = "Wait so many seconds until every living node has the language, or has failed to get it; 300 if more is asked for"),
+        ("If-Match" = Option<String>, Header, pattern = "^([*]|\"[0-9]+\")$", description = "Only if it has this version in quotes, as its `ETag`"),
+    ),
+    request_body(content = PatchRequest, example = json!({ "disabled": true })),
+    responses(
+        (status = 200, description = "So it is", body = LanguageShape, headers(("ETag" = String, description = "Its version"))),
+        (status = 204, description = "An admin at another node has removed it meanwhile"),
+    ),
+    extensions(("x-problems" = json!([
+        "unknown-language", "language-changed", "too-many-languages", "older-nodes", "no-quorum", "unconfirmed", "node-failing",
+        "node-ending",
+    ]))),
+)]
 pub async fn patch(
     State(app): State<App>,
     name: Result<Path<String>, PathRejection>,
@@ -286,7 +357,23 @@ pub async fn patch(
     outcome(&app, &name, StatusCode::OK, patience).await
 }
 
-/// Removes what the ledger says of a language; one of the nodes' files is as the file says again.
+/// Remove what was set of a language
+#[utoipa::path(
+    delete, path = "/v1/languages/{name}", operation_id = "delete_language", tag = "languages",
+    description = "One of the nodes' files is as the file says again.",
+    params(
+        ("name" = String, Path, description = "Its name"),
+        ("If-Match" = Option<String>, Header, pattern = "^([*]|\"[0-9]+\")$", description = "Only if it has this version in quotes, as its `ETag`"),
+    ),
+    responses(
+        (status = 200, description = "The language of the files is there again", body = LanguageShape,
+            headers(("ETag" = String, description = "Its version"))),
+        (status = 204, description = "It is gone"),
+    ),
+    extensions(("x-problems" = json!([
+        "unknown-language", "language-changed", "language-of-file", "no-quorum", "unconfirmed", "node-failing", "node-ending",
+    ]))),
+)]
 pub async fn remove(
     State(app): State<App>,
     name: Result<Path<String>, PathRejection>,

@@ -4,9 +4,12 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::{Extension, Json};
 use quorun_ledger::{JobFilter, JobState, Priority, Verdict};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::jobs::stale;
+use super::openapi::words;
 use super::problem::Problem;
 use super::query::Parameters;
 use super::submission::Rules;
@@ -16,9 +19,9 @@ use crate::access::Caller;
 /// Jobs on one page of a list.
 const PAGE: usize = 50;
 /// The largest page.
-const MAX_PAGE: usize = 500;
+pub const MAX_PAGE: usize = 500;
 /// Jobs that one request cancels at most.
-const MAX_CANCELLED: usize = 1000;
+pub const MAX_CANCELLED: usize = 1000;
 /// What a list may be narrowed by.
 const FILTERS: [&str; 8] = [
     "state",
@@ -35,12 +38,55 @@ const MAX_LABELS: usize = 16;
 
 type Asked = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
-/// Lists jobs.
+/// A page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobList {
+    #[schema(value_type = Vec<view::SummaryShape>)]
+    jobs: Vec<Map<String, Value>>,
+    /// Where to go on; null at the end.
+    #[schema(required = true)]
+    next_cursor: Option<String>,
+}
+
+/// What became of the jobs that a filter admits.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CancelledByFilter {
+    /// How many were cancelled.
+    cancelled: u32,
+    /// How many ended before they could be.
+    finished_before: u32,
+    /// Where to go on, where there may be more.
+    #[schema(required = true)]
+    next_cursor: Option<String>,
+}
+
+/// List jobs
+#[utoipa::path(
+    get, path = "/v1/jobs", operation_id = "list_jobs", tag = "jobs",
+    description = "Without what they printed, the newest first. A page looks at no more than 10,000 jobs, so it may be short, even empty, and have a cursor. A cursor belongs to its filter and order.",
+    params(
+        ("state" = Option<Vec<words::JobState>>, Query, style = Form, explode = false, description = "Jobs in one of these states"),
+        ("language" = Option<Vec<String>>, Query, style = Form, explode = false, description = "Jobs in one of these languages"),
+        ("label" = Option<Vec<String>>, Query, max_items = 16, description = "Jobs that have all of these labels"),
+        ("verdict" = Option<Vec<words::Verdict>>, Query, style = Form, explode = false, description = "Jobs that ended in one of these ways"),
+        ("node" = Option<Vec<u64>>, Query, style = Form, explode = false, description = "Jobs of one of these nodes"),
+        ("priority" = Option<Vec<words::Priority>>, Query, style = Form, explode = false, description = "Jobs of one of these priorities"),
+        ("submitted_after" = Option<String>, Query, format = DateTime, description = "Jobs that were submitted then or later, in UTC"),
+        ("submitted_before" = Option<String>, Query, format = DateTime, description = "Jobs that were submitted earlier, in UTC"),
+        ("order" = Option<words::Order>, Query, description = "Which end comes first"),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 500, description = "Jobs on the page; 50 if not said"),
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
+        ("consistency" = Option<words::Consistency>, Query, description = "Whose copy of the ledger is read"),
+    ),
+    responses((status = 200, description = "A page", body = JobList,
+        example = json!({ "jobs": [view::example_in_list()], "next_cursor": null }))),
+    extensions(("x-problems" = json!(["unknown-language", "no-quorum", "node-failing"]))),
+)]
 pub async fn list(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     query: Asked,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<JobList>, Problem> {
     let mut known = FILTERS.to_vec();
     known.extend(["order", "limit", "cursor", "consistency"]);
     let parameters = Parameters::new(query, &known)?;
@@ -61,17 +107,36 @@ pub async fn list(
         Some(text) => Some(cursor::read(text, &filter)?),
     };
     let page = app.jobs.list(filter.clone(), behind, limit, stale).await?;
-    let jobs: Vec<_> = page.jobs.iter().map(view::summary).collect();
-    let next = page.next.map(|id| cursor::behind(id, &filter));
-    Ok(Json(json!({ "jobs": jobs, "next_cursor": next })))
+    Ok(Json(JobList {
+        jobs: page.jobs.iter().map(view::summary).collect(),
+        next_cursor: page.next.map(|id| cursor::behind(id, &filter)),
+    }))
 }
 
-/// Cancels the jobs that a filter admits and that have not finished, a bounded number of them.
+/// Cancel the jobs that a filter admits
+#[utoipa::path(
+    delete, path = "/v1/jobs", operation_id = "cancel_jobs_by_filter", tag = "jobs",
+    description = "At least one filter is needed. Cancels what is queued or running, the oldest first, at most `limit` jobs; with a `next_cursor` in the answer there may be more.",
+    params(
+        ("state" = Option<Vec<words::JobState>>, Query, style = Form, explode = false, description = "Jobs in one of these states"),
+        ("language" = Option<Vec<String>>, Query, style = Form, explode = false, description = "Jobs in one of these languages"),
+        ("label" = Option<Vec<String>>, Query, max_items = 16, description = "Jobs that have all of these labels"),
+        ("node" = Option<Vec<u64>>, Query, style = Form, explode = false, description = "Jobs of one of these nodes"),
+        ("priority" = Option<Vec<words::Priority>>, Query, style = Form, explode = false, description = "Jobs of one of these priorities"),
+        ("submitted_after" = Option<String>, Query, format = DateTime, description = "Jobs that were submitted then or later, in UTC"),
+        ("submitted_before" = Option<String>, Query, format = DateTime, description = "Jobs that were submitted earlier, in UTC"),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 1000, description = "Jobs that are cancelled at most; 1000 if not said"),
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the answer before"),
+    ),
+    responses((status = 200, description = "What became of them", body = CancelledByFilter,
+        example = json!({ "cancelled": 17, "finished_before": 0, "next_cursor": null }))),
+    extensions(("x-problems" = json!(["unknown-language", "no-quorum", "unconfirmed", "node-failing"]))),
+)]
 pub async fn cancel(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     query: Asked,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<CancelledByFilter>, Problem> {
     let mut known = FILTERS.to_vec();
     known.extend(["limit", "cursor"]);
     known.retain(|name| *name != "verdict");
@@ -102,12 +167,11 @@ pub async fn cancel(
         Some(text) => Some(cursor::read(text, &filter)?),
     };
     let swept = app.jobs.sweep(filter.clone(), behind, limit).await?;
-    let next = swept.next.map(|id| cursor::behind(id, &filter));
-    Ok(Json(json!({
-        "cancelled": swept.cancelled,
-        "finished_before": swept.finished_before,
-        "next_cursor": next,
-    })))
+    Ok(Json(CancelledByFilter {
+        cancelled: swept.cancelled,
+        finished_before: swept.finished_before,
+        next_cursor: swept.next.map(|id| cursor::behind(id, &filter)),
+    }))
 }
 
 /// What a query asks for.
@@ -159,20 +223,23 @@ fn state(name: &str) -> Option<JobState> {
         .find(|state| state.as_str() == name)
 }
 
+/// All ends that a job can come to.
+pub const VERDICTS: [Verdict; 9] = [
+    Verdict::Accepted,
+    Verdict::WrongAnswer,
+    Verdict::CompileError,
+    Verdict::RuntimeError,
+    Verdict::TimeLimit,
+    Verdict::MemoryLimit,
+    Verdict::OutputLimit,
+    Verdict::Cancelled,
+    Verdict::InternalError,
+];
+
 fn verdict(name: &str) -> Option<Verdict> {
-    [
-        Verdict::Accepted,
-        Verdict::WrongAnswer,
-        Verdict::CompileError,
-        Verdict::RuntimeError,
-        Verdict::TimeLimit,
-        Verdict::MemoryLimit,
-        Verdict::OutputLimit,
-        Verdict::Cancelled,
-        Verdict::InternalError,
-    ]
-    .into_iter()
-    .find(|verdict| verdict.as_str() == name)
+    VERDICTS
+        .into_iter()
+        .find(|verdict| verdict.as_str() == name)
 }
 
 fn time(parameters: &Parameters, name: &str) -> Result<Option<u64>, Problem> {

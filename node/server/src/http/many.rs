@@ -1,5 +1,6 @@
 //! Several jobs by their ids: wait for them, cancel them.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -8,10 +9,14 @@ use axum::extract::{ConnectInfo, State};
 use axum::{Extension, Json};
 use http::HeaderMap;
 use quorun_ledger::JobId;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::openapi::schema::OneOfBuilder;
+use utoipa::openapi::{Ref, RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::jobs::MAX_WAIT_S;
+use super::openapi::words;
 use super::problem::Problem;
 use super::{App, body, gate, view};
 use crate::access::Caller;
@@ -19,18 +24,24 @@ use crate::jobs::{Error, Until};
 use crate::pressure::Client;
 
 /// Jobs that one request may name.
-const MAX_IDS: usize = 1000;
+pub const MAX_IDS: usize = 1000;
 /// The largest body that names so many.
 const MAX_BODY: usize = 64 * 1024;
 
-/// The body of `POST /v1/jobs/wait`.
-#[derive(Debug, Deserialize)]
+/// Jobs to be waited for.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = WaitForJobs)]
 struct WaitRequest {
+    /// Their ids.
+    #[schema(value_type = Vec<uuid::Uuid>, min_items = 1, max_items = 1000)]
     ids: Vec<String>,
     #[serde(default)]
+    #[schema(value_type = Option<words::Until>)]
     until: Option<String>,
+    /// How long, seconds: 300 at most, and if it is not said.
     #[serde(default)]
+    #[schema(minimum = 0)]
     timeout_s: Option<f64>,
 }
 
@@ -61,21 +72,102 @@ impl WaitRequest {
     }
 }
 
-/// The body of `POST /v1/jobs/cancel`.
-#[derive(Debug, Deserialize)]
+/// Jobs to be cancelled.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CancelJobs)]
 struct CancelRequest {
+    /// Their ids.
+    #[schema(value_type = Vec<uuid::Uuid>, min_items = 1, max_items = 1000)]
     ids: Vec<String>,
 }
 
-/// Waits for all, or for any, of several jobs.
+/// How the jobs stand that were waited for.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Waited {
+    /// Whether what was waited for has come.
+    done: bool,
+    /// Each as a list shows it, in their order.
+    #[schema(value_type = Vec<WaitedItem>)]
+    jobs: Vec<Value>,
+}
+
+/// A job, or why there is none; describes what `wait` makes.
+pub struct WaitedItem;
+
+impl PartialSchema for WaitedItem {
+    fn schema() -> RefOr<Schema> {
+        OneOfBuilder::new()
+            .item(Ref::from_schema_name(view::SummaryShape::name()))
+            .item(Ref::from_schema_name(MissingJob::name()))
+            .description(Some("A job, or why there is none"))
+            .into()
+    }
+}
+
+impl ToSchema for WaitedItem {
+    fn name() -> Cow<'static, str> {
+        "WaitedJob".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((MissingJob::name().into(), MissingJob::schema()));
+        MissingJob::schemas(schemas);
+    }
+}
+
+/// A job that is not there.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MissingJob {
+    /// Its id.
+    #[schema(format = Uuid)]
+    id: String,
+    /// That there is none.
+    #[schema(value_type = super::openapi::ProblemShape)]
+    problem: Value,
+}
+
+/// What became of the jobs that were to be cancelled.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CancelledJobs {
+    /// How many were cancelled.
+    cancelled: u32,
+    /// What became of each, in their order.
+    jobs: Vec<CancelledJob>,
+}
+
+/// What became of one job.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CancelledJob {
+    /// Its id.
+    #[schema(format = Uuid)]
+    id: String,
+    /// What cancelling it by itself would have been answered.
+    status: u16,
+    /// Why it was not cancelled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<super::openapi::ProblemShape>, nullable = false)]
+    problem: Option<Value>,
+}
+
+/// Wait for many jobs
+#[utoipa::path(
+    post, path = "/v1/jobs/wait", operation_id = "wait_for_jobs", tag = "many",
+    description = "Waits, at any node, until all of the jobs have finished, or any of them, or the time is up. A job that is not there is not waited for.",
+    request_body(content = WaitRequest, example = json!({
+        "ids": ["01900000-0000-7000-8000-000000000000"], "until": "all", "timeout_s": 0.5,
+    })),
+    responses((status = 200, description = "How they stand", body = Waited,
+        example = json!({ "done": true, "jobs": [view::example_in_list()] }))),
+    extensions(("x-problems" = json!(["no-quorum", "node-failing"]))),
+)]
 pub async fn wait(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Waited>, Problem> {
     let _waits = gate::wait(&app, client)?;
     let bytes = body::read(&headers, body, MAX_BODY).await?;
     let (ids, until, patience) = body::json::<WaitRequest>(&bytes)?.check()?;
@@ -84,43 +176,51 @@ pub async fn wait(
         .jobs
         .wait_for(ids, caller.only(), until, deadline, app.closing.cancelled())
         .await?;
-    let shown: Vec<Value> = waited
-        .jobs
-        .iter()
-        .map(|(id, job)| match job {
-            Some(job) => Value::Object(view::summary(job)),
-            None => json!({ "id": id.to_string(), "problem": Problem::from(Error::NotFound(*id)).to_json() }),
-        })
-        .collect();
-    Ok(Json(json!({ "done": waited.done, "jobs": shown })))
+    let shown = waited.jobs.iter().map(|(id, job)| match job {
+        Some(job) => Value::Object(view::summary(job)),
+        None => json!(MissingJob {
+            id: id.to_string(),
+            problem: Problem::from(Error::NotFound(*id)).to_json(),
+        }),
+    });
+    Ok(Json(Waited {
+        done: waited.done,
+        jobs: shown.collect(),
+    }))
 }
 
-/// Cancels several jobs; each says what became of it.
+/// Cancel many jobs
+#[utoipa::path(
+    post, path = "/v1/jobs/cancel", operation_id = "cancel_jobs", tag = "many",
+    request_body(content = CancelRequest, example = json!({ "ids": ["01900000-0000-7000-8000-000000000000"] })),
+    responses((status = 200, description = "What became of each", body = CancelledJobs,
+        example = json!({ "cancelled": 1, "jobs": [{ "id": "01900000-0000-7000-8000-000000000000", "status": 200 }] }))),
+    extensions(("x-problems" = json!(["no-quorum", "unconfirmed", "node-failing"]))),
+)]
 pub async fn cancel(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<CancelledJobs>, Problem> {
     let bytes = body::read(&headers, body, MAX_BODY).await?;
     let request: CancelRequest = body::json(&bytes)?;
     let ids = ids(&request.ids)?;
     let mut cancelled = 0_u32;
     let mut shown = Vec::with_capacity(ids.len());
     for (id, outcome) in app.jobs.cancel_all(ids, caller.only()).await? {
-        let id = id.to_string();
-        shown.push(match outcome {
-            Ok(()) => {
-                cancelled += 1;
-                json!({ "id": id, "status": 200 })
-            }
-            Err(error) => {
-                let problem = Problem::from(error);
-                json!({ "id": id, "status": problem.status().as_u16(), "problem": problem.to_json() })
-            }
+        let problem = outcome.err().map(Problem::from);
+        cancelled += u32::from(problem.is_none());
+        shown.push(CancelledJob {
+            id: id.to_string(),
+            status: problem.as_ref().map_or(200, |p| p.status().as_u16()),
+            problem: problem.map(|problem| problem.to_json()),
         });
     }
-    Ok(Json(json!({ "cancelled": cancelled, "jobs": shown })))
+    Ok(Json(CancelledJobs {
+        cancelled,
+        jobs: shown,
+    }))
 }
 
 /// The jobs that a list of ids names, each once.

@@ -11,10 +11,10 @@ use http::{HeaderMap, StatusCode};
 use quorun_consensus::{Member, ProposeError, Status};
 use quorun_ledger::{Command, NodeId, Rejection, Reply, Settings};
 use quorun_proto::v1::MoveLeaderRequest;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use tonic::Code;
 use tracing::info;
+use utoipa::ToSchema;
 
 use super::problem::{Kind, Problem, quoted};
 use super::{App, body, path};
@@ -35,11 +35,16 @@ const MAX_S: u64 = 10 * 365 * 24 * 60 * 60;
 const MB: std::ops::RangeInclusive<u64> = 1..=1 << 30;
 
 /// A node that wants to come.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Admission)]
 pub struct AdmitRequest {
+    /// HOST:PORT, as the other nodes reach it.
+    #[schema(pattern = "^[A-Za-z0-9._:%\\[\\]-]+:[0-9]{1,5}$")]
     peer: String,
+    /// HOST:PORT, as clients reach it.
     #[serde(default)]
+    #[schema(pattern = "^([A-Za-z0-9._:%\\[\\]-]+:[0-9]{1,5})?$")]
     http: Option<String>,
 }
 
@@ -56,8 +61,9 @@ impl AdmitRequest {
 }
 
 /// Whether a node is to get work.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Drain)]
 pub struct DrainRequest {
     draining: bool,
 }
@@ -73,11 +79,13 @@ impl DrainRequest {
 }
 
 /// Who is to lead.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = MoveLeader)]
 pub struct LeaderRequest {
+    /// A voter; whoever is best placed if not said.
     #[serde(default)]
-    node: Option<NodeId>,
+    node: Option<u64>,
 }
 
 impl LeaderRequest {
@@ -90,15 +98,22 @@ impl LeaderRequest {
     }
 }
 
-/// The cluster's settings, as clients see them.
-#[derive(Debug, Deserialize)]
+/// What is set for all nodes. What is left out, or null, is decided by each node's own configuration.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Settings)]
 pub struct SettingsRequest {
+    /// How long finished jobs are kept.
     #[serde(default)]
+    #[schema(maximum = 315360000)]
     retention_s: Option<u64>,
+    /// How much of them is kept.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 1073741824)]
     retention_mb: Option<u64>,
+    /// How long a voter may be away before another node votes in its place.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 315360000)]
     replace_voter_s: Option<u64>,
 }
 
@@ -113,6 +128,56 @@ impl SettingsRequest {
             replace_voter_ms: replace_voter_s.map(|s| s * 1000),
         })
     }
+}
+
+/// What holds on a node.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EffectiveSettings {
+    retention_s: u64,
+    retention_mb: u64,
+    replace_voter_s: u64,
+}
+
+/// The cluster's settings.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ClusterSettings {
+    /// What is set for all nodes.
+    set: SettingsRequest,
+    /// What holds on this node.
+    effective: EffectiveSettings,
+}
+
+/// A node that was let in.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Admitted {
+    id: u64,
+    cluster_id: String,
+    peer: String,
+    /// Empty if it was not said.
+    http: String,
+}
+
+/// A node that was removed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Removed {
+    id: u64,
+    /// It no longer belongs to the cluster; otherwise that is under way.
+    removed: bool,
+    /// Its jobs that went to other nodes.
+    requeued: u32,
+}
+
+/// Whether a node gets work.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Drained {
+    id: u64,
+    draining: bool,
+}
+
+/// Who leads.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Leader {
+    leader: u64,
 }
 
 fn unknown_node(id: NodeId, status: &Status) -> Problem {
@@ -177,12 +242,21 @@ fn alive(app: &App) -> BTreeSet<NodeId> {
     alive
 }
 
-/// Admits a node: gives it an id. It becomes a learner, and a voter when one is needed.
+/// Give a node a place
+#[utoipa::path(
+    post, path = "/v1/cluster/nodes", operation_id = "admit_node", tag = "cluster",
+    description = "It becomes a learner, and a voter when one is needed. This is what `quorun serve --join` does for itself. The same address gets the same id until the node has come.",
+    request_body(content = AdmitRequest, example = json!({ "peer": "10.0.0.4:7000", "http": "10.0.0.4:8080" })),
+    responses((status = 201, description = "It has an id", body = Admitted, example = json!({
+        "id": 4, "cluster_id": "01900000-0000-7000-8000-000000000000", "peer": "10.0.0.4:7000", "http": "10.0.0.4:8080",
+    }))),
+    extensions(("x-problems" = json!(["node-alive", "no-majority-left", "no-quorum", "unconfirmed", "node-failing"]))),
+)]
 pub async fn admit(
     State(app): State<App>,
     headers: HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<Admitted>), Problem> {
     let bytes = body::read(&headers, body, MAX_BODY).await?;
     let (peer, http) = body::json::<AdmitRequest>(&bytes)?.check()?;
     let status = app.consensus.status().borrow().clone();
@@ -220,12 +294,12 @@ pub async fn admit(
     match propose(&app, command).await? {
         Reply::Admitted { node } => {
             info!(node, peer = peer, "node admitted");
-            let body = json!({
-                "id": node,
-                "cluster_id": app.config.cluster.to_string(),
-                "peer": peer,
-                "http": http,
-            });
+            let body = Admitted {
+                id: node,
+                cluster_id: app.config.cluster.to_string(),
+                peer,
+                http,
+            };
             Ok((StatusCode::CREATED, Json(body)))
         }
         other => Err(unexpected(&other)),
@@ -258,11 +332,23 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
     }
 }
 
-/// Removes a node for ever. What it was running goes to others.
+/// Remove a node for ever
+#[utoipa::path(
+    delete, path = "/v1/cluster/nodes/{id}", operation_id = "remove_node", tag = "cluster",
+    description = "What it was running goes to others.",
+    params(("id" = u64, Path, minimum = 1, description = "The node")),
+    responses(
+        (status = 200, description = "It no longer belongs to the cluster", body = Removed,
+            example = json!({ "id": 3, "removed": true, "requeued": 2 })),
+        (status = 202, description = "It is being removed", body = Removed,
+            example = json!({ "id": 3, "removed": false, "requeued": 2 })),
+    ),
+    extensions(("x-problems" = json!(["unknown-node", "no-majority-left", "no-quorum", "unconfirmed"]))),
+)]
 pub async fn remove(
     State(app): State<App>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<Removed>), Problem> {
     let id = node_id(id)?;
     let status = app.consensus.status().borrow().clone();
     if !status.members.contains_key(&id) {
@@ -275,23 +361,35 @@ pub async fn remove(
     } else {
         StatusCode::ACCEPTED
     };
-    let body = json!({ "id": id, "removed": complete, "requeued": requeued });
+    let body = Removed {
+        id,
+        removed: complete,
+        requeued,
+    };
     Ok((code, Json(body)))
 }
 
-/// Stops or resumes assignments to a node.
+/// Give a node no more work, or work again
+#[utoipa::path(
+    post, path = "/v1/cluster/nodes/{id}/drain", operation_id = "drain_node", tag = "cluster",
+    description = "Without a body it is given no more. A leader that drains hands over. A restart of the node ends it.",
+    params(("id" = u64, Path, minimum = 1, description = "The node")),
+    request_body(content = Option<DrainRequest>, example = json!({ "draining": true })),
+    responses((status = 200, description = "So it is", body = Drained, example = json!({ "id": 3, "draining": true }))),
+    extensions(("x-problems" = json!(["unknown-node", "no-quorum", "unconfirmed"]))),
+)]
 pub async fn drain(
     State(app): State<App>,
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Drained>, Problem> {
     let id = node_id(id)?;
     let bytes = body::read(&headers, body, MAX_BODY).await?;
     let draining = DrainRequest::read(&bytes)?.draining;
     let command = Command::Drain { node: id, draining };
     match propose(&app, command).await? {
-        Reply::Node { .. } => Ok(Json(json!({ "id": id, "draining": draining }))),
+        Reply::Node { .. } => Ok(Json(Drained { id, draining })),
         Reply::Rejected(Rejection::UnknownNode) => {
             let status = app.consensus.status().borrow().clone();
             Err(unknown_node(id, &status))
@@ -300,12 +398,19 @@ pub async fn drain(
     }
 }
 
-/// Moves the leadership, to a named voter or to whoever is best placed.
+/// Move the leadership
+#[utoipa::path(
+    post, path = "/v1/cluster/leader", operation_id = "move_leader", tag = "cluster",
+    description = "To a named voter, or to whoever is best placed; answers once that one leads.",
+    request_body(content = Option<LeaderRequest>, example = json!({ "node": 2 })),
+    responses((status = 200, description = "It leads", body = Leader, example = json!({ "leader": 2 }))),
+    extensions(("x-problems" = json!(["unknown-node", "not-a-voter", "leader-not-moved", "no-quorum"]))),
+)]
 pub async fn move_leader(
     State(app): State<App>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Leader>, Problem> {
     let bytes = body::read(&headers, body, MAX_BODY).await?;
     let request = LeaderRequest::read(&bytes)?;
     let status = app.consensus.status().borrow().clone();
@@ -321,7 +426,7 @@ pub async fn move_leader(
             .with("node", node));
         }
         if status.leader == Some(node) {
-            return Ok(Json(json!({ "leader": node })));
+            return Ok(Json(Leader { leader: node }));
         }
     }
     let client = status.leader.and_then(|leader| app.consensus.peer(leader));
@@ -330,7 +435,9 @@ pub async fn move_leader(
         to: request.node.unwrap_or(0),
     };
     match tokio::time::timeout(DEADLINE, client.move_leader(request)).await {
-        Ok(Ok(reply)) => Ok(Json(json!({ "leader": reply.into_inner().leader }))),
+        Ok(Ok(reply)) => Ok(Json(Leader {
+            leader: reply.into_inner().leader,
+        })),
         Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(Problem::new(
             Kind::LeaderNotMoved,
             status.message().to_owned(),
@@ -339,21 +446,28 @@ pub async fn move_leader(
     }
 }
 
-/// Shows the cluster's settings: what is set for all, and what holds on this node.
-pub async fn settings(State(app): State<App>) -> Json<Value> {
+/// Look at the cluster's settings
+#[utoipa::path(
+    get, path = "/v1/cluster/settings", operation_id = "get_settings", tag = "cluster",
+    responses((status = 200, description = "The settings", body = ClusterSettings, example = json!({
+        "set": { "retention_s": 3600, "retention_mb": null, "replace_voter_s": null },
+        "effective": { "retention_s": 3600, "retention_mb": 1024, "replace_voter_s": 30 },
+    }))),
+)]
+pub async fn settings(State(app): State<App>) -> Json<ClusterSettings> {
     let (set, now) = (app.settings.set(), app.settings.current());
-    Json(json!({
-        "set": {
-            "retention_s": set.retention_ms.map(|ms| ms / 1000),
-            "retention_mb": set.retention_bytes.map(|bytes| bytes >> 20),
-            "replace_voter_s": set.replace_voter_ms.map(|ms| ms / 1000),
+    Json(ClusterSettings {
+        set: SettingsRequest {
+            retention_s: set.retention_ms.map(|ms| ms / 1000),
+            retention_mb: set.retention_bytes.map(|bytes| bytes >> 20),
+            replace_voter_s: set.replace_voter_ms.map(|ms| ms / 1000),
         },
-        "effective": {
-            "retention_s": now.retention.as_secs(),
-            "retention_mb": now.retention_bytes >> 20,
-            "replace_voter_s": now.replace_voter.as_secs(),
+        effective: EffectiveSettings {
+            retention_s: now.retention.as_secs(),
+            retention_mb: now.retention_bytes >> 20,
+            replace_voter_s: now.replace_voter.as_secs(),
         },
-    }))
+    })
 }
 
 fn within(
@@ -383,12 +497,18 @@ fn within(
     }
 }
 
-/// Replaces the cluster's settings; what is left out is decided by each node's own configuration again.
+/// Replace the cluster's settings
+#[utoipa::path(
+    put, path = "/v1/cluster/settings", operation_id = "put_settings", tag = "cluster",
+    request_body(content = SettingsRequest, example = json!({ "retention_s": 3600 })),
+    responses((status = 200, description = "The settings as they are now", body = ClusterSettings)),
+    extensions(("x-problems" = json!(["no-quorum", "unconfirmed", "node-failing"]))),
+)]
 pub async fn configure(
     State(app): State<App>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<ClusterSettings>, Problem> {
     let bytes = body::read(&headers, body, MAX_BODY).await?;
     let settings = body::json::<SettingsRequest>(&bytes)?.check()?;
     match propose(&app, Command::Configure { settings }).await? {
@@ -410,6 +530,7 @@ pub async fn configure(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::super::fuzz;
     use super::*;

@@ -16,7 +16,14 @@ use crate::metrics::Shown;
 /// The version of the format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Shows all figures.
+/// Look at this node's figures
+#[utoipa::path(
+    get, path = "/metrics", operation_id = "get_metrics", tag = "cluster",
+    description = "In the text format of Prometheus. With `--open-metrics` it needs no token.",
+    responses((status = 200, description = "All figures", body = String, content_type = "text/plain",
+        example = json!("# TYPE quorun_applied_index gauge\nquorun_applied_index 117\n"))),
+    extensions(("x-problems" = json!(["no-quorum", "node-failing"]))),
+)]
 pub async fn show(State(app): State<App>) -> Result<Response, Problem> {
     let id = app.config.id;
     let node = ledger::read(&app.consensus, move |view| view.node(id));

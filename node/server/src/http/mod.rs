@@ -28,6 +28,7 @@ mod malformed;
 mod many;
 mod members;
 mod metrics;
+mod openapi;
 mod problem;
 mod query;
 mod queue;
@@ -43,12 +44,13 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use quorun_consensus::Handle;
 use quorun_executor::Executor;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::catalogue::Catalogue;
 use crate::config::Config;
@@ -63,6 +65,7 @@ use problem::{Kind, Problem, quoted};
 use submission::Rules;
 
 pub use listener::Clients;
+pub use openapi::printed as openapi_json;
 pub use serve::Server;
 pub use submission::largest_body;
 pub use view::details as job_json;
@@ -118,43 +121,56 @@ impl App {
     }
 }
 
-/// All routes.
-pub fn router(app: App) -> Router {
-    let router = Router::new()
-        .route("/lang/{language}", post(lang::run))
-        .route(
-            "/v1/jobs",
-            post(jobs::submit).get(list::list).delete(list::cancel),
-        )
-        .route("/v1/jobs/batch", post(batch::submit))
-        .route("/v1/jobs/wait", post(many::wait))
-        .route("/v1/jobs/cancel", post(many::cancel))
-        .route("/v1/queue", get(queue::show))
-        .route("/v1/jobs/{id}", get(jobs::get).delete(jobs::cancel))
-        .route("/v1/jobs/{id}/events", get(events::events))
-        .route("/v1/jobs/{id}/attach", get(attach::attach))
-        .route("/v1/languages", get(languages::list))
-        .route(
-            "/v1/languages/{name}",
-            get(languages::get)
-                .put(languages::put)
-                .patch(languages::patch)
-                .delete(languages::remove),
-        )
-        .route("/v1/cluster", get(cluster::status))
-        .route("/v1/cluster/nodes", post(members::admit))
-        .route("/v1/cluster/nodes/{id}", delete(members::remove))
-        .route("/v1/cluster/nodes/{id}/drain", post(members::drain))
-        .route("/v1/cluster/leader", post(members::move_leader))
-        .route(
-            "/v1/cluster/settings",
-            get(members::settings).put(members::configure),
-        )
-        .route(kinds::PAGES, get(errors::all))
-        .route("/errors/{type}", get(errors::one))
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(metrics::show))
+/// All routes, each made from the description of its call.
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(lang::run))
+        .routes(routes!(jobs::submit, list::list, list::cancel))
+        .routes(routes!(jobs::get, jobs::cancel))
+        .routes(routes!(queue::show))
+        .routes(routes!(batch::submit))
+        .routes(routes!(many::wait))
+        .routes(routes!(many::cancel))
+        .routes(routes!(events::events))
+        .routes(routes!(attach::attach))
+        .routes(routes!(languages::list))
+        .routes(routes!(
+            languages::get,
+            languages_set::put,
+            languages_set::patch,
+            languages_set::remove
+        ))
+        .routes(routes!(cluster::status))
+        .routes(routes!(members::admit))
+        .routes(routes!(members::remove))
+        .routes(routes!(members::drain))
+        .routes(routes!(members::move_leader))
+        .routes(routes!(members::settings, members::configure))
+        .routes(routes!(errors::all))
+        .routes(routes!(errors::one))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(metrics::show))
+        .routes(routes!(openapi::json))
+        .routes(routes!(openapi::docs))
+}
+
+/// The routes without what they know. The descriptions that they are made from take a megabyte for a moment: whoever makes
+/// them before everything else has it used again, and not kept for nothing.
+pub struct Routes(Router<App>);
+
+impl Routes {
+    /// All of them.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(routes().split_for_parts().0)
+    }
+}
+
+/// What answers clients.
+pub fn router(routes: Routes, app: App) -> Router {
+    let router = routes
+        .0
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         // The handlers read bodies themselves, within bounds of their own.

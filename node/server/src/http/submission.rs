@@ -10,10 +10,14 @@ use bytes::Bytes;
 use http::HeaderMap;
 use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, Priority, SourceFile};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::callback::CallbackRequest;
 use super::interactive::{self, TerminalRequest};
-use super::judging::{CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestsRequest};
+use super::judging::{
+    CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestRequest, TestsRequest,
+};
+use super::openapi::words;
 use super::problem::{Kind, Problem, quoted};
 use crate::callbacks;
 use crate::catalogue::{self, Known, Snapshot};
@@ -23,21 +27,23 @@ use crate::scheduler::KEPT_AT_LEAST;
 /// How often a job is tried before it ends with `internal_error`.
 const MAX_ATTEMPTS: u32 = 3;
 /// Bounds on what stands beside the source.
-const MAX_FILES: usize = 100;
+pub const MAX_FILES: usize = 100;
 const MAX_FILE_NAME: usize = 255;
-const MAX_ARGS: usize = 256;
-const MAX_ENV: usize = 64;
-const MAX_WORD: usize = 4096;
-const MAX_LABELS: usize = 16;
-const MAX_LABEL: usize = 128;
-const MAX_KEY: usize = 255;
-const MAX_ISOLATION_KEY: usize = 128;
+pub const MAX_ARGS: usize = 256;
+pub const MAX_ENV: usize = 64;
+pub const MAX_WORD: usize = 4096;
+pub const MAX_LABELS: usize = 16;
+pub const MAX_LABEL: usize = 128;
+pub const MAX_KEY: usize = 255;
+pub const MAX_ISOLATION_KEY: usize = 128;
 /// The longest a submitter may have a finished job kept, seconds: 30 days.
 const MAX_RETENTION_S: u64 = 30 * 24 * 60 * 60;
 
-/// The body of `POST /v1/jobs`.
-#[derive(Debug, Default, Deserialize)]
+/// A job to be run. `language` and one of `source` and `files` are needed; `tests` cannot be together with `stdin`,
+/// `outputs`, or `interactive`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Submission)]
 pub struct JobRequest {
     /// Name or alias of a language.
     pub language: String,
@@ -46,18 +52,22 @@ pub struct JobRequest {
     pub source: Option<String>,
     /// The program, if it is more.
     #[serde(default)]
+    #[schema(min_items = 1, max_items = 100)]
     pub files: Option<Vec<FileRequest>>,
     /// Which of the files is run or compiled; the first if not said.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 255)]
     pub entrypoint: Option<String>,
     /// What the program reads.
     #[serde(default)]
     pub stdin: Option<String>,
     /// The same, for bytes that are not text.
     #[serde(default)]
+    #[schema(content_encoding = "base64")]
     pub stdin_base64: Option<String>,
     /// The inputs that the program is run with, each in a clean state of its own, and what is expected of it.
     #[serde(default)]
+    #[schema(value_type = Option<Vec<TestRequest>>, min_items = 1, max_items = 1000)]
     pub tests: Option<TestsRequest>,
     /// The first test case that is not accepted is the last that is run.
     #[serde(default)]
@@ -67,27 +77,33 @@ pub struct JobRequest {
     pub checker: Option<CheckerRequest>,
     /// Files below the job's folder whose content is part of the result.
     #[serde(default)]
+    #[schema(value_type = Vec<String>, max_items = 16)]
     pub outputs: OutputsRequest,
     /// Arguments.
     #[serde(default)]
+    #[schema(schema_with = words::args)]
     pub args: Vec<String>,
     /// Environment.
     #[serde(default)]
+    #[schema(schema_with = words::env)]
     pub env: BTreeMap<String, String>,
     /// Limits other than the language's own.
     #[serde(default)]
     pub limits: LimitsRequest,
     /// Marks to find the job by.
     #[serde(default)]
+    #[schema(schema_with = words::labels)]
     pub labels: Vec<String>,
     /// Whose job it is: its sandbox is shared with no job of another key, or of none.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 128, pattern = "^[ -~]+$")]
     pub isolation_key: Option<String>,
-    /// How long the finished job is kept, seconds.
+    /// How long the finished job is kept, seconds; up to 30 days, or what the cluster keeps jobs for if that is longer.
     #[serde(default)]
     pub retention_s: Option<u64>,
     /// Which level of the queue the job waits in.
     #[serde(default)]
+    #[schema(value_type = Option<words::Priority>)]
     pub priority: Option<String>,
     /// Who is to be told that it has finished.
     #[serde(default)]
@@ -100,31 +116,51 @@ pub struct JobRequest {
     pub terminal: Option<TerminalRequest>,
 }
 
-/// One file of a request.
-#[derive(Debug, Deserialize)]
+/// One file of a program: its `content`, or `content_base64`.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = SourceFile)]
 pub struct FileRequest {
-    /// Path below the job's folder.
+    /// Path below the job's folder: relative, without empty, `.` or `..` parts, not beginning with `-`.
+    #[schema(min_length = 1, max_length = 255, pattern = "^[^-/]")]
     pub name: String,
     /// Its text.
     #[serde(default)]
     pub content: Option<String>,
     /// Its bytes.
     #[serde(default)]
+    #[schema(content_encoding = "base64")]
     pub content_base64: Option<String>,
 }
 
-/// Limits of a request.
-#[derive(Debug, Default, Deserialize)]
+/// Limits of a run. What is left out is the language's own; the most that may be asked for is a setting of the nodes.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schema(as = Limits)]
 pub struct LimitsRequest {
+    /// CPU time, user and system, of all its processes.
+    #[schema(minimum = 1)]
     cpu_ms: Option<u64>,
+    /// Wall-clock time.
+    #[schema(minimum = 1)]
     wall_ms: Option<u64>,
+    /// Memory, with that of its files.
+    #[schema(minimum = 16384)]
     memory_kb: Option<u64>,
+    /// Processes and threads at one time.
+    #[schema(minimum = 1)]
     processes: Option<u64>,
+    /// What is kept of stdout, and as much of stderr.
+    #[schema(minimum = 1)]
     output_kb: Option<u64>,
+    /// Open files of one process.
+    #[schema(minimum = 32)]
     open_files: Option<u64>,
+    /// The largest file.
+    #[schema(minimum = 1)]
     file_kb: Option<u64>,
+    /// The stack.
+    #[schema(minimum = 128)]
     stack_kb: Option<u64>,
 }
 

@@ -7,8 +7,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use quorun_ledger::{Compile, Job, Output};
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::judged::{self, Show};
+use super::openapi::words;
 use crate::jobs::Details;
 
 /// Milliseconds of a figure that is kept in microseconds, rounded.
@@ -73,6 +75,210 @@ pub fn put_text(object: &mut Map<String, Value>, name: &str, bytes: &Bytes) {
     }
 }
 
+/// A job without what it printed, as lists have it.
+#[derive(ToSchema)]
+#[schema(as = JobSummary)]
+#[expect(dead_code, reason = "describes what `summary` makes")]
+pub struct SummaryShape {
+    /// Its id.
+    #[schema(format = Uuid)]
+    id: String,
+    /// Name of its language.
+    language: String,
+    state: words::JobState,
+    /// How it ended; null until then.
+    #[schema(required = true)]
+    verdict: Option<words::Verdict>,
+    /// The program's exit code; null when a signal ended it, or it never ran.
+    #[schema(required = true)]
+    exit_code: Option<i32>,
+    /// The signal that ended the program.
+    #[schema(required = true)]
+    signal: Option<i32>,
+    /// Which limit was hit, or why the program did not run.
+    #[schema(required = true)]
+    message: Option<String>,
+    /// Of a job with tests: what it got of all weights, from 0 to 1.
+    #[schema(required = true, minimum = 0, maximum = 1)]
+    score: Option<f64>,
+    /// Of a job with tests: how many were accepted.
+    #[schema(required = true)]
+    tests_passed: Option<u32>,
+    /// Of a job with tests: how many there are.
+    #[schema(required = true)]
+    tests_total: Option<u32>,
+    #[schema(required = true)]
+    cpu_ms: Option<u64>,
+    #[schema(required = true)]
+    wall_ms: Option<u64>,
+    #[schema(required = true)]
+    memory_kb: Option<u64>,
+    /// The node that runs it, or has run it.
+    #[schema(required = true)]
+    node: Option<u64>,
+    /// How often it was tried.
+    attempts: u32,
+    labels: Vec<String>,
+    priority: words::Priority,
+    #[schema(format = DateTime)]
+    submitted_at: String,
+    /// When the last attempt began.
+    #[schema(required = true, format = DateTime)]
+    started_at: Option<String>,
+    #[schema(required = true, format = DateTime)]
+    finished_at: Option<String>,
+    /// Whose it is, where there are tokens.
+    #[schema(nullable = false)]
+    owner: Option<String>,
+}
+
+/// A job.
+#[derive(ToSchema)]
+#[schema(as = Job)]
+#[expect(dead_code, reason = "describes what `details` makes")]
+pub struct JobShape {
+    /// Its id.
+    #[schema(format = Uuid)]
+    id: String,
+    /// Name of its language.
+    language: String,
+    state: words::JobState,
+    /// How it ended; null until then.
+    #[schema(required = true)]
+    verdict: Option<words::Verdict>,
+    /// The program's exit code; null when a signal ended it, or it never ran.
+    #[schema(required = true)]
+    exit_code: Option<i32>,
+    /// The signal that ended the program.
+    #[schema(required = true)]
+    signal: Option<i32>,
+    /// Which limit was hit, or why the program did not run.
+    #[schema(required = true)]
+    message: Option<String>,
+    /// Of a job with tests: what it got of all weights, from 0 to 1.
+    #[schema(required = true, minimum = 0, maximum = 1)]
+    score: Option<f64>,
+    /// Of a job with tests: how many were accepted.
+    #[schema(required = true)]
+    tests_passed: Option<u32>,
+    /// Of a job with tests: how many there are.
+    #[schema(required = true)]
+    tests_total: Option<u32>,
+    #[schema(required = true)]
+    cpu_ms: Option<u64>,
+    #[schema(required = true)]
+    wall_ms: Option<u64>,
+    #[schema(required = true)]
+    memory_kb: Option<u64>,
+    /// The node that runs it, or has run it.
+    #[schema(required = true)]
+    node: Option<u64>,
+    /// How often it was tried.
+    attempts: u32,
+    labels: Vec<String>,
+    priority: words::Priority,
+    #[schema(format = DateTime)]
+    submitted_at: String,
+    /// When the last attempt began.
+    #[schema(required = true, format = DateTime)]
+    started_at: Option<String>,
+    #[schema(required = true, format = DateTime)]
+    finished_at: Option<String>,
+    /// Whose it is, where there are tokens.
+    #[schema(nullable = false)]
+    owner: Option<String>,
+    /// What it printed; with `encoding=base64` only `stdout_base64` is there.
+    #[schema(nullable = false)]
+    stdout: Option<String>,
+    /// The same in base64: where it is not UTF-8, and with `encoding=base64`.
+    #[schema(nullable = false, content_encoding = "base64")]
+    stdout_base64: Option<String>,
+    /// What it printed to stderr.
+    #[schema(nullable = false)]
+    stderr: Option<String>,
+    /// The same in base64.
+    #[schema(nullable = false, content_encoding = "base64")]
+    stderr_base64: Option<String>,
+    truncated: TruncatedShape,
+    /// The compile step; null for languages without one, and until it has ended.
+    #[schema(required = true)]
+    compile: Option<CompileShape>,
+    /// The test cases that were run; with `include=tests`, all of them.
+    tests: Vec<judged::TestShape>,
+    /// The files that were asked for.
+    files: Vec<judged::FileShape>,
+    /// Which place it has in the queue, from 1; only while it waits, and of one job.
+    #[schema(nullable = false)]
+    queue_position: Option<u64>,
+    /// How long it may still wait; null if that is not known. Only while it waits.
+    wait_estimate_ms: Option<u64>,
+    timings: TimingsShape,
+    #[schema(nullable = false)]
+    callback: Option<super::callback::DeliveryShape>,
+}
+
+/// Whether there was more than what was kept.
+#[derive(ToSchema)]
+#[schema(as = Truncated)]
+#[expect(dead_code, reason = "describes what `details` makes")]
+pub struct TruncatedShape {
+    stdout: bool,
+    stderr: bool,
+}
+
+/// How the compiler fared.
+#[derive(ToSchema)]
+#[schema(as = Compilation)]
+#[expect(dead_code, reason = "describes what `compile_step` makes")]
+pub struct CompileShape {
+    #[schema(required = true)]
+    exit_code: Option<i32>,
+    #[schema(required = true)]
+    signal: Option<i32>,
+    #[schema(nullable = false)]
+    stdout: Option<String>,
+    #[schema(nullable = false, content_encoding = "base64")]
+    stdout_base64: Option<String>,
+    #[schema(nullable = false)]
+    stderr: Option<String>,
+    #[schema(nullable = false, content_encoding = "base64")]
+    stderr_base64: Option<String>,
+    truncated: bool,
+    cpu_ms: u64,
+    wall_ms: u64,
+    memory_kb: u64,
+    /// The same source had been compiled on that node before.
+    cached: bool,
+}
+
+/// Where the time of a job went. What is not known yet, or never was, is null.
+#[derive(ToSchema)]
+#[schema(as = Timings)]
+#[expect(dead_code, reason = "describes what `timings` makes")]
+pub struct TimingsShape {
+    /// Until the last attempt was assigned.
+    #[schema(required = true)]
+    queued_ms: Option<u64>,
+    /// On the node that ran it.
+    #[schema(required = true)]
+    attempt_ms: Option<u64>,
+    /// Of that, the compiler's.
+    #[schema(required = true)]
+    compile_ms: Option<u64>,
+    /// Of that, the program's, of all test cases together.
+    #[schema(required = true)]
+    run_ms: Option<u64>,
+    /// Of that, the sandbox's.
+    #[schema(required = true)]
+    overhead_ms: Option<u64>,
+    /// Until the result was committed.
+    #[schema(required = true)]
+    commit_ms: Option<u64>,
+    /// From the submission to the end.
+    #[schema(required = true)]
+    total_ms: Option<u64>,
+}
+
 /// The job without what it printed: what lists hold.
 pub fn summary(job: &Job) -> Map<String, Value> {
     let outcome = job.outcome.as_ref();
@@ -108,6 +314,40 @@ pub fn summary(job: &Job) -> Map<String, Value> {
         }
         _ => Map::new(),
     }
+}
+
+/// A finished job, for the document.
+pub fn example() -> Value {
+    json!({
+        "id": "01900000-0000-7000-8000-000000000000", "language": "python", "state": "finished", "verdict": "accepted",
+        "exit_code": 0, "signal": null, "message": null, "score": null, "tests_passed": null, "tests_total": null,
+        "cpu_ms": 14, "wall_ms": 17, "memory_kb": 9216, "node": 2, "attempts": 1, "labels": ["first"], "priority": "normal",
+        "submitted_at": "2026-01-01T00:00:00.000Z", "started_at": "2026-01-01T00:00:00.001Z",
+        "finished_at": "2026-01-01T00:00:00.025Z",
+        "stdout": "hello\n", "stderr": "", "truncated": { "stdout": false, "stderr": false }, "compile": null, "tests": [],
+        "files": [],
+        "timings": { "queued_ms": 1, "attempt_ms": 21, "compile_ms": null, "run_ms": 17, "overhead_ms": 4, "commit_ms": 3,
+            "total_ms": 25 },
+    })
+}
+
+/// The same in a list.
+pub fn example_in_list() -> Value {
+    let mut job = example();
+    if let Some(job) = job.as_object_mut() {
+        for name in [
+            "stdout",
+            "stderr",
+            "truncated",
+            "compile",
+            "tests",
+            "files",
+            "timings",
+        ] {
+            job.remove(name);
+        }
+    }
+    job
 }
 
 /// The whole job, as everybody sees it who may.
