@@ -21,12 +21,34 @@ for name, schema in schemas.items():
     if name != "Problem" and "properties" in schema:
         schema.setdefault("additionalProperties", False)
 
+
+
+def check(what, schema, value):
+    schema = {**schema, "components": document["components"]}
+    validator = jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
+    for error in validator.iter_errors(value):
+        sys.exit(f"{what}: {error}\n{json.dumps(value, indent=1)}")
+
+
+# What is shown must be so, too.
+examples = 0
+for path, item in document["paths"].items():
+    for method, call in item.items():
+        bodies = [("body", call["requestBody"])] if "requestBody" in call else []
+        for where, body in bodies + list(call["responses"].items()):
+            for content in body.get("content", {}).values():
+                shown = [example["value"] for example in content.get("examples", {}).values()]
+                if "example" in content:
+                    shown.append(content["example"])
+                for example in shown:
+                    check(f"the example of {call['operationId']}, {where}", content["schema"], example)
+                    examples += 1
+if examples < 100:
+    sys.exit(f"only {examples} examples")
+
 seen = {}
 for name, answer in answers:
-    schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
-    validator = jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
-    for error in validator.iter_errors(answer):
-        sys.exit(f"{name}: {error}\n{json.dumps(answer, indent=1)}")
+    check(name, {"$ref": f"#/components/schemas/{name}"}, answer)
     if isinstance(answer, dict):
         seen.setdefault(name, set()).update(key for key, value in answer.items() if value not in (None, [], {}))
 

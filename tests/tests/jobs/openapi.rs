@@ -71,6 +71,8 @@ async fn schemathesis_finds_nothing() {
     for (n, (token, _)) in tokens.iter().enumerate() {
         let mut command = python.command(&["-m", "schemathesis.cli"]);
         command
+            // It keeps what it has found where it is.
+            .current_dir(folder.path())
             .env("SCHEMATHESIS_HOOKS", Python::scripts().join("hooks.py"))
             .arg("--config-file")
             .arg(Python::scripts().join("schemathesis.toml"))

@@ -82,7 +82,7 @@ fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
     )),
     responses(
         (status = 202, description = "Accepted; with `wait`, the time is up", body = view::JobShape,
-            headers(("Location" = String, description = "Where the job is"))),
+            headers(("Location" = String, description = "Where the job is")), example = json!(view::example_of_queued())),
         (status = 200, description = "With `wait`: the job has finished", body = view::JobShape,
             headers(("Location" = String, description = "Where the job is")), example = json!(view::example())),
     ),
@@ -193,7 +193,8 @@ pub async fn get(
 #[utoipa::path(
     delete, path = "/v1/jobs/{id}", operation_id = "cancel_job", tag = "jobs",
     params(("id" = String, Path, format = Uuid, description = "The job")),
-    responses((status = 200, description = "It is cancelled, or will be as soon as its node has ended it", body = view::JobShape)),
+    responses((status = 200, description = "It is cancelled, or will be as soon as its node has ended it", body = view::JobShape,
+        example = json!(view::example_of_queued()))),
     extensions(("x-problems" = json!(["unknown-job", "already-finished", "no-quorum", "unconfirmed", "node-failing"]))),
 )]
 pub async fn cancel(

@@ -187,6 +187,13 @@ pub fn example() -> Value {
     })
 }
 
+/// The same as the answer to a change.
+pub fn example_of_change() -> Value {
+    let mut language = example();
+    language["ready"] = true.into();
+    language
+}
+
 /// List the languages
 #[utoipa::path(
     get, path = "/v1/languages", operation_id = "list_languages", tag = "languages",

@@ -263,8 +263,8 @@ fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>
         "example": "print(\"hello\")",
     })),
     responses(
-        (status = 201, description = "It is there now", body = LanguageShape, headers(("ETag" = String, description = "Its version"))),
-        (status = 200, description = "It is defined anew", body = LanguageShape, headers(("ETag" = String, description = "Its version"))),
+        (status = 201, description = "It is there now", body = LanguageShape, headers(("ETag" = String, description = "Its version")), example = json!(languages::example_of_change())),
+        (status = 200, description = "It is defined anew", body = LanguageShape, headers(("ETag" = String, description = "Its version")), example = json!(languages::example_of_change())),
         (status = 204, description = "An admin at another node has removed it meanwhile"),
     ),
     extensions(("x-problems" = json!([
@@ -323,7 +323,7 @@ pub async fn put(
     ),
     request_body(content = PatchRequest, example = json!({ "disabled": true })),
     responses(
-        (status = 200, description = "So it is", body = LanguageShape, headers(("ETag" = String, description = "Its version"))),
+        (status = 200, description = "So it is", body = LanguageShape, headers(("ETag" = String, description = "Its version")), example = json!(languages::example_of_change())),
         (status = 204, description = "An admin at another node has removed it meanwhile"),
     ),
     extensions(("x-problems" = json!([
@@ -367,7 +367,7 @@ pub async fn patch(
     ),
     responses(
         (status = 200, description = "The language of the files is there again", body = LanguageShape,
-            headers(("ETag" = String, description = "Its version"))),
+            headers(("ETag" = String, description = "Its version")), example = json!(languages::example_of_change())),
         (status = 204, description = "It is gone"),
     ),
     extensions(("x-problems" = json!([

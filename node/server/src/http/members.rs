@@ -501,7 +501,10 @@ fn within(
 #[utoipa::path(
     put, path = "/v1/cluster/settings", operation_id = "put_settings", tag = "cluster",
     request_body(content = SettingsRequest, example = json!({ "retention_s": 3600 })),
-    responses((status = 200, description = "The settings as they are now", body = ClusterSettings)),
+    responses((status = 200, description = "The settings as they are now", body = ClusterSettings, example = json!({
+        "set": { "retention_s": 3600, "retention_mb": null, "replace_voter_s": null },
+        "effective": { "retention_s": 3600, "retention_mb": 1024, "replace_voter_s": 30 },
+    }))),
     extensions(("x-problems" = json!(["no-quorum", "unconfirmed", "node-failing"]))),
 )]
 pub async fn configure(

@@ -331,6 +331,28 @@ pub fn example() -> Value {
     })
 }
 
+/// The same before it was begun.
+pub fn example_of_queued() -> Value {
+    let mut job = example();
+    for (name, value) in [
+        ("state", json!("queued")),
+        ("attempts", json!(0)),
+        ("stdout", json!("")),
+        ("queue_position", json!(3)),
+        ("wait_estimate_ms", json!(120)),
+    ] {
+        job[name] = value;
+    }
+    let later = ["verdict", "exit_code", "cpu_ms", "wall_ms", "memory_kb"];
+    for name in later.iter().chain(&["node", "started_at", "finished_at"]) {
+        job[*name] = Value::Null;
+    }
+    if let Some(timings) = job["timings"].as_object_mut() {
+        timings.values_mut().for_each(|time| *time = Value::Null);
+    }
+    job
+}
+
 /// The same in a list.
 pub fn example_in_list() -> Value {
     let mut job = example();
