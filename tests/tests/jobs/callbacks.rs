@@ -429,7 +429,7 @@ async fn what_is_wrong_with_a_callback_is_said() {
     let headers: serde_json::Map<_, _> = (0..17).map(|n| (format!("x-{n}"), json!("v"))).collect();
     for (callback, field) in [
         (json!("https://example.com/"), "callback"),
-        (json!({}), "callback"),
+        (json!({}), "callback.url"),
         (json!({ "url": 5 }), "callback.url"),
         (json!({ "url": "" }), "callback.url"),
         (json!({ "url": "example.com" }), "callback.url"),
