@@ -44,8 +44,9 @@ impl Key {
         // The form of the archive is the protocol's.
         part(&VERSION.to_be_bytes());
         part(image_id.as_bytes());
-        // Who is kept apart in sandboxes does not learn from the compiler's speed what others have submitted either.
-        part(spec.kept_apart().unwrap_or_default().as_bytes());
+        // Nobody learns from the compiler's speed what others have submitted.
+        part(spec.owner_name().unwrap_or_default().as_bytes());
+        part(spec.isolation_key.as_deref().unwrap_or_default().as_bytes());
         let command = language.compile.as_deref().unwrap_or_default();
         let command = Language::command(command, &spec.entrypoint, &spec.files);
         part(&(command.len() as u64).to_be_bytes());
