@@ -23,6 +23,8 @@ enum Answer {
     Nothing,
     /// Says yes, and goes on talking.
     Endless,
+    /// Says yes, and does not end what it began to say.
+    Half,
 }
 
 /// A request as it was received.
@@ -151,12 +153,16 @@ async fn receive(mut stream: TcpStream, inner: Arc<Mutex<Inner>>) {
             return;
         }
         Answer::Endless => "HTTP/1.1 200 Status\r\n\r\n".to_owned(),
+        Answer::Half => "HTTP/1.1 200 Status\r\nContent-Length: 10\r\n\r\nx".to_owned(),
     };
     if stream.write_all(text.as_bytes()).await.is_err() {
         return;
     }
     // Whoever goes on listening is told more for ever.
     while answer == Answer::Endless && stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+    if answer == Answer::Half {
+        std::future::pending::<()>().await;
+    }
     let _ = stream.shutdown().await;
 }
 
@@ -301,6 +307,13 @@ async fn a_receiver_that_fails_is_asked_again_but_not_for_ever() {
         assert_eq!(received.header("quorun-attempt"), (n + 1).to_string());
         assert_eq!(received.header("quorun-signature"), "");
     }
+
+    // What is said behind the head does not count, whether it ends or not.
+    let half = Receiver::new(&[Answer::Half]).await;
+    let id = client.submit(&told(&half.url())).await;
+    let callback = settled(client, &id).await;
+    assert_eq!(callback["state"], "delivered", "{callback}");
+    assert_eq!(half.received().len(), 1);
 
     // Cancelled is finished, too; and eight times is enough.
     let dead = Receiver::new(&[Answer::Status(503)]).await;

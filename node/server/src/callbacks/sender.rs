@@ -22,8 +22,9 @@ use crate::scheduler::now_ms;
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long a whole attempt may take.
 const WHOLE: Duration = Duration::from_secs(10);
-/// What is read of an answer, bytes: nothing in it matters.
+/// What is read of an answer, bytes, and how long: nothing in it matters.
 const ANSWER: usize = 4096;
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
@@ -102,26 +103,23 @@ impl Sender {
             return Err(Error::Refused);
         }
         let request = request(&url, callback, job, attempt, body).ok_or(Error::Malformed)?;
-        let exchange = async {
-            let answer = self
-                .client
-                .request(request)
-                .await
-                .map_err(|error| failed(&error))?;
-            let status = answer.status().as_u16();
-            let mut body = answer.into_body();
+        let answer = tokio::time::timeout(WHOLE, self.client.request(request))
+            .await
+            .map_err(|_| Error::Slow)?
+            .map_err(|error| failed(&error))?;
+        let status = answer.status().as_u16();
+        let mut body = answer.into_body();
+        // So that a receiver is not cut off in the middle of its few words. It has answered, however they end.
+        let few_words = async {
             let mut read = 0;
-            // So that a receiver is not cut off in the middle of its few words.
             while read < ANSWER
                 && let Some(Ok(frame)) = body.frame().await
             {
                 read += frame.data_ref().map_or(0, Bytes::len);
             }
-            Ok(status)
         };
-        tokio::time::timeout(WHOLE, exchange)
-            .await
-            .unwrap_or(Err(Error::Slow))
+        let _ = tokio::time::timeout(ANSWER_TIME, few_words).await;
+        Ok(status)
     }
 }
 
