@@ -34,7 +34,7 @@ fn statuses(answer: &str) -> Vec<u16> {
 fn smuggled() -> String {
     let program = "echo smuggled";
     format!(
-        "POST /lang/bash HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{program}",
+        "POST /lang/bash HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{program}",
         program.len()
     )
 }
@@ -45,7 +45,7 @@ async fn a_request_that_two_ends_could_read_differently_is_refused_and_nothing_b
     let client = cluster.any();
     let second = smuggled();
     let length = second.len();
-    let head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\n";
+    let head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n";
     for (what, request) in [
         (
             "two lengths",
@@ -78,7 +78,7 @@ async fn a_request_that_two_ends_could_read_differently_is_refused_and_nothing_b
         (
             "chunks in HTTP/1.0",
             format!(
-                "POST /v1/jobs HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{second}"
+                "POST /v1/jobs HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{second}"
             ),
         ),
         (
@@ -107,7 +107,7 @@ async fn a_request_that_two_ends_could_read_differently_is_refused_and_nothing_b
         ),
         (
             "another protocol's version",
-            format!("POST /v1/jobs HTTP/9.9\r\nHost: x\r\n\r\n{second}"),
+            format!("POST /v1/jobs HTTP/9.9\r\nHost: localhost\r\n\r\n{second}"),
         ),
         (
             "no request at all",
@@ -136,7 +136,8 @@ async fn a_request_with_a_length_and_chunks_ends_with_its_chunks_and_is_the_last
         "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
     ] {
-        let request = format!("POST /v1/jobs HTTP/1.1\r\nHost: x\r\n{order}\r\n0\r\n\r\n{second}");
+        let request =
+            format!("POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n{order}\r\n0\r\n\r\n{second}");
         let answer = until_closed(client, request.as_bytes()).await;
         assert_eq!(statuses(&answer), [400], "{answer}");
         assert!(answer.contains("urn:quorun:error:not-json"), "{answer}");
@@ -151,7 +152,7 @@ async fn a_request_with_a_length_and_chunks_ends_with_its_chunks_and_is_the_last
         "5\r\nhelloX0\r\n\r\n",
     ] {
         let request = format!(
-            "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{second}"
+            "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{second}"
         );
         let answer = until_closed(client, request.as_bytes()).await;
         assert_eq!(statuses(&answer), [400], "{chunks:?}: {answer}");
@@ -159,7 +160,7 @@ async fn a_request_with_a_length_and_chunks_ends_with_its_chunks_and_is_the_last
     }
     // An extension of a chunk means nothing, and without end it is refused.
     let endless = format!(
-        "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;{}",
+        "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1;{}",
         "x".repeat(1 << 20)
     );
     let answer = until_closed(client, endless.as_bytes()).await;
@@ -175,7 +176,10 @@ async fn a_head_has_bounds() {
     for (what, request, expected) in [
         (
             "a long path",
-            format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(66_000)),
+            format!(
+                "GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                "a".repeat(66_000)
+            ),
             [414, 431],
         ),
         (
@@ -190,7 +194,7 @@ async fn a_head_has_bounds() {
         ),
         (
             "many headers",
-            format!("GET / HTTP/1.1\r\nHost: x\r\n{many}\r\n"),
+            format!("GET / HTTP/1.1\r\nHost: localhost\r\n{many}\r\n"),
             [431, 431],
         ),
     ] {
@@ -250,10 +254,10 @@ async fn a_connection_on_which_nothing_happens_is_closed_after_a_while() {
     let client = cluster.any();
     let address = client.address();
     let silent = until_closed(client, b"");
-    let half = until_closed(client, b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nX-");
+    let half = until_closed(client, b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nX-");
     let preface = until_closed(client, b"PRI * HTT");
     let http2 = until_closed(client, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-    let kept = until_closed(client, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    let kept = until_closed(client, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
     // One byte at a time is not faster than no byte at all.
     let drops = async {
         let mut stream = TcpStream::connect(address).await.expect("connect");

@@ -402,7 +402,7 @@ async fn what_is_no_conversation_is_refused() {
     assert_eq!(refused("what").await, (404, kind("unknown-job")));
     let upgrade = |more: &str| {
         format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
         )
     };

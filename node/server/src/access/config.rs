@@ -36,6 +36,16 @@ impl Origins {
             Self::Any => true,
         }
     }
+
+    /// Whether one of those that are listed is of this host.
+    #[must_use]
+    pub fn name(&self, host: &str) -> bool {
+        let of_host = |origin: &HeaderValue| {
+            let uri = Uri::try_from(origin.as_bytes()).ok();
+            uri.is_some_and(|uri| uri.host().is_some_and(|own| own.eq_ignore_ascii_case(host)))
+        };
+        matches!(self, Self::Listed(list) if list.iter().any(of_host))
+    }
 }
 
 /// Who may do what, and how it is known.
@@ -43,6 +53,8 @@ impl Origins {
 pub struct Access {
     /// The tokens; without them, everybody may do everything.
     pub tokens: Option<Tokens>,
+    /// Only this machine reaches the HTTP port.
+    pub local: bool,
     /// Figures are shown to whoever asks.
     pub open_metrics: bool,
     /// Which web pages may read answers.
@@ -102,6 +114,7 @@ impl Access {
         );
         Ok(Self {
             tokens,
+            local: is_loopback(http.ip()),
             open_metrics: settings.open_metrics.unwrap_or(false),
             origins,
             certificate,

@@ -7,12 +7,14 @@
 //! Without tokens everybody may do everything; but a web page that somebody opens in a browser is not everybody. Browsers
 //! say which page sends a request (`Origin`), and one from elsewhere is refused unless it is listed.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use axum::RequestExt as _;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -125,6 +127,9 @@ fn identify(access: &Access, need: Need, request: &Request) -> Result<(Caller, R
     let headers = request.headers();
     let Some(tokens) = &access.tokens else {
         if need != Need::Nothing {
+            if access.local {
+                known_host(&access.origins, request)?;
+            }
             known_page(&access.origins, request)?;
         }
         return Ok((Caller::Anybody, None));
@@ -193,14 +198,41 @@ fn bearer(tokens: &Table, headers: &HeaderMap) -> Result<Caller, Refusal> {
     }
 }
 
+/// The host and the port that the client has asked for.
+fn asked_for(request: &Request) -> Option<&[u8]> {
+    let authority = request.uri().authority().map(|a| a.as_str().as_bytes());
+    let host = request.headers().get(header::HOST);
+    authority.or(host.map(HeaderValue::as_bytes))
+}
+
+/// That a request to a node that only this machine reaches was meant for this machine: a page of somebody else's, whose name
+/// leads here by now, comes by that name ("DNS rebinding").
+fn known_host(origins: &Origins, request: &Request) -> Result<(), Refusal> {
+    let Some(asked) = asked_for(request) else {
+        return Ok(());
+    };
+    let authority = Authority::try_from(asked).ok();
+    let host = authority.as_ref().map_or("", Authority::host);
+    let literal = host.trim_start_matches('[').trim_end_matches(']');
+    let local = literal.parse::<IpAddr>().is_ok()
+        || host.eq_ignore_ascii_case("localhost")
+        || host.to_ascii_lowercase().ends_with(".localhost");
+    if local || origins.name(host) {
+        return Ok(());
+    }
+    Err(Refusal::new(Problem::new(Kind::ForeignOrigin,
+        "this node has no tokens and listens for this machine alone, so it should be asked for by an address or as localhost; --cors-origin lists other names that it has",
+    )
+    .with("field", header::HOST.as_str())
+    .with("value", String::from_utf8_lossy(asked))))
+}
+
 /// That a request does not come from a web page of somebody else's.
 fn known_page(origins: &Origins, request: &Request) -> Result<(), Refusal> {
     let Some(origin) = request.headers().get(header::ORIGIN) else {
         return Ok(());
     };
-    let authority = request.uri().authority().map(|a| a.as_str().as_bytes());
-    let host = request.headers().get(header::HOST);
-    let here = authority.or(host.map(HeaderValue::as_bytes));
+    let here = asked_for(request);
     let own = origin
         .as_bytes()
         .split(|byte| *byte == b'/')
@@ -477,6 +509,41 @@ mod tests {
         }
         let listed = Origins::Listed(vec![HeaderValue::from_static("http://judge.example")]);
         assert!(from("http://judge.example", "localhost:8080", listed));
+    }
+
+    #[test]
+    fn a_node_of_this_machine_alone_is_asked_for_by_its_address() {
+        let by = |host: &str, listed: &Origins| {
+            let request = Request::builder()
+                .header(header::HOST, host)
+                .body(axum::body::Body::empty())
+                .unwrap();
+            known_host(listed, &request).is_ok()
+        };
+        for host in [
+            "localhost",
+            "LocalHost:8080",
+            "a.localhost:1",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "[::1]",
+        ] {
+            assert!(by(host, &Origins::None), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "",
+            "a b",
+        ] {
+            assert!(!by(host, &Origins::None), "{host}");
+        }
+        let listed = Origins::Listed(vec![HeaderValue::from_static("http://judge.example:81")]);
+        assert!(by("judge.example:8080", &listed) && !by("other.example", &listed));
+        let nobody = Request::builder().body(axum::body::Body::empty()).unwrap();
+        assert!(known_host(&Origins::None, &nobody).is_ok());
     }
 
     proptest! {
