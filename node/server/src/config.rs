@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -386,6 +387,11 @@ const fn largest_json(source: usize, stdin: usize, tests: usize) -> usize {
 
 /// The longest name of a host, as DNS has it.
 const MAX_HOST: usize = 253;
+
+/// The longest time that a setting can hold: ten years, seconds.
+pub const LONGEST_S: u64 = 10 * 365 * 24 * 60 * 60;
+/// The least and the most that finished jobs can be allowed to hold, MiB.
+pub const KEPT_MB: RangeInclusive<u64> = 1..=1 << 30;
 /// What a program needs at least; a smaller limit can only be a mistake. The memory is for the warden, the folders and an
 /// interpreter; with fewer open files or less stack, some of the standard image's interpreters do not even start.
 pub const LEAST: Limits = Limits {
@@ -658,8 +664,18 @@ impl Config {
         );
         let replace_voter = settings.replace_voter_s.unwrap_or(300);
         ensure!(
-            replace_voter >= 1,
-            "--replace-voter-s {replace_voter} is too short; at least 1"
+            (1..=LONGEST_S).contains(&replace_voter),
+            "--replace-voter-s {replace_voter} is out of range; 1 to {LONGEST_S}"
+        );
+        ensure!(
+            settings.retention_s.is_none_or(|s| s <= LONGEST_S),
+            "--retention-s is out of range; at most {LONGEST_S}, which is ten years"
+        );
+        ensure!(
+            settings.retention_mb.is_none_or(|mb| KEPT_MB.contains(&mb)),
+            "--retention-mb is out of range; {} to {}",
+            KEPT_MB.start(),
+            KEPT_MB.end()
         );
         Ok(Self {
             id: place.id,

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 
 use super::problem::{Kind, Problem, quoted};
 use super::{App, body, path};
-use crate::config::split_host_port;
+use crate::config::{KEPT_MB, LONGEST_S, split_host_port};
 use crate::jobs::Error;
 use crate::ledger;
 use crate::roster::has_majority;
@@ -29,10 +29,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const COMPLETE: Duration = Duration::from_secs(15);
 /// The largest body.
 const MAX_BODY: usize = 16 * 1024;
-/// The longest time that a setting can hold: ten years, seconds.
-const MAX_S: u64 = 10 * 365 * 24 * 60 * 60;
-/// The least and the most that finished jobs can be allowed to hold, MiB.
-const MB: std::ops::RangeInclusive<u64> = 1..=1 << 30;
 
 /// A node that wants to come.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -119,9 +115,9 @@ pub struct SettingsRequest {
 
 impl SettingsRequest {
     fn check(&self) -> Result<Settings, Problem> {
-        let retention_s = within("retention_s", self.retention_s, &(0..=MAX_S))?;
-        let retention_mb = within("retention_mb", self.retention_mb, &MB)?;
-        let replace_voter_s = within("replace_voter_s", self.replace_voter_s, &(1..=MAX_S))?;
+        let retention_s = within("retention_s", self.retention_s, &(0..=LONGEST_S))?;
+        let retention_mb = within("retention_mb", self.retention_mb, &KEPT_MB)?;
+        let replace_voter_s = within("replace_voter_s", self.replace_voter_s, &(1..=LONGEST_S))?;
         Ok(Settings {
             retention_ms: retention_s.map(|s| s * 1000),
             retention_bytes: retention_mb.map(|mb| mb << 20),
