@@ -136,6 +136,20 @@ async fn waiting_jobs_may_hold_so_many_bytes() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_only_announced_does_not_fill_the_queue() {
+    let cluster = Cluster::start(Plan::new(Executor::Process).nodes(1)).await;
+    let client = cluster.any();
+    let announced = head_only(client, "/v1/jobs", 1 << 40).await;
+    eventually("the announcement is looked at", async || {
+        let bytes = client.figures().await.sum("quorun_body_bytes", &[]);
+        if bytes > 0.0 { Ok(()) } else { Err(bytes) }
+    })
+    .await;
+    assert_eq!(client.lang("bash", "echo in").await.text(), "in\n");
+    drop(announced);
+}
+
 /// A head without its body, whose answer is there although nothing more is sent.
 async fn head_only(client: &Client, path: &str, length: usize) -> Exchange {
     let request = format!(

@@ -67,7 +67,7 @@ async fn grant(
     let owner = caller.owner();
     let place = app
         .jobs
-        .admit(began, owner, key, announced.unwrap_or(0), body);
+        .admit(began, owner, key, announced.map_or(0, |_| bytes), body);
     Ok(Entry {
         place: place.await?,
         waits,
