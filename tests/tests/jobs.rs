@@ -116,6 +116,16 @@ async fn lang_takes_aliases_stdin_and_a_key() {
         first.header("quorun-job-id"),
         "the alias is the same language"
     );
+    // What is decided for all jobs may have changed since: it is the same request.
+    let settings = json!({ "retention_s": 3600 });
+    let request = client.request(Method::PUT, "/v1/cluster/settings");
+    client.send(request.json(&settings)).await.expect(200);
+    let request = other
+        .request(Method::POST, "/v1/jobs?wait=60")
+        .header("Idempotency-Key", "lang")
+        .json(&json!({ "source": program, "language": "python", "stdin": "abc def" }));
+    let again = other.send(request).await.expect(200);
+    assert_eq!(again["id"], first.header("quorun-job-id"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -258,10 +257,10 @@ fn items(wanted: &[Value], there: &[Value]) -> bool {
 }
 
 /// A method, and the route that it is for.
-type Call = (String, String);
+pub type Call = (String, String);
 
 /// All calls of the API.
-fn calls() -> BTreeSet<Call> {
+pub fn calls() -> BTreeSet<Call> {
     let text = std::fs::read_to_string(repository("docs/openapi.json")).expect("the document");
     let document: Value = serde_json::from_str(&text).expect("the document");
     let paths = document["paths"].as_object().expect("paths");

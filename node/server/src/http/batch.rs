@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::gate::{self, Entry};
 use super::jobs::wait;
+use super::judging::Few;
 use super::problem::{Kind, Problem};
 use super::query::Parameters;
 use super::submission::{JobRequest, Rules, idempotency};
@@ -39,7 +40,7 @@ const MAX_NAMED: usize = 100;
 #[schema(as = Batch)]
 struct BatchRequest {
     #[schema(value_type = Vec<JobRequest>, min_items = 1, max_items = 1000)]
-    jobs: Vec<Box<RawValue>>,
+    jobs: Few<Box<RawValue>, MAX_JOBS>,
     /// All of them are accepted, or none.
     #[serde(default)]
     atomic: bool,
@@ -140,15 +141,12 @@ fn read(
     bytes: &[u8],
 ) -> Result<(Vec<Item>, bool), Problem> {
     let request: BatchRequest = body::json(bytes)?;
-    let count = request.jobs.len();
-    if count == 0 {
+    let Few(jobs) = request.jobs;
+    if jobs.is_empty() {
         let problem = Problem::invalid("jobs", "jobs is empty; send at least one job");
         return Err(problem.with("value", 0).with("limit", 1));
     }
-    if count > MAX_JOBS {
-        return Err(Problem::over_limit("jobs", count as u64, MAX_JOBS as u64));
-    }
-    Ok((items(rules, headers, request.jobs)?, request.atomic))
+    Ok((items(rules, headers, jobs)?, request.atomic))
 }
 
 /// Checks each item, and gives it a key of its own if the batch has one.
@@ -158,7 +156,7 @@ fn items(
     jobs: Vec<Box<RawValue>>,
 ) -> Result<Vec<Item>, Problem> {
     // The key of the batch is wrong for all of it, whatever its items are.
-    idempotency(headers, &JobSpec::default())?;
+    idempotency(headers, || Value::Null)?;
     // Digest of the whole: a key that comes with another batch is a mistake, also where some of its items are the same.
     let mut whole = blake3::Hasher::new();
     let mut items: Vec<Item> = Vec::with_capacity(jobs.len());
@@ -167,7 +165,7 @@ fn items(
         let item = body::json::<JobRequest>(raw.get().as_bytes())
             .and_then(|request| rules.check(request))
             .and_then(|spec| {
-                let key = idempotency(headers, &spec)?;
+                let key = idempotency(headers, || rules.asked(raw.get().as_bytes()))?;
                 Ok((spec, key))
             });
         match &item {

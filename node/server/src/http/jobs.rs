@@ -116,9 +116,9 @@ pub async fn submit(
     let bytes = body::read(&headers, body, limit).await?;
     place.body_is(bytes.len());
     let request: JobRequest = body::json(&bytes)?;
+    let key = idempotency(&headers, || rules.asked(&bytes))?;
     drop(bytes);
     let spec = rules.check(request)?;
-    let key = idempotency(&headers, &spec)?;
     let mut accepted = app.jobs.submit(place, spec, key).await?;
     if let Some(patience) = patience {
         let finished = app.jobs.finish(&mut accepted, Instant::now() + patience);

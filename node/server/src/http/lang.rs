@@ -93,7 +93,7 @@ pub async fn run(
     let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
     let language = path(language)?;
     let rules = app.rules();
-    rules.language(&language)?;
+    let name = rules.language(&language)?.name.clone();
     let limit = app.config.ceilings.source_bytes;
     let (entry, body) = gate::enter(&app, (client, &caller), &headers, body, limit, true).await?;
     let Entry { mut place, waits } = entry;
@@ -113,13 +113,19 @@ pub async fn run(
         .with("field", "source")
         .with("value", place)
     })?;
+    let key = idempotency(&headers, || {
+        let mut asked = serde_json::json!({ "language": name, "source": source });
+        if let Some(stdin) = &params.stdin {
+            asked["stdin"] = stdin.as_str().into();
+        }
+        asked
+    })?;
     let spec = rules.check(JobRequest {
         language,
         source: Some(source),
         stdin: params.stdin,
         ..JobRequest::default()
     })?;
-    let key = idempotency(&headers, &spec)?;
     let mut accepted = app.jobs.submit(place, spec, key).await?;
     let job = accepted.job;
     if params.stream == Some(true) {

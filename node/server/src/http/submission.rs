@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use quorun_ledger::{IdempotencyKey, JobSpec, Language, Limits, Priority, SourceFile};
 use serde::Deserialize;
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::callback::CallbackRequest;
@@ -187,6 +188,17 @@ impl Rules<'_> {
     /// The language that a client names.
     pub fn language(&self, name: &str) -> Result<&Language, Problem> {
         self.known(name).map(|known| &known.language)
+    }
+
+    /// What a body that could be read asks for, for [`idempotency`]: a language goes by its name there, whatever it was called.
+    pub fn asked(&self, body: &[u8]) -> Value {
+        let mut asked: Value = serde_json::from_slice(body).unwrap_or_default();
+        if let Some(called) = asked.get_mut("language")
+            && let Some(known) = called.as_str().and_then(|name| self.languages.find(name))
+        {
+            *called = known.language.name.as_str().into();
+        }
+        asked
     }
 
     /// The same, with where it is from.
@@ -618,8 +630,12 @@ pub fn bytes(
     }
 }
 
-/// The idempotency key of a request, with the fingerprint of what it asks for.
-pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<IdempotencyKey>, Problem> {
+/// The idempotency key of a request, with the fingerprint of what it asks for: what the client said, before anything is
+/// added that is decided here, so that a retry is the same request whatever an admin has changed meanwhile.
+pub fn idempotency(
+    headers: &HeaderMap,
+    asked: impl FnOnce() -> Value,
+) -> Result<Option<IdempotencyKey>, Problem> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };
@@ -638,10 +654,8 @@ pub fn idempotency(headers: &HeaderMap, spec: &JobSpec) -> Result<Option<Idempot
             .with("value", String::from_utf8_lossy(value.as_bytes()))
             .with("limit", MAX_KEY)
         })?;
-    // What the language was is not part of what was asked for. A copy is cheap: contents are shared.
-    let mut asked = spec.clone();
-    asked.definition = None;
-    let digest = blake3::hash(&quorun_ledger::codec::encode(&asked));
+    // Written anew: neither white space nor the order of the fields makes another request.
+    let digest = blake3::hash(asked().to_string().as_bytes());
     let mut fingerprint = [0; 16];
     fingerprint.copy_from_slice(&digest.as_bytes()[..16]);
     Ok(Some(IdempotencyKey {
@@ -660,8 +674,31 @@ mod tests {
     fn read(bytes: &[u8], headers: &HeaderMap) -> Result<JobSpec, Problem> {
         let request: JobRequest = body::json(bytes)?;
         let spec = fuzz::rules().check(request)?;
-        idempotency(headers, &spec)?;
+        idempotency(headers, || fuzz::rules().asked(bytes))?;
         Ok(spec)
+    }
+
+    #[test]
+    fn a_request_is_the_same_however_it_is_written() {
+        let mut headers = HeaderMap::new();
+        headers.insert("idempotency-key", "k".parse().unwrap());
+        let fingerprint = |body: &str| {
+            let key = idempotency(&headers, || fuzz::rules().asked(body.as_bytes()));
+            key.unwrap().unwrap().fingerprint
+        };
+        let first = fingerprint(r#"{"language":"python","source":"1"}"#);
+        assert_eq!(
+            first,
+            fingerprint(r#"{ "source": "\u0031", "language": "python" }"#)
+        );
+        assert_eq!(first, fingerprint(r#"{"language":"py","source":"1"}"#));
+        for other in [
+            r#"{"language":"python","source":"2"}"#,
+            r#"{"language":"bash","source":"1"}"#,
+            r#"{"language":"python","source":"1","retention_s":60}"#,
+        ] {
+            assert_ne!(first, fingerprint(other), "{other}");
+        }
     }
 
     proptest! {

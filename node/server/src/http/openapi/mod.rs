@@ -452,7 +452,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(ids.len(), 29);
+        assert_eq!(ids.len(), 31);
     }
 
     /// What the attributes of the descriptions repeat, because they take no constants.
