@@ -137,6 +137,41 @@ async fn waiting_jobs_may_hold_so_many_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_cannot_take_the_memory() {
+    let plan = Plan::new(Executor::Process).nodes(1);
+    let cluster = Cluster::start(plan.arg("--max-body-mb=64")).await;
+    let client = cluster.any();
+    // In JSON each of these bytes takes six.
+    let job = json!({
+        "language": "bash", "source": "head -c 3000000 /dev/zero", "limits": { "output_kb": 4096 },
+    });
+    let id = client.submit(&job).await;
+    client.finished(&id).await;
+    let look = format!(
+        "GET /v1/jobs/{id} HTTP/1.1\r\nHost: {}\r\n\r\n",
+        client.address()
+    );
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let mut exchange = Exchange::send(client.address(), look.as_bytes()).await;
+        assert_eq!(exchange.head().await.0, 200);
+        unread.push(exchange);
+    }
+    let refused = client.get(&format!("/v1/jobs/{id}")).await;
+    assert_eq!(refusal(&refused), "client-busy");
+    assert_eq!(refused.json()["field"], "body_bytes");
+    drop(unread);
+    eventually("the room is free again", async || {
+        let answer = client.get(&format!("/v1/jobs/{id}")).await;
+        let status = answer.status.as_u16();
+        if status == 200 { Ok(()) } else { Err(status) }
+    })
+    .await;
+    let done = client.post_json("/v1/jobs?wait=60", &job).await.expect(200);
+    assert_eq!(done["stdout"].as_str().map(str::len), Some(3_000_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_only_announced_does_not_fill_the_queue() {
     let cluster = Cluster::start(Plan::new(Executor::Process).nodes(1)).await;
     let client = cluster.any();

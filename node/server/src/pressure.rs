@@ -53,7 +53,7 @@ pub enum Thing {
     Connections,
     /// Clients that wait.
     Waiting,
-    /// Bytes of bodies.
+    /// Bytes of bodies: of requests, and of large answers.
     BodyBytes,
 }
 
@@ -170,6 +170,16 @@ impl Pressure {
         };
         all.fetch_sub(amount, Ordering::Relaxed);
         Err(full(Whose::Client, value, for_one))
+    }
+
+    /// Takes on an answer of so many bytes. None counts for more than a quarter of what a client may have, so that each can
+    /// be had.
+    ///
+    /// # Errors
+    /// When that would be too much.
+    pub fn take_answer(&self, client: Client, bytes: u64) -> Result<Held, Full> {
+        let (_, for_one) = self.inner.bounds.of(Thing::BodyBytes);
+        self.take(client, Thing::BodyBytes, bytes.min(for_one / 4))
     }
 }
 

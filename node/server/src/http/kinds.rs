@@ -306,7 +306,7 @@ kinds! {
         means "This address has as much under way at this node as one may."
         remedy "Let some of it end first. Clients behind one address share what it may have; [the bounds](operations.md#limits) are settings."
         retry true
-        member "field" "`connections`, `waiting` (requests that wait for a job, or follow one) or `body_bytes` (of requests that are under way)"
+        member "field" "`connections`, `waiting` (requests that wait for a job, or follow one) or `body_bytes` (of requests and large answers that are under way)"
         member "value" "how much there would be"
         member "limit" "how much there may be"
         example r#"{"detail": "this address would have 513 requests that wait for a job at this node, and may have 512; let some of them end first", "field": "waiting", "limit": 512, "value": 513}"#

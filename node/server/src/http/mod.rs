@@ -14,6 +14,7 @@ mod events;
 mod fuzz;
 mod gate;
 mod health;
+mod heavy;
 mod interactive;
 mod jobs;
 mod judged;
@@ -182,6 +183,7 @@ pub fn router(routes: Routes, app: App) -> Router {
             )
             .into_response()
         }))
+        .layer(middleware::from_fn_with_state(app.clone(), heavy::count))
         .layer(middleware::from_fn_with_state(app.clone(), access::admit));
     let router = match access::pages(&app.config.access.origins) {
         Some(pages) => router.layer(pages),

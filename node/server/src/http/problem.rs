@@ -251,7 +251,7 @@ impl From<Full> for Problem {
         let (field, what) = match full.thing {
             Thing::Connections => ("connections", "open connections"),
             Thing::Waiting => ("waiting", "requests that wait for a job"),
-            Thing::BodyBytes => ("body_bytes", "bytes of request bodies under way"),
+            Thing::BodyBytes => ("body_bytes", "bytes of requests and answers under way"),
         };
         let Full {
             value,
