@@ -44,6 +44,9 @@ async fn main() {
     handle.bootstrap().await.unwrap();
     let leader = growth::led(std::slice::from_ref(&handle)).await;
     growth::announce(&leader).await;
+    growth::propose(&leader, Command::OrderByAge { limit: 1 })
+        .await
+        .unwrap();
     let pauses = Pauses::listen(notices);
     let load = Jobs::new(usize::try_from(source).unwrap());
     println!("| jobs | kept | log/ | ledger/ | memory | jobs a second | longest pause |");
@@ -59,8 +62,9 @@ async fn main() {
                 keep_bytes = counters.finished_bytes;
             }
             loop {
-                let command = Command::Expire {
+                let command = Command::ExpireOldest {
                     limit: EXPIRE,
+                    finished_ms: u64::MAX,
                     keep_bytes,
                 };
                 match growth::propose(&leader, command).await {

@@ -248,11 +248,27 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expected: Option<u64>,
     },
-    /// Removes finished jobs whose retention is over, the oldest first.
+    /// Removes finished jobs whose retention is over, in the order in which it is.
     Expire {
         /// At most this many.
         limit: u32,
-        /// Also remove the oldest while finished jobs hold more than this, bytes.
+        /// Also remove those whose retention is over next while finished jobs hold more than this, bytes.
+        keep_bytes: u64,
+    },
+    /// Begins to keep finished jobs in the order of age, or takes more of those into it that had finished before. An earlier
+    /// version does not know this command, and stops instead of keeping other records.
+    OrderByAge {
+        /// At most so many jobs are looked at.
+        limit: u32,
+    },
+    /// Removes the oldest finished jobs, whatever their retention, while all together hold more than they may. Does nothing as
+    /// long as the order of age does not hold all of them.
+    ExpireOldest {
+        /// At most this many.
+        limit: u32,
+        /// Only jobs that have finished by then, Unix milliseconds.
+        finished_ms: u64,
+        /// What finished jobs may hold, bytes.
         keep_bytes: u64,
     },
 }
@@ -279,6 +295,8 @@ impl Command {
             Self::DisableLanguage { .. } => "disable_language",
             Self::RemoveLanguage { .. } => "remove_language",
             Self::Expire { .. } => "expire",
+            Self::OrderByAge { .. } => "order_by_age",
+            Self::ExpireOldest { .. } => "expire_oldest",
         }
     }
 }
@@ -359,6 +377,11 @@ pub enum Reply {
     /// So many jobs were removed.
     Expired {
         /// Removed jobs.
+        jobs: u32,
+    },
+    /// So many jobs were looked at for the order of age; it holds all once there are none left.
+    Ordered {
+        /// Jobs that were looked at.
         jobs: u32,
     },
     /// Nothing changed.

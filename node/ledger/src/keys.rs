@@ -6,6 +6,7 @@
 //! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
 //! | `d` | node | empty: nodes that were removed for ever |
 //! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
+//! | `f` | time, job | empty: finished jobs by the time at which they finished, as far as [`Ages`](crate::view::Ages) says |
 //! | `g` | | how often the entries of languages have been changed |
 //! | `g` | language | [`Entry`](crate::language::Entry) of a language that is set in the ledger |
 //! | `h` | job | [`Delivery`](crate::callback::Delivery) of the job's end to whoever wants to be told |
@@ -269,7 +270,19 @@ pub fn expiries() -> Range {
     table(b'e')
 }
 
-/// Time and job of an [`expiry`] key, or of a [`due`] one.
+/// A finished job in the order of age.
+#[must_use]
+pub fn age(finished_ms: u64, job: JobId) -> Vec<u8> {
+    key(b'f', &[&finished_ms.to_be_bytes(), job.as_bytes()])
+}
+
+/// All finished jobs in the order of age, the oldest first.
+#[must_use]
+pub fn ages() -> Range {
+    table(b'f')
+}
+
+/// Time and job of an [`expiry`] key, an [`age`] one, or a [`due`] one.
 #[must_use]
 pub fn parts_of_expiry(key: &[u8]) -> Option<(u64, JobId)> {
     let time = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);

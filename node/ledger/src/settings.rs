@@ -9,7 +9,7 @@ pub struct Settings {
     /// submitted from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention_ms: Option<u64>,
-    /// What finished jobs may hold all together, bytes; the oldest go first.
+    /// What finished jobs may hold all together, bytes; those that finished first go first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention_bytes: Option<u64>,
     /// Silence after which a voter gives its vote to a learner that lives, milliseconds.

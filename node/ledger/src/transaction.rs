@@ -35,7 +35,8 @@ pub struct Applied {
 /// - a job is queued exactly if one place of the queue names it, and running exactly if one node holds its current
 ///   attempt;
 /// - a node's `busy` is the number of attempts that it holds, and never more than its slots;
-/// - a finished job has an outcome, no place in the queue, and one place in the order of expiry;
+/// - a finished job has an outcome, no place in the queue, and one place in the order of expiry; one in the order of age as
+///   well, where that holds it, and nothing else stands there;
 /// - the counters are the sums that their names say, and the hash is over every record but the counters.
 #[derive(Debug)]
 pub struct Transaction<S> {
@@ -113,6 +114,11 @@ impl<S: Store> Transaction<S> {
     /// The first pair in a range of keys, as it stands within this transaction.
     pub(crate) fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
         self.layer.first(from, to)
+    }
+
+    /// The last pair in a range of keys, as it stands within this transaction.
+    pub(crate) fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
+        self.layer.last(from, to)
     }
 
     /// Writes a record.

@@ -54,8 +54,37 @@ pub struct Counters {
     /// counted here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub languages: BTreeMap<String, Waiting>,
+    /// How far finished jobs are kept in the order of age.
+    #[serde(default, skip_serializing_if = "Ages::is_unkept")]
+    pub ages: Ages,
     /// Over all records but this one.
     pub hash: StateHash,
+}
+
+/// Which finished jobs stand in the order of age. Earlier versions do not keep it, so a command begins it, and those that had
+/// finished before are taken into it a part at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ages {
+    /// None.
+    #[default]
+    Unkept,
+    /// All that have finished since it was begun, and of the others those that were looked at.
+    Begun {
+        /// The last job that was looked at, in the order of ids.
+        seen: JobId,
+        /// The last one that there was at the beginning.
+        last: JobId,
+    },
+    /// All.
+    Kept,
+}
+
+impl Ages {
+    #[allow(clippy::trivially_copy_pass_by_ref)] // for serde
+    fn is_unkept(&self) -> bool {
+        *self == Self::Unkept
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // for serde
@@ -82,6 +111,7 @@ impl Default for Counters {
             low: Level::default(),
             turns: Turns::default(),
             languages: BTreeMap::new(),
+            ages: Ages::Unkept,
             hash: StateHash::default(),
         }
     }
@@ -537,40 +567,41 @@ impl<S: Store> View<S> {
             .collect()
     }
 
-    /// When the next finished job may be expired, Unix milliseconds.
+    /// When the finished jobs that may be expired by a time have finished, Unix milliseconds: the first of them in the order of
+    /// expiry, up to a number.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn next_expiry(&self) -> Result<Option<u64>, StoreError> {
-        let (from, to) = keys::expiries();
-        self.store
-            .first(&from, &to)?
-            .map(|(key, _)| keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key)))
-            .transpose()
-            .map(|parts| parts.map(|(time, _)| time))
-    }
-
-    /// When the finished jobs that may be expired next have finished, Unix milliseconds: the first of them, up to a number.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn next_expiries(&self, limit: u32) -> Result<Vec<u64>, StoreError> {
-        let (mut from, to) = keys::expiries();
+    pub fn next_expiries(&self, until_ms: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
         let mut finished = Vec::new();
-        for _ in 0..limit {
-            let Some((key, _)) = self.store.first(&from, &to)? else {
+        for pair in self.pairs(keys::expiries()).take(limit) {
+            let (key, _) = pair?;
+            let (expires, id) = keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key))?;
+            if expires > until_ms {
                 break;
-            };
-            let (_, id) = keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key))?;
+            }
             let job = self.job(id)?.ok_or_else(|| {
                 StoreError::Inconsistent(format!("job {id} is to expire but is not there"))
             })?;
             finished.push(job.finished_ms.unwrap_or(0));
-            from.clear();
-            from.extend_from_slice(&key);
-            from.push(0);
         }
         Ok(finished)
+    }
+
+    /// When the oldest finished jobs have finished, Unix milliseconds: the first of them, up to a number. Only what stands in the
+    /// order of age, see [`Ages`].
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn oldest(&self, limit: usize) -> Result<Vec<u64>, StoreError> {
+        self.pairs(keys::ages())
+            .take(limit)
+            .map(|pair| {
+                let (key, _) = pair?;
+                let (finished, _) = keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key))?;
+                Ok(finished)
+            })
+            .collect()
     }
 
     /// Where a queued job stands; `None` for a job that is not queued. Counted from what is kept, without a look at the

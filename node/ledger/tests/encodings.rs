@@ -17,11 +17,11 @@ use common::{Ledger, complete, id, language, node_up, result, spec, submit, subm
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Batch, Callback, Checker, CheckerProgram, Command, Compile, Completion, Counters,
-    Definition, Delivery, DeliveryAttempt, DeliveryState, Entry, IdempotencyKey, Job, JobResult,
-    JobSpec, Judged, Language, Limits, Node, Outcome, Output, OutputFile, Owner, OwnerLoad, Pinned,
-    Priority, QueueBound, Rejection, Reply, Score, Secret, Settings, SourceFile, StepLimits,
-    Submission, Taken, Terminal, TestCase, TestResult, Tolerance, Verdict, keys,
+    Admission, Ages, Batch, Callback, Checker, CheckerProgram, Command, Compile, Completion,
+    Counters, Definition, Delivery, DeliveryAttempt, DeliveryState, Entry, IdempotencyKey, Job,
+    JobResult, JobSpec, Judged, Language, Limits, Node, Outcome, Output, OutputFile, Owner,
+    OwnerLoad, Pinned, Priority, QueueBound, Rejection, Reply, Score, Secret, Settings, SourceFile,
+    StepLimits, Submission, Taken, Terminal, TestCase, TestResult, Tolerance, Verdict, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -492,6 +492,17 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         }),
         "counters" => encode(&view.counters()?),
         "levels" => encode(&levels()?),
+        "begun-ages" => encode(&Counters {
+            ages: Ages::Begun {
+                seen: id(1),
+                last: id(2),
+            },
+            ..Counters::default()
+        }),
+        "kept-ages" => encode(&Counters {
+            ages: Ages::Kept,
+            ..Counters::default()
+        }),
         "pinned-spec" => encode(&JobSpec {
             definition: Some(Box::new(Pinned::new(&full_definition()))),
             ..spec("zig")
@@ -623,6 +634,12 @@ fn sample_command(name: &str) -> Option<Command> {
             limit: 1,
             keep_bytes: u64::MAX,
         },
+        "order-by-age" => Command::OrderByAge { limit: 300 },
+        "expire-oldest" => Command::ExpireOldest {
+            limit: 300,
+            finished_ms: 1 << 40,
+            keep_bytes: 1 << 30,
+        },
         _ => return None,
     })
 }
@@ -659,6 +676,7 @@ fn sample_reply(name: &str) -> Option<Reply> {
         }
         "too-many-languages" => return rejected(Rejection::TooManyLanguages { limit: 2 }),
         "expired" => Reply::Expired { jobs: 1 },
+        "ordered" => Reply::Ordered { jobs: 300 },
         "unknown-job" => return rejected(Rejection::UnknownJob),
         "unknown-node" => return rejected(Rejection::UnknownNode),
         "already-finished" => return rejected(Rejection::AlreadyFinished),
@@ -689,6 +707,7 @@ fn sample_reply(name: &str) -> Option<Reply> {
 fn all_keys() -> String {
     let all = [
         ("admission", keys::admission(258)),
+        ("age", keys::age(1 << 40, id(3))),
         ("attempt", keys::attempt(258, id(3))),
         ("counters", keys::COUNTERS.to_vec()),
         ("delivery", keys::delivery(id(3))),

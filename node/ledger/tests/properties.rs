@@ -89,6 +89,10 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (0..3_u32, prop::option::of(0..40_u64)).prop_map(|(limit, keep)| Command::Expire {
             limit, keep_bytes: keep.unwrap_or(u64::MAX),
         }),
+        1 => (0..6_u32).prop_map(|limit| Command::OrderByAge { limit }),
+        1 => (0..3_u32, 0..200_000_u64, 0..40_u64).prop_map(|(limit, finished_ms, keep_bytes)| {
+            Command::ExpireOldest { limit, finished_ms, keep_bytes }
+        }),
     ]
 }
 

@@ -43,8 +43,8 @@ use common::witness::{Witness, submitted};
 use common::{Ledger, id, language, node_up, result, spec};
 use goldenscript::{ArgumentConsumer, Context};
 use quorun_ledger::{
-    Applied, Command, Definition, IdempotencyKey, JobFilter, JobId, NodeId, Pinned, QueueBound,
-    Settings, Verdict, keys,
+    Ages, Applied, Command, Definition, IdempotencyKey, JobFilter, JobId, NodeId, Pinned,
+    QueueBound, Settings, Verdict, keys,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -62,6 +62,7 @@ macro_rules! scripts {
 }
 
 scripts!(
+    ages,
     attempts,
     cancel,
     drain,
@@ -264,14 +265,27 @@ impl Stage {
             let record = view.key(None, &key)?.ok_or("a key without a record")?;
             writeln!(text, "key {key}: {}", short(record.job))?;
         }
-        let expiries = keys::expiries();
-        for (key, _) in self.ledger.store.iter() {
-            if (&expiries.0[..]..&expiries.1[..]).contains(&&key[..]) {
-                let (time, job) = keys::parts_of_expiry(key).ok_or("a malformed key")?;
-                writeln!(text, "expires {time}: {}", short(job))?;
+        for (what, range) in [("expires", keys::expiries()), ("finished", keys::ages())] {
+            for (key, _) in self.ledger.store.iter() {
+                if (&range.0[..]..&range.1[..]).contains(&&key[..]) {
+                    let (time, job) = keys::parts_of_expiry(key).ok_or("a malformed key")?;
+                    writeln!(text, "{what} {time}: {}", short(job))?;
+                }
             }
         }
         let counters = view.counters()?;
+        match counters.ages {
+            Ages::Unkept => {}
+            Ages::Begun { seen, last } => {
+                writeln!(
+                    text,
+                    "in order of age up to {} of {}",
+                    short(seen),
+                    short(last)
+                )?;
+            }
+            Ages::Kept => writeln!(text, "in order of age")?,
+        }
         writeln!(
             text,
             "queued {} ({} bytes), running {}, finished {} ({} bytes), time {}",
@@ -406,6 +420,14 @@ fn command(kind: &str, args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
         "expire" => Command::Expire {
             limit: option(args, "limit", 1_000)?,
             keep_bytes: option(args, "bytes", u64::MAX)?,
+        },
+        "order" => Command::OrderByAge {
+            limit: option(args, "limit", 1_000)?,
+        },
+        "oldest" => Command::ExpireOldest {
+            limit: option(args, "limit", 1_000)?,
+            finished_ms: option(args, "finished", u64::MAX)?,
+            keep_bytes: option(args, "bytes", 0)?,
         },
         other => return Err(format!("there is no command {other}").into()),
     })

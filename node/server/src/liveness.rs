@@ -124,6 +124,20 @@ impl Liveness {
         heard.is_some_and(|(_, report)| report.disk_low)
     }
 
+    /// Leader only: whether every node of the ledger that is not lost runs a program that knows these rules. One that was lost
+    /// meanwhile, and does not know them, stops at the first command that it cannot read.
+    #[must_use]
+    pub fn all_know(&self, nodes: &[Node], rules: u32) -> bool {
+        let state = self.lock();
+        let knows = |node: &Node| {
+            let heard = state.heard.get(&node.id);
+            heard.is_some_and(|(_, report)| {
+                report.incarnation == node.incarnation && report.rules >= rules
+            })
+        };
+        state.leading_since.is_some() && nodes.iter().filter(|node| !node.lost).all(knows)
+    }
+
     /// For how long a node has been silent, as far as this node can say since it leads; `None` when it does not.
     #[must_use]
     pub fn silence(&self, node: NodeId) -> Option<Duration> {
@@ -282,6 +296,34 @@ mod tests {
         liveness.node_changed(1);
         let judged = liveness.judge(&[node(1)]).unwrap();
         assert!(judged.lost.is_empty() || began.elapsed() > timeout * 2);
+    }
+
+    #[test]
+    fn rules_are_known_when_every_node_that_lives_has_said_so() {
+        let liveness = Liveness::new(Duration::from_secs(3600));
+        let hear = |id, incarnation, rules| {
+            liveness.heard(NodeReport {
+                rules,
+                ..report(id, incarnation, true)
+            });
+        };
+        hear(1, 1, 1);
+        assert!(!liveness.all_know(&[node(1)], 1), "does not lead");
+        liveness.leading(true);
+        hear(1, 1, 1);
+        assert!(liveness.all_know(&[node(1)], 1));
+        assert!(!liveness.all_know(&[node(1)], 2));
+        let mut nodes = [node(1), node(2)];
+        assert!(!liveness.all_know(&nodes, 1), "2 was not heard");
+        hear(2, 1, 0);
+        assert!(!liveness.all_know(&nodes, 1), "2 does not know them");
+        hear(2, 2, 1);
+        assert!(!liveness.all_know(&nodes, 1), "2 is not announced");
+        nodes[1].incarnation = 2;
+        assert!(liveness.all_know(&nodes, 1));
+        hear(2, 2, 0);
+        nodes[1].lost = true;
+        assert!(liveness.all_know(&nodes, 1), "2 is lost");
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use quorun_consensus::Handle;
-use quorun_ledger::{Command, NodeId, Reply};
+use quorun_consensus::{Handle, LedgerStore};
+use quorun_ledger::{Ages, Command, NodeId, Reply, Store, StoreError, View};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -20,7 +20,13 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// Pause between two looks for jobs to expire.
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 /// Jobs removed by one command, so that no batch takes long to apply.
-const EXPIRE_AT_ONCE: u32 = 500;
+const EXPIRE_AT_ONCE: usize = 500;
+/// Jobs looked at for the order of age by one command.
+const ORDER_AT_ONCE: u32 = 500;
+/// Such commands between two looks at the nodes.
+const ORDERS_AT_ONCE: usize = 20;
+/// The last rules of the ledger that this program knows, by number; each node says so in its reports. 1: the order of age.
+pub const RULES: u32 = 1;
 /// A finished job is kept for so long at least, whatever retention says: until nobody proposes its submission any more, who
 /// does not know that it was taken. For the ledger a submission of a job that it no longer has is a new one. Proposals end
 /// with their deadline, and this is several of them.
@@ -110,21 +116,41 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Removes what is over its time or its size, a batch at a time, until nothing is.
+    /// Removes what is over its time or its size.
     async fn expire(&self) {
+        self.order_by_age().await;
+        self.remove(over_time).await;
+        self.remove(over_size).await;
+    }
+
+    /// Has finished jobs kept in the order of age, once all nodes know what that is.
+    async fn order_by_age(&self) {
+        for _ in 0..ORDERS_AT_ONCE {
+            let read = ledger::read(&self.consensus, |view| {
+                Ok((view.nodes()?, view.counters()?.ages))
+            });
+            let Ok((nodes, ages)) = read.await else {
+                return;
+            };
+            if ages == Ages::Kept || !self.liveness.all_know(&nodes, RULES) {
+                return;
+            }
+            let limit = ORDER_AT_ONCE;
+            match self.propose(Command::OrderByAge { limit }).await {
+                Some(reply) => debug!(?reply, "finished jobs put into the order of age"),
+                None => return,
+            }
+        }
+    }
+
+    /// Removes what is over, a batch at a time, until nothing is.
+    async fn remove(&self, over: Over) {
         let keep_bytes = self.settings.current().retention_bytes;
         loop {
-            let due = ledger::read(&self.consensus, move |view| {
-                let (next, bytes) = (view.next_expiry()?, view.counters()?.finished_bytes);
-                let now = now_ms();
-                if next.is_none_or(|at| at > now) && bytes <= keep_bytes {
-                    return Ok(0);
-                }
-                Ok(old_enough(&view.next_expiries(EXPIRE_AT_ONCE)?, now))
-            })
-            .await;
-            let Ok(limit @ 1..) = due else { return };
-            let command = Command::Expire { limit, keep_bytes };
+            let read = move |view: &View<LedgerStore>| over(view, keep_bytes, now_ms());
+            let Ok(Some(command)) = ledger::read(&self.consensus, read).await else {
+                return;
+            };
             match self.propose(command).await {
                 Some(Reply::Expired { jobs: 0 }) | None => return,
                 Some(reply) => debug!(?reply, "jobs expired"),
@@ -138,11 +164,59 @@ impl Scheduler {
     }
 }
 
-/// How many of these, from the first on, have been finished for long enough. What has finished later than now was stamped by
-/// another clock, which says nothing.
+/// What is to be removed next of a ledger, given how many bytes finished jobs may hold and what time it is.
+type Over = fn(&View<LedgerStore>, u64, u64) -> Result<Option<Command>, StoreError>;
+
+/// Jobs that are over their time. One that has just finished may stand before others that are due, if its retention is short:
+/// they have to wait for it, but for no longer than it is young. For the bytes that would not do, because there is always
+/// another one, so those go by age. Where the order of age does not hold all yet, it is by expiry, as in earlier versions.
+fn over_time<S: Store>(
+    view: &View<S>,
+    keep_bytes: u64,
+    now: u64,
+) -> Result<Option<Command>, StoreError> {
+    let counters = view.counters()?;
+    let over_size = counters.finished_bytes > keep_bytes && counters.ages != Ages::Kept;
+    let (until, keep_bytes) = if over_size {
+        (u64::MAX, keep_bytes)
+    } else {
+        // The ledger's time may be ahead of this clock, and is what the rule goes by.
+        (now.max(counters.time_ms), u64::MAX)
+    };
+    let finished = view.next_expiries(until, EXPIRE_AT_ONCE)?;
+    Ok(match old_enough(&finished, now) {
+        0 => None,
+        limit => Some(Command::Expire { limit, keep_bytes }),
+    })
+}
+
+/// The oldest jobs, where all together are over their size.
+fn over_size<S: Store>(
+    view: &View<S>,
+    keep_bytes: u64,
+    now: u64,
+) -> Result<Option<Command>, StoreError> {
+    let counters = view.counters()?;
+    if counters.finished_bytes <= keep_bytes || counters.ages != Ages::Kept {
+        return Ok(None);
+    }
+    // If the first is young, all are.
+    let finished = view.oldest(EXPIRE_AT_ONCE)?;
+    let limit = old_enough(&finished, now);
+    let last = usize::try_from(limit).ok().and_then(|n| n.checked_sub(1));
+    let last = last.and_then(|last| finished.get(last));
+    Ok(last.map(|finished_ms| Command::ExpireOldest {
+        limit,
+        finished_ms: *finished_ms,
+        keep_bytes,
+    }))
+}
+
+/// How many of these, from the first on, have been finished for long enough. What has finished much later than now was stamped
+/// by another clock, which says nothing.
 fn old_enough(finished_ms: &[u64], now: u64) -> u32 {
     let least = u64::try_from(KEPT_AT_LEAST.as_millis()).unwrap_or(u64::MAX);
-    let young = |finished: u64| now.checked_sub(finished).is_some_and(|age| age < least);
+    let young = |finished: u64| now.abs_diff(finished) < least;
     let old = finished_ms.iter().take_while(|finished| !young(**finished));
     u32::try_from(old.count()).unwrap_or(u32::MAX)
 }
@@ -157,6 +231,8 @@ pub fn now_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use quorun_ledger::{Batch, JobId, JobSpec, MemoryStore, Transaction};
+
     use super::*;
 
     #[test]
@@ -165,7 +241,174 @@ mod tests {
         assert_eq!(old_enough(&[], now), 0);
         assert_eq!(old_enough(&[now - 30_000, 0, now - 29_999, 0], now), 2);
         assert_eq!(old_enough(&[now], now), 0);
-        // A clock that was an hour ahead must not keep everything for an hour.
+        // A clock that is a little ahead makes nothing older, and one that was an hour ahead must not keep everything for an hour.
+        assert_eq!(old_enough(&[now + 1_000], now), 0);
         assert_eq!(old_enough(&[now + 3_600_000], now), 1);
+    }
+
+    const BEGUN: u64 = 1_000_000_000;
+
+    /// A ledger in memory at a time, expired as the scheduler does it.
+    struct Kept {
+        store: MemoryStore,
+        now: u64,
+        /// The number of the next job.
+        next: u128,
+    }
+
+    impl Kept {
+        fn new() -> Self {
+            Self {
+                store: MemoryStore::default(),
+                now: BEGUN,
+                next: 0,
+            }
+        }
+
+        fn view(&self) -> View<&MemoryStore> {
+            View::new(&self.store)
+        }
+
+        fn bytes(&self) -> u64 {
+            self.view().counters().unwrap().finished_bytes
+        }
+
+        fn run(&mut self, commands: Vec<Command>) -> Vec<Reply> {
+            let mut tx = Transaction::begin(&self.store).unwrap();
+            let batch = Batch {
+                time_ms: self.now,
+                eligible: BTreeSet::new(),
+                queue: None,
+                commands,
+            };
+            let applied = tx.apply(batch).unwrap();
+            let writes = tx.finish().unwrap();
+            self.store.commit(writes);
+            applied.replies
+        }
+
+        /// A job that finishes at once.
+        fn job(&mut self, retention_s: u64, size: usize) -> JobId {
+            let id = JobId::from_slice(&self.next.to_be_bytes()).unwrap();
+            self.next += 1;
+            let spec = JobSpec {
+                language: "c".to_owned(),
+                stdin: vec![0; size].into(),
+                retention_ms: retention_s * 1_000,
+                ..JobSpec::default()
+            };
+            let key = None;
+            self.run(vec![
+                Command::Submit { id, spec, key },
+                Command::Cancel { job: id },
+            ]);
+            id
+        }
+
+        fn has(&self, job: JobId) -> bool {
+            self.view().job(job).unwrap().is_some()
+        }
+
+        fn order_by_age(&mut self) {
+            while self.view().counters().unwrap().ages != Ages::Kept {
+                self.run(vec![Command::OrderByAge { limit: 3 }]);
+            }
+        }
+
+        fn expire(&mut self, keep_bytes: u64) {
+            while let Some(command) = over_time(&self.view(), keep_bytes, self.now).unwrap() {
+                self.remove(command);
+            }
+            while let Some(command) = over_size(&self.view(), keep_bytes, self.now).unwrap() {
+                self.remove(command);
+            }
+        }
+
+        fn remove(&mut self, command: Command) {
+            let replies = self.run(vec![command]);
+            let removed = matches!(replies[..], [Reply::Expired { jobs: 1.. }]);
+            assert!(removed, "proposed in vain: {replies:?}");
+        }
+    }
+
+    #[test]
+    fn jobs_without_retention_do_not_keep_the_others_over_their_size() {
+        let mut kept = Kept::new();
+        kept.order_by_age();
+        let big: Vec<_> = (0..10).map(|_| kept.job(30 * 86_400, 10_000)).collect();
+        // There is a young one that goes first by its expiry at any time.
+        for _ in 0..60 {
+            kept.now += 1_000;
+            kept.job(0, 10);
+            kept.expire(50_000);
+        }
+        assert!(kept.bytes() <= 50_000, "{}", kept.bytes());
+        let left: Vec<_> = big.iter().map(|job| kept.has(*job)).collect();
+        assert_eq!(
+            left,
+            [[false; 6].as_slice(), &[true; 4]].concat(),
+            "the oldest go"
+        );
+    }
+
+    #[test]
+    fn a_long_retention_removes_nobody_elses_jobs() {
+        let mut kept = Kept::new();
+        kept.order_by_age();
+        let hoard: Vec<_> = (0..10).map(|_| kept.job(30 * 86_400, 10_000)).collect();
+        kept.now += 1_000;
+        let others: Vec<_> = (0..3).map(|_| kept.job(3_600, 10_000)).collect();
+        kept.now += 60_000;
+        kept.expire(65_000);
+        assert!(others.iter().all(|job| kept.has(*job)));
+        assert_eq!(hoard.iter().filter(|job| kept.has(**job)).count(), 3);
+        // What is over its time goes by its time, whatever room there is.
+        kept.now += 3_600_000;
+        kept.expire(u64::MAX);
+        assert!(!others.iter().any(|job| kept.has(*job)));
+        assert_eq!(hoard.iter().filter(|job| kept.has(**job)).count(), 3);
+    }
+
+    #[test]
+    fn what_is_over_size_but_young_stays() {
+        let mut kept = Kept::new();
+        kept.order_by_age();
+        let old = kept.job(3_600, 1_000);
+        kept.now += 10_000;
+        let young = kept.job(3_600, 1_000);
+        kept.now += 20_000;
+        kept.expire(0);
+        assert!(!kept.has(old));
+        assert!(kept.has(young));
+        kept.now += 9_999;
+        kept.expire(0);
+        assert!(kept.has(young));
+        kept.now += 1;
+        kept.expire(0);
+        assert!(!kept.has(young));
+    }
+
+    #[test]
+    fn what_finished_before_there_was_an_order_of_age_goes_by_expiry_and_then_by_age() {
+        let mut kept = Kept::new();
+        let long = kept.job(7_200, 1_000);
+        let more: Vec<_> = (0..9).map(|_| kept.job(7_000, 1_000)).collect();
+        kept.now += 60_000;
+        let late = kept.job(60, 1_000);
+        kept.now += 40_000;
+        kept.expire(10_500);
+        assert!(kept.has(long) && !kept.has(late), "by expiry");
+        // Part of them does not do: the others would be taken for the oldest.
+        kept.run(vec![Command::OrderByAge { limit: 3 }]);
+        assert!(matches!(
+            kept.view().counters().unwrap().ages,
+            Ages::Begun { .. }
+        ));
+        kept.expire(9_500);
+        assert!(kept.has(long) && !kept.has(more[0]), "by expiry");
+        kept.order_by_age();
+        kept.expire(8_500);
+        assert!(!kept.has(long), "by age");
+        assert!(more[1..].iter().all(|job| kept.has(*job)));
     }
 }

@@ -376,6 +376,8 @@ enum Step {
     Submit(usize),
     Cancel(u64),
     Expire(u32),
+    Order(u32),
+    Oldest(u32),
     Build,
     Merge,
     Open,
@@ -386,6 +388,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => prop_oneof![Just(10_usize), Just(300), Just(9_000), Just(40_000)].prop_map(Step::Submit),
         6 => (0..40_u64).prop_map(Step::Cancel),
         3 => (1..6_u32).prop_map(Step::Expire),
+        2 => (1..12_u32).prop_map(Step::Order),
+        3 => (1..6_u32).prop_map(Step::Oldest),
         3 => Just(Step::Build),
         2 => Just(Step::Merge),
         1 => Just(Step::Open),
@@ -409,6 +413,10 @@ proptest! {
                 }
                 Step::Cancel(number) => Command::Cancel { job: job(number) },
                 Step::Expire(limit) => Command::Expire { limit, keep_bytes: 0 },
+                Step::Order(limit) => Command::OrderByAge { limit },
+                Step::Oldest(limit) => Command::ExpireOldest {
+                    limit, finished_ms: u64::MAX, keep_bytes: 0,
+                },
                 Step::Build => {
                     m.store.build().unwrap();
                     continue;

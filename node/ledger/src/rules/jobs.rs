@@ -7,7 +7,7 @@ use crate::node::NodeId;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
-use super::{callback, owners};
+use super::{callback, expire, owners};
 
 /// Queues a job behind all others of its level.
 pub(super) fn enqueue_back<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
@@ -115,6 +115,7 @@ pub(super) fn finish<S: Store>(
     if let Some(expires) = job.expires_ms() {
         tx.put(keys::expiry(expires, job.id), &())?;
     }
+    expire::ages(tx, &job)?;
     tx.put(keys::output(job.id), &result.output)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Finished { job: job.id });

@@ -89,5 +89,11 @@ pub(crate) fn apply<S: Store>(
         } => languages::disable(tx, &name, disabled, expected),
         Command::RemoveLanguage { name, expected } => languages::remove(tx, &name, expected),
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
+        Command::OrderByAge { limit } => expire::order_by_age(tx, limit),
+        Command::ExpireOldest {
+            limit,
+            finished_ms,
+            keep_bytes,
+        } => expire::oldest(tx, limit, finished_ms, keep_bytes),
     }
 }

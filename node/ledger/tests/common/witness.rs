@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorun_ledger::callback::MAX_ATTEMPTS;
 use quorun_ledger::{
-    Applied, Command, DeliveryState, Event, Job, JobId, JobState, MemoryStore, NodeId, Output,
-    OwnerLoad, Priority, Reply, StateHash, View, Waiting, keys,
+    Ages, Applied, Command, DeliveryState, Event, Job, JobId, JobState, MemoryStore, NodeId,
+    Output, OwnerLoad, Priority, Reply, StateHash, View, Waiting, keys,
 };
 
 /// For each command the job that it submits, if it submits one.
@@ -27,6 +27,9 @@ pub struct Witness {
     /// Announced as finished; only these may be gone.
     pub ended: BTreeSet<JobId>,
     finished: BTreeMap<JobId, (Job, Output)>,
+    /// Finished jobs that were in the order of age, and whether it was kept.
+    aged: BTreeSet<JobId>,
+    ages: Ages,
 }
 
 impl Witness {
@@ -46,12 +49,18 @@ impl Witness {
                 self.accepted.extend(jobs.iter().map(|taken| taken.job));
             }
         }
+        let kept_before = self.ages != Ages::Unkept;
         let ended = applied.events.iter().filter_map(|event| match event {
             Event::Finished { job } => Some(*job),
             _ => None,
         });
-        self.ended.extend(ended);
+        let ended: BTreeSet<_> = ended.collect();
+        if kept_before {
+            self.aged.extend(&ended);
+        }
+        self.ended.extend(&ended);
         self.look(store);
+        self.look_at_ages(store);
     }
 
     /// What is kept of the owners is what their jobs say, and nothing else is kept.
@@ -84,6 +93,52 @@ impl Witness {
         for (owner, load) in &loads {
             assert_eq!(view.owner_load(owner).unwrap(), *load, "{owner}");
         }
+    }
+
+    /// In the order of age are finished jobs only, with their time; all that have finished since it was begun, whatever was in it
+    /// before, what was looked at, and in the end all.
+    fn look_at_ages(&mut self, store: &MemoryStore) {
+        let view = View::new(store);
+        let ages = view.counters().unwrap().ages;
+        let kept: BTreeSet<JobId> = store
+            .iter()
+            .filter(|(key, _)| key[0] == b'f')
+            .map(|(key, _)| {
+                let (finished, id) = keys::parts_of_expiry(key).unwrap();
+                let job = view.job(id).unwrap().expect("left behind: age");
+                assert_eq!(job.state, JobState::Finished);
+                assert_eq!(job.finished_ms, Some(finished));
+                id
+            })
+            .collect();
+        let all = self.ended.iter().copied();
+        let all: BTreeSet<_> = all.filter(|id| view.job(*id).unwrap().is_some()).collect();
+        assert!(kept.is_subset(&all));
+        self.aged.retain(|id| all.contains(id));
+        assert!(self.aged.is_subset(&kept), "left out of the order of age");
+        match (self.ages, ages) {
+            (Ages::Unkept, _) | (Ages::Begun { .. }, Ages::Kept) => {}
+            (
+                Ages::Begun { seen, last },
+                Ages::Begun {
+                    seen: now,
+                    last: end,
+                },
+            ) => {
+                assert!(seen <= now && last == end);
+            }
+            (then, now) => assert_eq!(then, now),
+        }
+        match ages {
+            Ages::Unkept => assert!(kept.is_empty()),
+            Ages::Begun { seen, .. } => {
+                let looked_at = all.iter().filter(|id| **id <= seen);
+                assert!(looked_at.into_iter().all(|id| kept.contains(id)));
+            }
+            Ages::Kept => assert_eq!(kept, all),
+        }
+        self.aged = kept;
+        self.ages = ages;
     }
 
     fn look(&mut self, store: &MemoryStore) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{ClusterId, Handle, Member, Options, simulation};
-use quorun_ledger::{JobState, NodeId};
+use quorun_ledger::{Ages, JobState, NodeId};
 use quorun_proto::v1::peer_server::PeerServer;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -636,6 +636,12 @@ impl Run<'_> {
             if nodes.len() < self.nodes.len() || nodes.iter().any(|node| node.lost) {
                 return Some(format!("not all nodes are back: {nodes:?}"));
             }
+            if counters.ages != Ages::Kept {
+                return Some(format!(
+                    "node {id} does not have all finished jobs in the order of age: {:?}",
+                    counters.ages
+                ));
+            }
         }
         (states.len() > 1).then(|| format!("the ledgers differ: {states:?}"))
     }
@@ -647,6 +653,15 @@ impl Run<'_> {
             let handle = node.handle.borrow();
             let Some(handle) = &*handle else { continue };
             let view = handle.view();
+            let aged = view.oldest(usize::MAX).map_err(|error| error.to_string())?;
+            let finished = view.counters().map_err(|error| error.to_string())?.finished;
+            if aged.len() as u64 != finished {
+                return Err(format!(
+                    "node {} has {finished} finished jobs, and {} in the order of age",
+                    node.id,
+                    aged.len()
+                ));
+            }
             for (key, job) in &jobs {
                 let found = view.job(*job).map_err(|error| error.to_string())?;
                 let Some(found) = found.filter(|job| job.state == JobState::Finished) else {

@@ -297,6 +297,7 @@ impl Worker {
             incarnation: self.incarnation,
             ready: true,
             applied_index: applied,
+            rules: crate::scheduler::RULES,
             ..NodeReport::default()
         };
         if leading {
