@@ -59,4 +59,4 @@ pub use rules::MAX_LANGUAGES;
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};
-pub use view::{Ages, Counters, JobFilter, JobPage, Place, View};
+pub use view::{Ages, Counters, Due, JobFilter, JobPage, Place, View};

@@ -340,6 +340,17 @@ pub struct JobPage {
     pub next: Option<JobId>,
 }
 
+/// A delivery that is to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// When, Unix milliseconds.
+    pub at_ms: u64,
+    /// The job whose end it tells.
+    pub job: JobId,
+    /// The host of its receiver.
+    pub host: String,
+}
+
 /// The read side of a ledger.
 #[derive(Clone, Copy, Debug)]
 pub struct View<S> {
@@ -399,22 +410,33 @@ impl<S: Store> View<S> {
         self.read(&keys::delivery(id))
     }
 
-    /// Deliveries that are to be sent by a time, the first of them up to a number, each with the host of its receiver.
+    /// Deliveries that are to be sent by a time, in the order of their times: the first of them up to a number, or of those
+    /// that come behind one of them.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn due(&self, until_ms: u64, limit: usize) -> Result<Vec<(JobId, String)>, StoreError> {
-        self.pairs(keys::dues())
+    pub fn due(
+        &self,
+        behind: Option<&Due>,
+        until_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<Due>, StoreError> {
+        let (mut from, to) = keys::dues();
+        if let Some(behind) = behind {
+            from = keys::due(behind.at_ms, behind.job);
+            from.push(0);
+        }
+        self.pairs((from, to))
             .map(|pair| {
                 let (key, value) = pair?;
-                let (time, job) = keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key))?;
-                Ok((time, job, decode(&key, &value)?))
+                let (at_ms, job) = keys::parts_of_expiry(&key).ok_or_else(|| malformed(&key))?;
+                let host = decode(&key, &value)?;
+                Ok(Due { at_ms, job, host })
             })
-            .take_while(|due: &Result<(u64, _, String), _>| {
-                due.as_ref().map_or(true, |(time, _, _)| *time <= until_ms)
+            .take_while(|due: &Result<Due, _>| {
+                due.as_ref().map_or(true, |due| due.at_ms <= until_ms)
             })
             .take(limit)
-            .map(|due| due.map(|(_, job, host)| (job, host)))
             .collect()
     }
 

@@ -884,7 +884,17 @@ fn a_delivery_is_tried_until_it_is_received_or_was_tried_often_enough() {
     assert!(!format!("{:?}", with_callback(1)).contains("hidden"));
     ledger.batch(vec![with_callback(1), with_callback(2), with_callback(3)]);
     let state = |ledger: &Ledger, n| ledger.view().delivery(id(n)).unwrap().unwrap().state;
-    let due = |ledger: &Ledger, until| ledger.view().due(until, 10).unwrap();
+    let due = |ledger: &Ledger, until| -> Vec<_> {
+        let due = ledger.view().due(None, until, 10).unwrap();
+        // Whoever looks at one at a time comes to all of them.
+        let mut seen = None;
+        for one in &due {
+            let next = ledger.view().due(seen.as_ref(), until, 1).unwrap();
+            assert_eq!(next, [one.clone()]);
+            seen = Some(one.clone());
+        }
+        due.into_iter().map(|due| (due.job, due.host)).collect()
+    };
     assert_eq!(state(&ledger, 1), DeliveryState::Waiting);
     assert_eq!(ledger.run(tried(1, 1, Some(200), None)).0, fenced);
     for n in 1..=3 {
@@ -952,7 +962,7 @@ fn a_delivery_is_gone_with_its_job() {
         limit: 1,
         keep_bytes: u64::MAX,
     });
-    assert_eq!(ledger.view().due(u64::MAX, 10).unwrap(), []);
+    assert_eq!(ledger.view().due(None, u64::MAX, 10).unwrap(), []);
     let left: Vec<_> = ledger.store.iter().map(|(key, _)| key.clone()).collect();
     assert_eq!(left, [quorun_ledger::keys::COUNTERS]);
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use quorun_consensus::Handle;
 use quorun_ledger::{
-    Command, Completion, Delivery, DeliveryAttempt, DeliveryState, Job, JobId, JobState, Reply,
+    Command, Completion, Delivery, DeliveryAttempt, DeliveryState, Due, Job, JobId, JobState, Reply,
 };
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -36,8 +36,12 @@ const AT_ONCE: usize = 256;
 const AT_ONCE_TO_ONE: usize = 4;
 /// What their jobs may hold all together, KiB: they are in memory while they are sent.
 const KIB_AT_ONCE: usize = 64 << 10;
-/// Deliveries that are looked at in one turn, so that those to a host that takes none do not hide the others.
+/// Deliveries that are looked at in one turn; the next turn goes on behind them, so that those to a host that takes none hide
+/// no others.
 const LOOK: usize = 20_000;
+/// Deliveries to one host that wait in memory, and to all of them; the others are found again in a later turn.
+const WAITING_FOR_ONE: usize = 1_000;
+const WAITING: usize = 100_000;
 /// Pause between two looks, unless something becomes due before.
 const EVERY: Duration = Duration::from_secs(1);
 /// Pause behind a look for each delivery that it found.
@@ -68,6 +72,8 @@ struct Hand {
     /// Everything that is in `hosts` or under way.
     taken: HashSet<JobId>,
     hosts: HashMap<String, Host>,
+    /// Hosts that something can be sent to, in turn.
+    ready: VecDeque<String>,
     sending: usize,
 }
 
@@ -83,6 +89,8 @@ struct Sent {
 struct Host {
     waiting: VecDeque<JobId>,
     sending: usize,
+    /// It stands among those that are ready.
+    ready: bool,
 }
 
 impl Callbacks {
@@ -95,6 +103,8 @@ impl Callbacks {
         let weight = Arc::new(Semaphore::new(KIB_AT_ONCE));
         let mut next = Instant::now();
         let mut rest = next;
+        // The last that was looked at, while there is more behind it.
+        let mut seen = None;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
@@ -124,14 +134,16 @@ impl Callbacks {
             next = Instant::now() + EVERY;
             if !status.borrow_and_update().leading {
                 hand.put_down();
+                seen = None;
                 continue;
             }
-            match this.look().await {
+            match this.look(seen.clone()).await {
                 Ok((due, then)) => {
+                    seen = due.last().filter(|_| due.len() == LOOK).cloned();
                     // The more there is to look at, the less often.
                     rest = Instant::now()
                         + REST.saturating_mul(u32::try_from(due.len()).unwrap_or(u32::MAX));
-                    for (job, host) in due {
+                    for Due { job, host, .. } in due {
                         hand.take(job, host);
                     }
                     if let Some(then) = then {
@@ -144,12 +156,12 @@ impl Callbacks {
         }
     }
 
-    /// What is due, and how long until there is more.
-    async fn look(&self) -> Result<(Vec<(JobId, String)>, Option<Duration>), ReadFailed> {
-        ledger::read(&self.consensus, |view| {
+    /// What is due behind what has been seen, and how long until there is more.
+    async fn look(&self, seen: Option<Due>) -> Result<(Vec<Due>, Option<Duration>), ReadFailed> {
+        ledger::read(&self.consensus, move |view| {
             // Deliveries are stamped with the ledger's time, which the clock of another leader may have set.
             let now = now_ms().max(view.counters()?.time_ms);
-            let due = view.due(now, LOOK)?;
+            let due = view.due(seen.as_ref(), now, LOOK)?;
             let then = match view.next_due()? {
                 Some(at) if at > now => Some(Duration::from_millis(at - now)),
                 _ => None,
@@ -271,35 +283,47 @@ fn pause_ms(backoff: Duration, attempt: u32, chance: f64) -> u64 {
 }
 
 impl Hand {
-    /// Takes a delivery to its host's others, unless it is there already.
+    /// Takes a delivery to its host's others, unless it is there already, or too many are.
     fn take(&mut self, job: JobId, host: String) {
-        if self.taken.insert(job) {
-            self.hosts.entry(host).or_default().waiting.push_back(job);
+        let waiting = self.hosts.get(&host).map_or(0, |host| host.waiting.len());
+        if waiting >= WAITING_FOR_ONE || self.taken.len() >= WAITING || !self.taken.insert(job) {
+            return;
+        }
+        let all = self.hosts.entry(host.clone()).or_default();
+        all.waiting.push_back(job);
+        self.offer(host);
+    }
+
+    /// Puts a host behind the others that are ready, if something can be sent to it.
+    fn offer(&mut self, name: String) {
+        if let Some(host) = self.hosts.get_mut(&name)
+            && !host.ready
+            && host.sending < AT_ONCE_TO_ONE
+            && !host.waiting.is_empty()
+        {
+            host.ready = true;
+            self.ready.push_back(name);
         }
     }
 
-    /// What may be sent now; it counts as under way.
+    /// What may be sent now, one for each host in turn; it counts as under way.
     fn next(&mut self) -> Vec<(JobId, String)> {
         let mut next = Vec::new();
-        // One for each host in turn, so that none takes all places.
-        loop {
-            let before = next.len();
-            for (name, host) in &mut self.hosts {
-                if self.sending == AT_ONCE {
-                    return next;
-                }
-                if host.sending < AT_ONCE_TO_ONE
-                    && let Some(job) = host.waiting.pop_front()
-                {
-                    host.sending += 1;
-                    self.sending += 1;
-                    next.push((job, name.clone()));
-                }
+        while self.sending < AT_ONCE
+            && let Some(name) = self.ready.pop_front()
+        {
+            let Some(host) = self.hosts.get_mut(&name) else {
+                continue;
+            };
+            host.ready = false;
+            if let Some(job) = host.waiting.pop_front() {
+                host.sending += 1;
+                self.sending += 1;
+                next.push((job, name.clone()));
             }
-            if next.len() == before {
-                return next;
-            }
+            self.offer(name);
         }
+        next
     }
 
     /// A delivery is no longer under way. If it is due again, or still, the ledger says so.
@@ -312,15 +336,18 @@ impl Hand {
                 self.hosts.remove(name);
             }
         }
+        self.offer(name.to_owned());
     }
 
     /// Another node leads: what is not under way is its business.
     fn put_down(&mut self) {
         for host in self.hosts.values_mut() {
+            host.ready = false;
             for job in host.waiting.drain(..) {
                 self.taken.remove(&job);
             }
         }
+        self.ready.clear();
         self.hosts.retain(|_, host| host.sending > 0);
     }
 }
@@ -363,6 +390,33 @@ mod tests {
         }
         hand.next();
         assert_eq!(hand.sending, AT_ONCE);
+    }
+
+    #[test]
+    fn each_host_has_its_turn_and_none_fills_the_memory() {
+        let mut hand = Hand::default();
+        for number in 0..10_000 {
+            hand.take(job(number), "dead".to_owned());
+        }
+        assert_eq!(hand.taken.len(), WAITING_FOR_ONE);
+        // More hosts that take a long time than there are places.
+        for number in 0..1_000 {
+            hand.take(job(20_000 + number), format!("slow{number}"));
+        }
+        let mut told = HashSet::new();
+        for _ in 0..8 {
+            let now = hand.next();
+            told.extend(now.iter().map(|(_, host)| host.clone()));
+            for (job, host) in now {
+                hand.sent(job, &host);
+            }
+        }
+        assert_eq!(told.len(), 1_001);
+        for number in 0..2 * WAITING {
+            let number = number as u64;
+            hand.take(job(100_000 + number), format!("other{number}"));
+        }
+        assert_eq!(hand.taken.len(), WAITING);
     }
 
     #[test]
