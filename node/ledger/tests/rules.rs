@@ -890,7 +890,7 @@ fn a_delivery_is_tried_until_it_is_received_or_was_tried_often_enough() {
         let mut seen = None;
         for one in &due {
             let next = ledger.view().due(seen.as_ref(), until, 1).unwrap();
-            assert_eq!(next, [one.clone()]);
+            assert_eq!(next, std::slice::from_ref(one));
             seen = Some(one.clone());
         }
         due.into_iter().map(|due| (due.job, due.host)).collect()
