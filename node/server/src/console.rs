@@ -65,6 +65,7 @@ impl Console {
 #[derive(Clone, Debug, Default)]
 pub struct Consoles {
     open: Arc<Mutex<HashMap<Attempt, Arc<Console>>>>,
+    opened: watch::Sender<()>,
 }
 
 impl Consoles {
@@ -85,6 +86,7 @@ impl Consoles {
             over: watch::Sender::new(false),
         });
         self.lock().insert(attempt, Arc::clone(&console));
+        self.opened.send_replace(());
         let desk = Desk {
             attempt,
             console,
@@ -105,6 +107,12 @@ impl Consoles {
         console.attached.send_modify(|count| *count += 1);
         let over = console.over.subscribe();
         Some(Attached { console, over })
+    }
+
+    /// Changes whenever a desk was opened: the ledger says that an attempt runs somewhat before it can be talked to.
+    #[must_use]
+    pub fn opened(&self) -> watch::Receiver<()> {
+        self.opened.subscribe()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Attempt, Arc<Console>>> {
@@ -208,7 +216,10 @@ mod tests {
     async fn what_several_say_comes_in_order_until_one_ends_it() {
         let consoles = Consoles::default();
         let attempt = attempt();
+        let mut opened = consoles.opened();
+        assert!(consoles.attach(attempt).is_none());
         let (desk, mut program) = consoles.open(attempt, None);
+        assert!(opened.changed().now_or_never().is_some());
         let mut one = consoles.attach(attempt).unwrap();
         let mut two = consoles.attach(attempt).unwrap();
         one.say(Said::Stdin("a".into())).await;

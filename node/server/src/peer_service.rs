@@ -59,6 +59,7 @@ impl PeerService {
         there: impl Fn() -> Option<T>,
     ) -> Option<T> {
         let mut watch = self.watchers.watch(job);
+        let mut opened = self.consoles.opened();
         let found = async {
             loop {
                 if let Some(found) = there() {
@@ -71,7 +72,11 @@ impl PeerService {
                     {
                         return None;
                     }
-                    _ => watch.changed().await,
+                    _ => tokio::select! {
+                        () = watch.changed() => {}
+                        // The sender is in the consoles.
+                        _ = opened.changed() => {}
+                    },
                 }
             }
         };

@@ -1,7 +1,5 @@
 //! The way of what a client says to a program: to this node's console, or to that of the node that runs it.
 
-use std::time::Duration;
-
 use futures::StreamExt;
 use quorun_consensus::Handle;
 use quorun_ledger::{JobId, NodeId, Terminal};
@@ -13,8 +11,6 @@ use crate::console::{Attached, Consoles, Said};
 
 /// What may be on its way to another node, pieces.
 const PIECES: usize = 4;
-/// How often a console that this node should have, but has not yet, is looked for.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// That what was said last may not have been heard.
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +40,13 @@ impl Talk {
         attempt: (JobId, u32),
     ) -> Result<Self, Lost> {
         if node == me {
+            let mut opened = consoles.opened();
             loop {
                 if let Some(attached) = consoles.attach(attempt) {
                     return Ok(Self::Here(attached));
                 }
-                tokio::time::sleep(LOOK).await;
+                // The sender is in the consoles.
+                let _ = opened.changed().await;
             }
         }
         let mut client = consensus

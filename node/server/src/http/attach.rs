@@ -219,7 +219,11 @@ async fn show(
                 node,
             } => {
                 if let (JobState::Running, Some(node)) = (state, node) {
-                    runs.send_replace(Some((node, attempt)));
+                    // Told again it is no other attempt, and whoever talks to it goes on.
+                    runs.send_if_modified(|known| {
+                        let before = known.replace((node, attempt));
+                        before != *known
+                    });
                 }
                 let shown = json!({ "state": state.as_str(), "attempt": attempt, "node": node });
                 // The end is shown with the whole job.
