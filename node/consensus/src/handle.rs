@@ -225,9 +225,11 @@ impl Handle {
     pub async fn stopped(&self) -> Error {
         let mut fatal = self.shared.fatal.clone();
         let mut ended = self.shared.ended.clone();
+        // What it returns holds the channel, and whoever looks again while a sender waits for it would wait for ever.
+        let fails = async { fatal.wait_for(Option::is_some).await.is_ok() };
         tokio::select! {
             biased;
-            Ok(_) = fatal.wait_for(Option::is_some) => self.ended(),
+            true = fails => self.ended(),
             _ = ended.changed() => self.ended(),
         }
     }

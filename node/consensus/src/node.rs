@@ -384,8 +384,13 @@ async fn watch_store(
     mut failure: watch::Receiver<Option<String>>,
     fatal: watch::Sender<Option<String>>,
 ) {
-    if let Ok(failure) = failure.wait_for(Option::is_some).await {
-        fatal.send_replace(failure.clone());
+    // Not held while it is passed on.
+    let failed = failure
+        .wait_for(Option::is_some)
+        .await
+        .map(|failure| failure.clone());
+    if let Ok(failed) = failed {
+        fatal.send_replace(failed);
     }
 }
 
