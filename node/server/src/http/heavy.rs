@@ -17,6 +17,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::{Instant, sleep_until};
 
 use super::App;
+use super::listener::UNREAD;
 use super::problem::Problem;
 use crate::pressure::{Client, Held};
 
@@ -24,9 +25,6 @@ use crate::pressure::{Client, Held};
 const LARGE: u64 = 256 << 10;
 /// What is handed over at one time, bytes. It is copied, so that what is left can be given up.
 const PIECE: usize = 64 << 10;
-/// How long a client may take nothing of its answer. A connection that nobody reads ends by itself; that of HTTP/2 is read
-/// while the window of one of its streams stays shut.
-const UNREAD: Duration = Duration::from_secs(60);
 
 /// Counts what is large of the answers to requests. Where somebody only looks, what is too much is refused; what was done is
 /// told in any case, because a refusal would say that it was not.
@@ -56,22 +54,10 @@ pub async fn count(
             let answer = Answer::new(whole.to_bytes(), held, UNREAD);
             Response::from_parts(parts, Body::new(answer))
         }
-        Err(error) => Response::from_parts(parts, Body::new(Broken(Some(error)))),
-    }
-}
-
-/// An answer that could not be read.
-struct Broken(Option<axum::Error>);
-
-impl http_body::Body for Broken {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Poll::Ready(self.0.take().map(Err))
+        Err(error) => {
+            let broken = futures::stream::once(async { Err::<Bytes, _>(error) });
+            Response::from_parts(parts, Body::from_stream(broken))
+        }
     }
 }
 
@@ -104,7 +90,8 @@ impl Answer {
     }
 }
 
-/// Gives an answer up of which nothing was taken for so long. Whoever sends it does not ask for more meanwhile, so it cannot
+/// Gives an answer up of which nothing was taken for so long. A connection that nobody reads ends by itself; that of HTTP/2 is
+/// read while the window of one of its streams stays shut, and whoever sends it does not ask for more meanwhile, so it cannot
 /// find out by itself.
 async fn watch(rest: Weak<Mutex<Rest>>, unread: Duration) {
     loop {

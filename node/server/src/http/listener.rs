@@ -30,7 +30,7 @@ const HEAD: Duration = Duration::from_secs(1);
 /// How large it may be.
 const HEAD_BYTES: usize = 16 << 10;
 /// How long an answer is kept for a client that takes nothing of it.
-const UNREAD: Duration = Duration::from_secs(60);
+pub const UNREAD: Duration = Duration::from_secs(60);
 /// Connections that are being turned away at one time; more are closed without a word.
 const TURNED_AWAY: usize = 256;
 
