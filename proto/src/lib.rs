@@ -11,6 +11,8 @@ pub const TARGET_KEY: &str = "quorun-target";
 
 /// Metadata key: the proof that the caller has the cluster's secret, hexadecimal; absent where there is none.
 pub const PROOF_KEY: &str = "quorun-proof";
+/// Metadata key of an answer: the node knows quiet requests (`AppendRequest`).
+pub const QUIET_KEY: &str = "quorun-quiet";
 
 /// Generated from `package quorun.v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -127,6 +127,9 @@ impl Options {
         let config = openraft::Config {
             cluster_name: self.cluster.to_string(),
             heartbeat_interval: millis(self.heartbeat),
+            // None where replication has been answered just now. A follower then hears nothing for less than two
+            // heartbeats, which is the shortest election time that is allowed.
+            heartbeat_min_interval: Some(millis(self.heartbeat) / 2),
             election_timeout_min: millis(self.election_min),
             election_timeout_max: millis(self.election_max),
             enable_pre_vote: Some(true),

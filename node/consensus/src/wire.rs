@@ -124,6 +124,7 @@ pub(crate) fn append_request_to(
         prev_log_id: request.prev_log_id.map(log_id_to),
         entries: request.entries.iter().map(entry_to).collect(),
         leader_commit: request.leader_commit.map(log_id_to),
+        quiet: false,
     }
 }
 
@@ -266,6 +267,7 @@ mod tests {
             prev_log_id: Some(log_id_to(log_id)),
             entries: entries.into(),
             leader_commit: Some(log_id_to(log_id)),
+            quiet: false,
         }
     }
 

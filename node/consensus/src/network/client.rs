@@ -3,30 +3,23 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::io::Read as _;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
 use openraft::RPCTypes;
-use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
 use openraft::network::{
-    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
-    RaftNetworkFactory,
+    Backoff, NetBackoff, NetSnapshot, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
 };
 use openraft::raft::{
-    AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
 use quorun_ledger::NodeId;
 use quorun_proto::v1;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
@@ -34,6 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::MAX_MESSAGE;
 use super::access::{PeerAccess, PeerTls};
+use super::append::Line;
 use super::check::Identity;
 use crate::blocking::blocking;
 use crate::error::Error;
@@ -43,13 +37,11 @@ use crate::transfers::Transfers;
 use crate::types::{Snapshot, TypeConfig, Vote};
 use crate::wire;
 
-const CONNECT: Duration = Duration::from_millis(500);
+pub(super) const CONNECT: Duration = Duration::from_millis(500);
 const PING_EVERY: Duration = Duration::from_secs(1);
 const PING_PATIENCE: Duration = Duration::from_secs(2);
 /// The same where snapshots travel: its pings wait behind what is on its way, up to [`STREAM_WINDOW`] on a slow link.
 const SNAPSHOT_PING_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a follower may take to answer an append: its disk may be slow.
-const APPEND_PATIENCE: Duration = Duration::from_secs(2);
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// A snapshot travels in pieces of this size.
@@ -239,6 +231,7 @@ impl RaftNetworkFactory<TypeConfig> for Connections {
             client: client.ok(),
             snapshots: snapshots.ok(),
             transfers: self.transfers.clone(),
+            line: None,
         }
     }
 }
@@ -253,13 +246,15 @@ pub(crate) struct Connection {
     /// The same, for snapshots.
     snapshots: Option<ConsensusClient>,
     transfers: Transfers,
+    /// What single appends were sent on last.
+    pub(super) line: Option<Line>,
 }
 
-type RaftRpcError = RPCError<TypeConfig>;
+pub(super) type RaftRpcError = RPCError<TypeConfig>;
 
 /// openraft waits a while before it calls again. Everything that goes wrong is of this kind: a peer that refuses calls
 /// is not better called at once.
-fn unreachable_peer(status: &Status) -> RaftRpcError {
+pub(super) fn unreachable_peer(status: &Status) -> RaftRpcError {
     RPCError::Unreachable(Unreachable::from_string(format!(
         "{:?}: {}",
         status.code(),
@@ -272,11 +267,11 @@ fn no_address() -> RaftRpcError {
 }
 
 impl Connection {
-    fn client(&self) -> Result<ConsensusClient, RaftRpcError> {
+    pub(super) fn client(&self) -> Result<ConsensusClient, RaftRpcError> {
         self.client.clone().ok_or_else(no_address)
     }
 
-    fn timeout(&self, action: RPCTypes, timeout: Duration) -> RaftRpcError {
+    pub(super) fn timeout(&self, action: RPCTypes, timeout: Duration) -> RaftRpcError {
         RPCError::Timeout(Timeout {
             action,
             id: self.id,
@@ -328,145 +323,6 @@ impl NetVote<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RaftRpcError> {
         self.call_vote(request, true, option).await
-    }
-}
-
-/// The requests of a stream, for as long as their [`Holder`] is there.
-///
-/// A call hands its requests to the connection, which may still ask for more when the caller has long given up. openraft's
-/// requests are made from what the next call is about to send, under a lock that this call would have to wait for, and
-/// from entries that may be purged as soon as no call is under way. So they end with the call, whoever has them.
-struct Requests<S>(Arc<Mutex<Option<S>>>);
-
-/// Ends the [`Requests`] when it is dropped.
-struct Holder<S>(Arc<Mutex<Option<S>>>);
-
-fn held<S>(requests: S) -> (Holder<S>, Requests<S>) {
-    let requests = Arc::new(Mutex::new(Some(requests)));
-    (Holder(requests.clone()), Requests(requests))
-}
-
-impl<S: Stream + Unpin> Stream for Requests<S> {
-    type Item = S::Item;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        match &mut *self.0.lock() {
-            Some(requests) => requests.poll_next_unpin(cx),
-            None => Poll::Ready(None),
-        }
-    }
-}
-
-impl<S> Drop for Holder<S> {
-    fn drop(&mut self) {
-        let requests = self.0.lock().take();
-        drop(requests);
-    }
-}
-
-/// How many requests of a stream were sent.
-#[derive(Debug, Default)]
-struct Sent {
-    count: AtomicU64,
-    more: Notify,
-}
-
-/// The receiving side of a stream of appends.
-struct Replies<S> {
-    replies: tonic::Streaming<v1::AppendReply>,
-    received: u64,
-    sent: Arc<Sent>,
-    /// None when nothing more is to be sent or received.
-    requests: Option<Holder<S>>,
-}
-
-impl<S> Replies<S> {
-    /// The next reply. Waits for as long as it takes while there is nothing to be answered, and no longer than a
-    /// follower may take when there is.
-    async fn next(&mut self) -> Option<Result<StreamAppendResult<TypeConfig>, Option<Status>>> {
-        self.requests.as_ref()?;
-        let deadline = tokio::time::sleep(APPEND_PATIENCE);
-        tokio::pin!(deadline);
-        loop {
-            let outstanding = self.sent.count.load(Ordering::Acquire) > self.received;
-            tokio::select! {
-                reply = self.replies.message() => {
-                    self.received += 1;
-                    let result = match reply {
-                        Ok(Some(reply)) => wire::append_reply_from(reply).map_err(|error| Some(error.into())),
-                        Ok(None) => return None,
-                        Err(status) => Err(Some(status)),
-                    };
-                    if !matches!(result, Ok(Ok(_))) {
-                        self.requests = None;
-                    }
-                    return Some(result);
-                }
-                () = &mut deadline, if outstanding => {
-                    self.requests = None;
-                    return Some(Err(None));
-                }
-                () = self.sent.more.notified(), if !outstanding => {
-                    deadline.as_mut().reset(tokio::time::Instant::now() + APPEND_PATIENCE);
-                }
-            }
-        }
-    }
-}
-
-impl NetStreamAppend<TypeConfig> for Connection {
-    fn stream_append<'s, S>(
-        &'s mut self,
-        mut input: S,
-        option: RPCOption,
-    ) -> BoxFuture<
-        's,
-        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RaftRpcError>>, RaftRpcError>,
-    >
-    where
-        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
-    {
-        Box::pin(async move {
-            // openraft waits between two tries inside of this stream, before it hands out a request. A call to a peer
-            // that is down ends before anything is asked of the stream: without a request in hand, it would be tried
-            // again at once, thousands of times a second.
-            let Some(first) = input.next().await else {
-                let nothing: BoxStream<'s, _> = Box::pin(futures::stream::empty());
-                return Ok(nothing);
-            };
-            let input = futures::stream::once(std::future::ready(first)).chain(input);
-            let (holder, input) = held(input);
-            let mut client = self.client()?;
-            let sent = Arc::new(Sent::default());
-            let counter = sent.clone();
-            let requests = input.map(move |request| {
-                counter.count.fetch_add(1, Ordering::AcqRel);
-                counter.more.notify_one();
-                wire::append_request_to(&request)
-            });
-            let patience = option.soft_ttl().max(CONNECT);
-            let replies = tokio::time::timeout(patience, client.stream_append(requests))
-                .await
-                .map_err(|_| self.timeout(RPCTypes::AppendEntries, patience))?
-                .map_err(|status| unreachable_peer(&status))?
-                .into_inner();
-            let replies = Replies {
-                replies,
-                received: 0,
-                sent,
-                requests: Some(holder),
-            };
-            let this = &*self;
-            let results = futures::stream::unfold(replies, move |mut replies| async move {
-                let result = replies.next().await?.map_err(|status| match status {
-                    Some(status) => unreachable_peer(&status),
-                    None => this.timeout(RPCTypes::AppendEntries, APPEND_PATIENCE),
-                });
-                Some((result, replies))
-            });
-            let results: BoxStream<'s, _> = Box::pin(results);
-            Ok(results)
-        })
     }
 }
 
@@ -565,88 +421,5 @@ impl NetTransferLeader<TypeConfig> for Connection {
 impl NetBackoff<TypeConfig> for Connection {
     fn backoff(&self) -> Option<Backoff> {
         None // the one of openraft's configuration
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicBool;
-
-    use super::*;
-
-    async fn connection_to(address: String) -> Connection {
-        let runtime = tokio::runtime::Handle::current();
-        let peers = Arc::new(Peers::new(
-            ClusterId([1; 16]),
-            1,
-            runtime,
-            BTreeMap::new(),
-            PeerAccess::default(),
-        ));
-        let member = Member {
-            peer: address,
-            http: String::new(),
-        };
-        let transfers = Transfers::default();
-        Connections { peers, transfers }
-            .new_client(2, &member)
-            .await
-    }
-
-    fn request() -> AppendEntriesRequest<TypeConfig> {
-        AppendEntriesRequest {
-            vote: Vote::new_committed(1, 1),
-            prev_log_id: None,
-            leader_commit: None,
-            entries: Vec::new(),
-        }
-    }
-
-    /// A peer takes the connection and then says nothing: the call is given up, and with it the requests, although the
-    /// connection still has them.
-    #[tokio::test]
-    async fn nothing_is_asked_for_any_more_when_a_call_was_given_up() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut connection = connection_to(listener.local_addr().unwrap().to_string()).await;
-        let there = Arc::new(());
-        let asked = Arc::downgrade(&there);
-        let requests = futures::stream::unfold((there, true), |(there, first)| async move {
-            if !first {
-                std::future::pending::<()>().await;
-            }
-            Some((request(), (there, false)))
-        });
-        let option = RPCOption::new(Duration::from_millis(100));
-        let requests = Box::pin(requests);
-        let called = connection.stream_append(requests, option).await;
-        assert!(matches!(called, Err(RPCError::Timeout(_))));
-        let (mut silent, _) = listener.accept().await.unwrap();
-        assert!(asked.upgrade().is_none(), "the requests are still there");
-        // What reached the peer was a call: its preface, at least.
-        let mut preface = [0; 14];
-        tokio::io::AsyncReadExt::read_exact(&mut silent, &mut preface)
-            .await
-            .unwrap();
-        assert_eq!(&preface, b"PRI * HTTP/2.0");
-    }
-
-    /// openraft waits between two tries when it is asked for a request. So it has to be asked, also when nobody listens:
-    /// otherwise it tries again at once.
-    #[tokio::test]
-    async fn a_peer_that_is_down_is_called_with_a_request_in_hand() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        drop(listener);
-        let mut connection = connection_to(address).await;
-        let asked = Arc::new(AtomicBool::new(false));
-        let seen = asked.clone();
-        let requests = futures::stream::once(Box::pin(async move {
-            seen.store(true, Ordering::Release);
-            request()
-        }));
-        let option = RPCOption::new(Duration::from_secs(10));
-        let called = connection.stream_append(requests, option).await;
-        assert!(matches!(called, Err(RPCError::Unreachable(_))));
-        assert!(asked.load(Ordering::Acquire));
     }
 }

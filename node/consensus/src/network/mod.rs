@@ -2,6 +2,7 @@
 //! check that the right node of the right cluster is talking.
 
 mod access;
+mod append;
 mod check;
 mod client;
 mod service;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
 use openraft::raft::{TransferLeaderRequest, VoteRequest};
 use quorun_ledger::{Batch, codec};
 use quorun_proto::v1;
@@ -16,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::append::{self, AppendReplies};
 use crate::blocking::blocking;
 use crate::confirm::{Confirmer, Unconfirmed};
 use crate::ledger_store::{LedgerStore, Received, SnapshotFile, snapshot_folder};
@@ -116,40 +116,19 @@ impl Service {
     }
 }
 
-fn stopped(error: &impl std::fmt::Display) -> Status {
+pub(super) fn stopped(error: &impl std::fmt::Display) -> Status {
     Status::unavailable(format!("this node's consensus has ended: {error}"))
 }
 
-type Replies = std::pin::Pin<Box<dyn Stream<Item = Result<v1::AppendReply, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl v1::consensus_server::Consensus for Service {
-    type StreamAppendStream = Replies;
+    type StreamAppendStream = AppendReplies;
 
     async fn stream_append(
         &self,
         request: Request<Streaming<v1::AppendRequest>>,
-    ) -> Result<Response<Replies>, Status> {
-        // A message that cannot be read ends the stream; its sender starts another one.
-        let requests = request.into_inner().scan((), |(), message| {
-            let request = message
-                .map_err(|status| tracing::debug!(%status, "a stream of appends has broken"))
-                .ok()
-                .and_then(|message| {
-                    wire::append_request_from(message)
-                        .map_err(|error| tracing::warn!(%error, "a malformed append"))
-                        .ok()
-                });
-            std::future::ready(request)
-        });
-        let replies = self
-            .raft
-            .stream_append(requests)
-            .map(|result| match result {
-                Ok(result) => Ok(wire::append_reply_to(&result)),
-                Err(fatal) => Err(stopped(&fatal)),
-            });
-        Ok(Response::new(Box::pin(replies)))
+    ) -> Result<Response<AppendReplies>, Status> {
+        Ok(append::answer(&self.raft, request))
     }
 
     async fn vote(
