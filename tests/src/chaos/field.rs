@@ -303,6 +303,15 @@ impl Field {
         }
     }
 
+    /// Takes a node for a fault, unless another fault has it.
+    #[must_use]
+    pub fn take_free(self: &Arc<Self>, id: u64) -> Option<Taken> {
+        self.lock_taken().insert(id).then(|| Taken {
+            field: Arc::clone(self),
+            ids: BTreeSet::from([id]),
+        })
+    }
+
     fn lock_taken(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

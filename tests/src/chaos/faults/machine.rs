@@ -73,7 +73,7 @@ impl Strike<'_> {
     /// A node finds no more room on its disk. It has to stop with a word about it, and to be there again once there is.
     pub(super) async fn disk_full(&mut self) -> Seen {
         let id = self.any()?;
-        let taken = self.take(vec![id]);
+        let taken = self.take_one(id)?;
         let field = self.field();
         let shim = field.shim(id);
         self.struck = Some(Instant::now());
@@ -109,7 +109,7 @@ impl Strike<'_> {
         if !field.untouched().contains(&id) {
             return Err(format!("node {id} is not free"));
         }
-        let taken = self.take(vec![id]);
+        let taken = self.take_one(id)?;
         let shim = field.shim(id);
         let seed = if self.random.bool() {
             0

@@ -152,11 +152,19 @@ impl Strike<'_> {
         self.scene.field.take(ids)
     }
 
+    /// Takes a node that was free when it was looked at. Faults look at the same time.
+    fn take_one(&mut self, id: u64) -> Result<Taken, String> {
+        let taken = self.scene.field.take_free(id);
+        let taken = taken.ok_or_else(|| format!("another fault has taken node {id} meanwhile"))?;
+        self.nodes.push(id);
+        Ok(taken)
+    }
+
     /// Takes the leader.
     async fn leader(&mut self) -> Result<Taken, String> {
         let field = self.field();
         let leader = field.leader_among(&field.untouched(), LEADERLESS).await?;
-        Ok(self.take(vec![leader]))
+        self.take_one(leader)
     }
 
     /// Takes a node that does not lead.
@@ -166,7 +174,7 @@ impl Strike<'_> {
         let mut others = field.untouched();
         others.retain(|id| *id != leader);
         let other = self.random.choice(&others).copied();
-        Ok(self.take(vec![other.ok_or("no follower is free")?]))
+        self.take_one(other.ok_or("no follower is free")?)
     }
 
     fn between(&mut self, least: u64, most: u64) -> Duration {

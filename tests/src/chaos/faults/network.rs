@@ -91,7 +91,7 @@ impl Strike<'_> {
         let field = self.field();
         let untouched = field.untouched();
         let id = *self.random.choice(&untouched).ok_or("no node is free")?;
-        let taken = self.take(vec![id]);
+        let taken = self.take_one(id)?;
         let outwards = self.random.bool();
         let ways: Vec<(u64, u64)> = field
             .network

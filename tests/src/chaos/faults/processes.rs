@@ -27,7 +27,7 @@ impl Strike<'_> {
         let field = self.field();
         let untouched = field.untouched();
         let id = *self.random.choice(&untouched).ok_or("no node is free")?;
-        let taken = self.take(vec![id]);
+        let taken = self.take_one(id)?;
         let here = format!("/node{id}/");
         let mut lines = Tail::of(&self.scene.witness)?;
         let deadline = Instant::now() + OPPORTUNITY;
