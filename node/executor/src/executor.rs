@@ -384,6 +384,10 @@ impl Executor {
             streams.live.restart();
             match self.attempt(task, streams, number == 0).await {
                 Tried::Result(result) => return Ok(*result),
+                // All sandboxes go then, and nobody needs to be warned of it.
+                Tried::Again(_) | Tried::NoSandbox(_) if self.pool.is_closed() => {
+                    return Err(shutting_down());
+                }
                 Tried::Again(cause) => {
                     tracing::warn!(job = %task.job, attempt = task.attempt, "{cause}");
                     reason = cause;
@@ -649,10 +653,15 @@ impl Executor {
     /// [`Unavailable`]; nothing can be executed afterwards.
     pub async fn shutdown(&self) {
         // Nobody needs to be warned of it.
-        self.health.send_replace(Health::NotReady {
-            reason: "the node is shutting down".into(),
-        });
+        let Unavailable { reason } = shutting_down();
+        self.health.send_replace(Health::NotReady { reason });
         self.pool.close().await;
+    }
+}
+
+fn shutting_down() -> Unavailable {
+    Unavailable {
+        reason: "the node is shutting down".into(),
     }
 }
 

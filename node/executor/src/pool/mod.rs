@@ -262,6 +262,11 @@ impl Pool {
         }
     }
 
+    /// Whether the end has begun.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared.closing.is_cancelled()
+    }
+
     /// Waits for the end.
     pub(crate) async fn closed(&self) {
         self.shared.closing.cancelled().await;
