@@ -95,7 +95,7 @@ impl Options {
     /// The default of [`log_kept`](Self::log_kept): more than 5,000 entries take that fit into a part of a record each.
     pub const LOG_KEPT: u64 = 64 << 20;
 
-    /// Options with the default times: a heartbeat every 50 ms, elections after 150 to 300 ms, a snapshot every 20,000
+    /// Options with the default times: a heartbeat every 75 ms, elections after 150 to 300 ms, a snapshot every 20,000
     /// entries, 64 MiB of log behind it.
     #[must_use]
     pub fn new(
@@ -109,7 +109,7 @@ impl Options {
             cluster,
             members,
             data_dir,
-            heartbeat: Duration::from_millis(50),
+            heartbeat: Duration::from_millis(75),
             election_min: Duration::from_millis(150),
             election_max: Duration::from_millis(300),
             snapshot_after: 20_000,
@@ -175,7 +175,7 @@ mod tests {
     fn the_default_times_are_valid() {
         let options = Options::new(1, ClusterId([7; 16]), BTreeMap::new(), PathBuf::new());
         let config = options.raft().unwrap();
-        assert_eq!(config.heartbeat_interval, 50);
+        assert_eq!(config.heartbeat_interval, 75);
         assert_eq!(config.max_in_snapshot_log_to_keep, 5_000);
     }
 }

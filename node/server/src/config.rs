@@ -114,7 +114,7 @@ pub struct Settings {
     /// Silence after which a voter gives its vote to a learner that lives, seconds [default: 300]
     #[arg(long, env = "QUORUN_REPLACE_VOTER_S", value_name = "S")]
     pub replace_voter_s: Option<u64>,
-    /// Raft heartbeat, milliseconds [default: 50]
+    /// Raft heartbeat, milliseconds [default: 75, or half of --election-ms if that is less]
     #[arg(long, env = "QUORUN_HEARTBEAT_MS", value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
     /// Shortest silence of the leader before an election, milliseconds; the longest is twice that [default: 150]
@@ -643,8 +643,8 @@ impl Config {
         );
         let largest = largest_json(kib(source_kb), kib(stdin_kb), kib(tests_kb));
         let bounds = bounds(&settings, largest)?;
-        let heartbeat = settings.heartbeat_ms.unwrap_or(50);
         let election = settings.election_ms.unwrap_or(150);
+        let heartbeat = settings.heartbeat_ms.unwrap_or(75.min(election / 2));
         ensure!(
             heartbeat >= 10 && election >= 2 * heartbeat,
             "--election-ms {election} must be at least twice --heartbeat-ms {heartbeat}, which must be at least 10"
