@@ -225,11 +225,9 @@ impl Handle {
     pub async fn stopped(&self) -> Error {
         let mut fatal = self.shared.fatal.clone();
         let mut ended = self.shared.ended.clone();
-        // What it returns holds the channel, and whoever looks again while a sender waits for it would wait for ever.
-        let fails = async { fatal.wait_for(Option::is_some).await.is_ok() };
         tokio::select! {
             biased;
-            true = fails => self.ended(),
+            Some(_) = failure(&mut fatal) => self.ended(),
             _ = ended.changed() => self.ended(),
         }
     }
@@ -250,5 +248,38 @@ impl Handle {
         let mut ended = self.shared.ended.clone();
         // Nothing is ever sent: the sender goes away at the end.
         while ended.changed().await.is_ok() {}
+    }
+}
+
+/// Waits for the word of a failure; `None` when nobody can say it any more.
+///
+/// It is taken out of the channel: what the channel lends keeps its sender waiting, and whoever then looked into the channel
+/// again would wait behind the sender for ever.
+pub(crate) async fn failure(fatal: &mut watch::Receiver<Option<String>>) -> Option<String> {
+    let failed = fatal.wait_for(Option::is_some).await;
+    failed.ok().and_then(|failed| failed.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A storage that fails says so more than once, and whoever has heard it looks again.
+    #[tokio::test]
+    async fn a_failure_that_was_heard_can_be_told_again() {
+        let (tell, mut fatal) = watch::channel(None);
+        tell.send_replace(Some("the disk".to_owned()));
+        let heard = failure(&mut fatal).await;
+        let (done, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            tell.send_replace(Some("the disk, again".to_owned()));
+            done.send(()).unwrap();
+        });
+        let told = told.recv_timeout(Duration::from_secs(20));
+        assert!(told.is_ok(), "the sender waits for whoever has heard it");
+        assert_eq!(heard.as_deref(), Some("the disk"));
+        assert_eq!(fatal.borrow().as_deref(), Some("the disk, again"));
     }
 }

@@ -16,7 +16,7 @@ use tonic::transport::server::{Connected, TcpIncoming};
 use crate::blocking::blocking;
 use crate::confirm::Confirmer;
 use crate::error::Error;
-use crate::handle::{Handle, Notice, Shared};
+use crate::handle::{Handle, Notice, Shared, failure};
 use crate::ledger_store::{LedgerStore, StateMachine};
 use crate::log_store::{Location, LogStore};
 use crate::metrics::Metrics;
@@ -381,16 +381,11 @@ where
 
 /// A store that can no longer be kept ends consensus even while nobody writes.
 async fn watch_store(
-    mut failure: watch::Receiver<Option<String>>,
+    mut failures: watch::Receiver<Option<String>>,
     fatal: watch::Sender<Option<String>>,
 ) {
-    // Not held while it is passed on.
-    let failed = failure
-        .wait_for(Option::is_some)
-        .await
-        .map(|failure| failure.clone());
-    if let Ok(failed) = failed {
-        fatal.send_replace(failed);
+    if let Some(failed) = failure(&mut failures).await {
+        fatal.send_replace(Some(failed));
     }
 }
 
