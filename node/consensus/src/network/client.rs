@@ -36,6 +36,7 @@ use super::MAX_MESSAGE;
 use super::access::{PeerAccess, PeerTls};
 use super::check::Identity;
 use crate::blocking::blocking;
+use crate::clock::Clocks;
 use crate::error::Error;
 use crate::ledger_store::{SnapshotFile, SnapshotReader};
 use crate::options::{ClusterId, Member};
@@ -220,6 +221,7 @@ pub(crate) fn never_sent(status: &Status) -> bool {
 pub(crate) struct Connections {
     pub(crate) peers: Arc<Peers>,
     pub(crate) transfers: Transfers,
+    pub(crate) clocks: Arc<Clocks>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Connections {
@@ -239,6 +241,7 @@ impl RaftNetworkFactory<TypeConfig> for Connections {
             client: client.ok(),
             snapshots: snapshots.ok(),
             transfers: self.transfers.clone(),
+            clocks: self.clocks.clone(),
         }
     }
 }
@@ -253,6 +256,7 @@ pub(crate) struct Connection {
     /// The same, for snapshots.
     snapshots: Option<ConsensusClient>,
     transfers: Transfers,
+    clocks: Arc<Clocks>,
 }
 
 type RaftRpcError = RPCError<TypeConfig>;
@@ -304,6 +308,7 @@ impl Connection {
             .map_err(|_| self.timeout(RPCTypes::Vote, patience))?
             .map_err(|status| unreachable_peer(&status))?
             .into_inner();
+        self.clocks.heard(self.target, reply.clock_ms);
         let vote = wire::vote_from(reply.vote).map_err(|error| unreachable_peer(&error.into()))?;
         Ok(VoteResponse::new(
             vote,
@@ -376,6 +381,8 @@ struct Replies<S> {
     replies: tonic::Streaming<v1::AppendReply>,
     received: u64,
     sent: Arc<Sent>,
+    from: NodeId,
+    clocks: Arc<Clocks>,
     /// None when nothing more is to be sent or received.
     requests: Option<Holder<S>>,
 }
@@ -393,7 +400,10 @@ impl<S> Replies<S> {
                 reply = self.replies.message() => {
                     self.received += 1;
                     let result = match reply {
-                        Ok(Some(reply)) => wire::append_reply_from(reply).map_err(|error| Some(error.into())),
+                        Ok(Some(reply)) => {
+                            self.clocks.heard(self.from, reply.clock_ms);
+                            wire::append_reply_from(reply).map_err(|error| Some(error.into()))
+                        }
                         Ok(None) => return None,
                         Err(status) => Err(Some(status)),
                     };
@@ -454,6 +464,8 @@ impl NetStreamAppend<TypeConfig> for Connection {
                 replies,
                 received: 0,
                 sent,
+                from: self.target,
+                clocks: self.clocks.clone(),
                 requests: Some(holder),
             };
             let this = &*self;
@@ -588,9 +600,13 @@ mod tests {
             http: String::new(),
         };
         let transfers = Transfers::default();
-        Connections { peers, transfers }
-            .new_client(2, &member)
-            .await
+        let clocks = Arc::new(Clocks::new(1));
+        let mut connections = Connections {
+            peers,
+            transfers,
+            clocks,
+        };
+        connections.new_client(2, &member).await
     }
 
     fn request() -> AppendEntriesRequest<TypeConfig> {

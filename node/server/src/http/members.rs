@@ -328,10 +328,21 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
     }
 }
 
+/// Whether a node was let in, and not removed: it need not have come, nor be a member on this node yet.
+async fn is_admitted(app: &App, id: NodeId) -> Result<bool, Problem> {
+    // It may have been let in through another node, just now.
+    let deadline = Instant::now() + DEADLINE;
+    let caught_up = app.consensus.linearize(deadline.into()).await;
+    caught_up.map_err(|_| Error::NoLeader)?;
+    let admissions = ledger::read(&app.consensus, |view| view.admissions());
+    let admissions = admissions.await.map_err(Error::from)?;
+    Ok(admissions.iter().any(|(known, _)| *known == id))
+}
+
 /// Remove a node for ever
 #[utoipa::path(
     delete, path = "/v1/cluster/nodes/{id}", operation_id = "remove_node", tag = "cluster",
-    description = "What it was running goes to others.",
+    description = "What it was running goes to others. A node that was let in and has not come can be removed as well.",
     params(("id" = u64, Path, minimum = 1, description = "The node")),
     responses(
         (status = 200, description = "It no longer belongs to the cluster", body = Removed,
@@ -339,7 +350,7 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
         (status = 202, description = "It is being removed", body = Removed,
             example = json!({ "id": 3, "removed": false, "requeued": 2 })),
     ),
-    extensions(("x-problems" = json!(["unknown-node", "no-majority-left", "no-quorum", "unconfirmed"]))),
+    extensions(("x-problems" = json!(["unknown-node", "no-majority-left", "no-quorum", "unconfirmed", "node-failing"]))),
 )]
 pub async fn remove(
     State(app): State<App>,
@@ -347,7 +358,7 @@ pub async fn remove(
 ) -> Result<(StatusCode, Json<Removed>), Problem> {
     let id = node_id(id)?;
     let status = app.consensus.status().borrow().clone();
-    if !status.members.contains_key(&id) {
+    if !status.members.contains_key(&id) && !is_admitted(&app, id).await? {
         return Err(unknown_node(id, &status));
     }
     let requeued = remove_node(&app, id, &status).await?;
