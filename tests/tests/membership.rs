@@ -532,6 +532,17 @@ async fn restart_one_by_one(plan: Plan) {
         let failed = load.await.expect("a client");
         assert!(failed.is_empty(), "{failed:#?}");
     }
+    // Once all know the last rules they go by them, also for what there was before: a small job weighs hundreds of bytes.
+    eventually("all jobs are weighed by their records", async || {
+        let held = cluster.any().cluster().await["finished"].clone();
+        let figure = |name: &str| held[name].as_u64().expect("a figure");
+        if figure("bytes") > 500 * figure("jobs") {
+            Ok(())
+        } else {
+            Err(held)
+        }
+    })
+    .await;
     cluster.agree().await;
     say(&format!(
         "{} requests while all nodes were restarted",
