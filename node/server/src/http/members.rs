@@ -259,14 +259,15 @@ pub async fn admit(
     let same = |(_, member): &(&NodeId, &Member)| member.peer == peer;
     if let Some((id, _)) = status.members.iter().find(same) {
         let id = *id;
+        catch_up(&app).await?;
         let known = ledger::read(&app.consensus, move |view| {
             let admitted = view.admissions()?.iter().any(|(known, _)| *known == id);
-            Ok((admitted, view.node(id)?))
+            Ok((admitted, view.is_removed(id)?, view.node(id)?))
         });
-        let (admitted, record) = known.await.map_err(Error::from)?;
-        // Let in, and not come yet: this is it.
+        let (admitted, removed, record) = known.await.map_err(Error::from)?;
+        // Let in, and not come yet: this is it. Removed, and still a member for a moment: it has no claim to the address.
         let waits = admitted && record.is_none();
-        if !waits {
+        if !waits && !removed {
             // Whoever had this address loses its place if the leader has declared it lost. That nothing is known of it
             // is not enough: it may have been there for a moment only, or the leader.
             if !record.is_some_and(|record| record.lost) {
@@ -328,12 +329,16 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
     }
 }
 
-/// Whether a node was let in, and not removed: it need not have come, nor be a member on this node yet.
-async fn is_admitted(app: &App, id: NodeId) -> Result<bool, Problem> {
-    // It may have been let in through another node, just now.
+/// Waits until this node's ledger shows what was let in and removed through other nodes before now.
+async fn catch_up(app: &App) -> Result<(), Problem> {
     let deadline = Instant::now() + DEADLINE;
     let caught_up = app.consensus.linearize(deadline.into()).await;
-    caught_up.map_err(|_| Error::NoLeader)?;
+    Ok(caught_up.map_err(|_| Error::NoLeader)?)
+}
+
+/// Whether a node was let in, and not removed: it need not have come, nor be a member on this node yet.
+async fn is_admitted(app: &App, id: NodeId) -> Result<bool, Problem> {
+    catch_up(app).await?;
     let admissions = ledger::read(&app.consensus, |view| view.admissions());
     let admissions = admissions.await.map_err(Error::from)?;
     Ok(admissions.iter().any(|(known, _)| *known == id))
@@ -524,9 +529,7 @@ pub async fn configure(
     match propose(&app, Command::Configure { settings }).await? {
         Reply::Configured => {
             // The answer, and whoever asks this node next, must see it.
-            let deadline = Instant::now() + DEADLINE;
-            let caught_up = app.consensus.linearize(deadline.into()).await;
-            caught_up.map_err(|_| Error::NoLeader)?;
+            catch_up(&app).await?;
             app.settings
                 .changed(&app.consensus)
                 .await
