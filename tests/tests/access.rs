@@ -357,7 +357,8 @@ async fn the_jobs_of_an_owner_are_bounded_exactly_through_all_nodes_at_once() {
     let tokens = Tokens::new();
     let bound = MOST.to_string();
     let bounded = tokens.draw("bounded", "submit", &["--max-jobs", &bound]);
-    let other = tokens.draw("other", "submit", &["--queue-percent", "50"]);
+    let bounds = ["--queue-percent", "50", "--max-priority", "normal"];
+    let other = tokens.draw("other", "submit", &bounds);
     let cluster = Cluster::start(tokens.plan().slots(1)).await;
     let clients: Vec<Client> = cluster.clients().into_iter().cloned().collect();
     let witness = Witness::new();
@@ -394,6 +395,23 @@ async fn the_jobs_of_an_owner_are_bounded_exactly_through_all_nodes_at_once() {
     }
     let again = clients[0].bearing(&bounded).run(&hello()).await;
     assert_eq!(again["verdict"], "accepted");
+
+    // No job waits in a higher level than its owner may, in whatever way it comes; lower it may.
+    for (token, asked, has) in [
+        (&other, "high", "normal"),
+        (&other, "low", "low"),
+        (&bounded, "high", "high"),
+    ] {
+        let mut job = hello();
+        job["priority"] = json!(asked);
+        let client = clients[0].bearing(token);
+        let one = client.run(&job).await;
+        assert_eq!(one["priority"], has, "{one}");
+        let batch = json!({ "jobs": [job] });
+        let taken = client.post_json("/v1/jobs/batch", &batch).await.expect(200);
+        let id = taken["jobs"][0]["job"]["id"].as_str().expect("an id");
+        assert_eq!(client.finished(id).await["priority"], has);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

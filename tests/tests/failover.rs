@@ -1,9 +1,9 @@
 //! Nodes die, hang and come back; what was accepted is done, once, and everybody agrees on how.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use quorun_tests::{Client, Cluster, Executor, LONG, Plan, Witness, eventually, fleet, mix};
+use quorun_tests::{Client, Cluster, Executor, LONG, Plan, Shim, Witness, eventually, fleet, mix};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -549,6 +549,67 @@ async fn a_node_that_is_told_to_end_finishes_what_it_runs() {
         }
         assert_eq!(witness.executions().len(), 6);
         cluster.node(id).restart().await;
+    }
+    cluster.agree().await;
+}
+
+/// A figure of a node's metrics.
+async fn figure(client: &Client, name: &str) -> i64 {
+    let answer = client.get("/metrics").await;
+    let text = answer.text();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = line.and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("{name} is not in {text}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_wrong_clock_does_not_move_the_ledgers_time() {
+    const MINUTE: i64 = 60_000;
+    let mut cluster = Cluster::start(Plan::new(Executor::Process)).await;
+    let mut shims = BTreeMap::new();
+    for id in cluster.ids() {
+        let data = cluster.node(id).data().to_owned();
+        let shim = Shim::new(&data.with_extension("shim"), &data);
+        cluster.node(id).settings().env.extend(shim.env());
+        cluster.node(id).restart().await;
+        shims.insert(id, shim);
+    }
+    let job = json!({ "language": "bash", "source": "true" });
+    for wrong in [60 * MINUTE, -60 * MINUTE] {
+        let mut leader = 0;
+        eventually("the clock of the leader is seen to be wrong", async || {
+            leader = cluster.leader().await;
+            for (id, shim) in &shims {
+                shim.clock_offset_ms(if *id == leader { wrong } else { 0 });
+            }
+            // It has to date something.
+            cluster.client(leader).run(&job).await;
+            let ahead = figure(cluster.client(leader), "quorun_clock_ahead_ms").await;
+            if (ahead - wrong).abs() < MINUTE {
+                Ok(())
+            } else {
+                Err(format!("node {leader} says {ahead}"))
+            }
+        })
+        .await;
+        for client in cluster.clients() {
+            client.run(&job).await;
+            let time = figure(client, "quorun_ledger_time_ms").await;
+            let now = SystemTime::UNIX_EPOCH
+                .elapsed()
+                .expect("a time")
+                .as_millis();
+            let off = time - i64::try_from(now).expect("not so far");
+            assert!(off.abs() < MINUTE, "the ledger's time is off by {off} ms");
+        }
+        let log = cluster.node(leader).log();
+        let said = "clock is not what most voters say";
+        assert!(log.contains(said), "node {leader} says it: {log}");
+    }
+    for shim in shims.values() {
+        shim.clear();
     }
     cluster.agree().await;
 }

@@ -196,6 +196,33 @@ async fn no_removal_takes_the_majority_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_never_come_can_be_removed() {
+    let cluster = Cluster::of_processes().await;
+    // Held, and served by nobody: whoever was to come does not.
+    let never = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = never.local_addr().expect("its address").to_string();
+    let request = json!({ "peer": address });
+    let mut last = 3;
+    for admitting in cluster.ids() {
+        for removing in cluster.ids() {
+            let admitted = cluster.client(admitting);
+            let admitted = admitted.post_json("/v1/cluster/nodes", &request).await;
+            let id = admitted.expect(201)["id"].as_u64().expect("an id");
+            assert!(id > last, "{id} was given before");
+            last = id;
+            // At once, whether it is a member by now or not.
+            let path = format!("/v1/cluster/nodes/{id}");
+            let removed = cluster.client(removing).delete(&path).await.expect(200);
+            assert_eq!(removed["id"], id, "{removed}");
+        }
+    }
+    members(&cluster, &[1, 2, 3], &[]).await;
+    let path = format!("/v1/cluster/nodes/{last}");
+    assert_eq!(cluster.any().delete(&path).await.status, 404);
+    cluster.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_has_lost_its_data_comes_back_as_a_new_one() {
     let mut cluster = Cluster::of_processes().await;
     let leader = cluster.leader().await;
@@ -505,6 +532,17 @@ async fn restart_one_by_one(plan: Plan) {
         let failed = load.await.expect("a client");
         assert!(failed.is_empty(), "{failed:#?}");
     }
+    // Once all know the last rules they go by them, also for what there was before: a small job weighs hundreds of bytes.
+    eventually("all jobs are weighed by their records", async || {
+        let held = cluster.any().cluster().await["finished"].clone();
+        let figure = |name: &str| held[name].as_u64().expect("a figure");
+        if figure("bytes") > 500 * figure("jobs") {
+            Ok(())
+        } else {
+            Err(held)
+        }
+    })
+    .await;
     cluster.agree().await;
     say(&format!(
         "{} requests while all nodes were restarted",

@@ -147,6 +147,14 @@ impl Handle {
         &self.shared.metrics
     }
 
+    /// The time that a batch would be given now if this node led, Unix milliseconds: what the ledger's time is by what most
+    /// voters say, or, while they are not heard, by how time has gone on since it was last seen.
+    #[must_use]
+    pub fn time_ms(&self) -> u64 {
+        let shared = &self.shared;
+        shared.metrics.clocks.now_ms(&shared.status.borrow().voters)
+    }
+
     /// How this node stands in the cluster.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {

@@ -12,6 +12,8 @@
 //! STARTING. Before a node takes part, it asks the others what they know of it: a disk may have forgotten without a
 //! trace (`recall`).
 //!
+//! TIME. A batch carries the time that most voters agree on, not that of the leader's own clock (`clock`).
+//!
 //! FAILING. A leader that dies is replaced after an election; proposals and reads under way are tried again until their
 //! deadline, whose expiry means *unknown*. A disk that fails ends consensus ([`Handle::stopped`]), and the process with
 //! it. A log that has lost what it acknowledged is noticed at the next start ([`Error::Damaged`]): the node does not
@@ -32,6 +34,7 @@ mod behind;
 mod blocking;
 #[cfg(feature = "bugs")]
 mod bugs;
+mod clock;
 mod confirm;
 mod disk;
 mod error;
@@ -56,6 +59,7 @@ mod transfers;
 mod types;
 mod wire;
 
+pub use clock::ClockReport;
 pub use error::{Error, NewerFormat, ProposeError, ReadError};
 pub use handle::{Handle, Notice};
 pub use ledger_store::LedgerStore;

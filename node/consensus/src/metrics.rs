@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quorun_ledger::{Counters, StoreError};
 use quorun_metrics::Histogram;
 
+use crate::clock::{ClockReport, Clocks};
 use crate::ledger_store::LedgerStore;
 
 /// The figures of a node since its start.
@@ -29,11 +30,12 @@ pub struct Metrics {
     pub apply_entries: Histogram,
     /// What the ledger holds.
     pub figures: Figures,
+    pub(crate) clocks: Arc<Clocks>,
 }
 
 impl Metrics {
     /// Nothing has been measured but what the log has.
-    pub(crate) fn new(append: Arc<Histogram>) -> Self {
+    pub(crate) fn new(append: Arc<Histogram>, clocks: Arc<Clocks>) -> Self {
         Self {
             forward: Histogram::of_times(),
             batch_commands: Histogram::of_amounts(),
@@ -44,7 +46,22 @@ impl Metrics {
             apply: Histogram::of_times(),
             apply_entries: Histogram::of_amounts(),
             figures: Figures::default(),
+            clocks,
         }
+    }
+
+    /// How the clocks stand.
+    #[must_use]
+    pub fn clocks(&self) -> ClockReport {
+        self.clocks.report()
+    }
+
+    /// Takes over what the ledger says.
+    pub(crate) fn follow(&self, ledger: &LedgerStore) -> Result<(), StoreError> {
+        let now = ledger.view().counters()?;
+        self.clocks.shown(now.time_ms);
+        self.figures.follow(&now);
+        Ok(())
     }
 }
 
@@ -97,9 +114,7 @@ impl Figures {
         self.fenced.load(Ordering::Relaxed)
     }
 
-    /// Takes over what the ledger says.
-    pub(crate) fn follow(&self, ledger: &LedgerStore) -> Result<(), StoreError> {
-        let now: Counters = ledger.view().counters()?;
+    fn follow(&self, now: &Counters) {
         for (figure, value) in [
             (&self.queued, now.queued),
             (&self.queued_bytes, now.queued_bytes),
@@ -110,6 +125,5 @@ impl Figures {
         ] {
             figure.store(value, Ordering::Relaxed);
         }
-        Ok(())
     }
 }

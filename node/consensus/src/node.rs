@@ -14,6 +14,7 @@ use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::blocking::blocking;
+use crate::clock::Clocks;
 use crate::confirm::Confirmer;
 use crate::error::Error;
 use crate::handle::{Handle, Notice, Shared, failure};
@@ -190,8 +191,9 @@ where
     })
     .await
     .unwrap_or_else(|error| Err(Error::Storage(error.to_string())))?;
-    let metrics = Arc::new(Metrics::new(log.appends()));
-    if let Err(error) = metrics.figures.follow(&ledger) {
+    let clocks = Arc::new(Clocks::new(options.id));
+    let metrics = Arc::new(Metrics::new(log.appends(), clocks.clone()));
+    if let Err(error) = metrics.follow(&ledger) {
         log.close();
         ledger.close();
         return Err(Error::Storage(error.to_string()));
@@ -214,6 +216,7 @@ where
         Connections {
             peers: peers.clone(),
             transfers: transfers.clone(),
+            clocks: clocks.clone(),
         },
         log.clone(),
         StateMachine::new(ledger.clone(), log.durable(), notify)
@@ -333,6 +336,7 @@ where
         ledger.clone(),
         marks,
         confirmer,
+        clocks,
         &options.data_dir,
     ))
     .max_decoding_message_size(MAX_MESSAGE)

@@ -145,7 +145,7 @@ pub(crate) fn append_request_from(
 
 type AppendResult = openraft::raft::StreamAppendResult<TypeConfig>;
 
-pub(crate) fn append_reply_to(result: &AppendResult) -> v1::AppendReply {
+pub(crate) fn append_reply_to(result: &AppendResult, clock_ms: u64) -> v1::AppendReply {
     use openraft::raft::StreamAppendError;
     let result = match result {
         Ok(matched) => v1::append_reply::Result::Matched(v1::Matched {
@@ -158,6 +158,7 @@ pub(crate) fn append_reply_to(result: &AppendResult) -> v1::AppendReply {
     };
     v1::AppendReply {
         result: Some(result),
+        clock_ms,
     }
 }
 

@@ -3,6 +3,8 @@
 //! Named fields let a later version add one with a default; the byte lets it change more than that. The encoding is
 //! deterministic (fields in the order of their declaration, maps sorted), which the state hash relies on.
 
+use std::io::Write;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -29,10 +31,17 @@ pub enum DecodeError {
 /// Never for the types of this crate: encoding to memory fails only for values that MessagePack cannot express.
 #[must_use]
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
-    let written = value.serialize(&mut rmp_serde::Serializer::new(&mut bytes).with_struct_map());
-    debug_assert!(written.is_ok(), "{written:?}");
+    let mut bytes = Vec::new();
+    write(value, &mut bytes);
     bytes
+}
+
+/// Encodes a value into something that takes all that is written to it.
+pub(crate) fn write<T: Serialize>(value: &T, into: &mut impl Write) {
+    let version = into.write_all(&[VERSION]);
+    debug_assert!(version.is_ok(), "{version:?}");
+    let written = value.serialize(&mut rmp_serde::Serializer::new(into).with_struct_map());
+    debug_assert!(written.is_ok(), "{written:?}");
 }
 
 /// Decodes a value.

@@ -261,8 +261,17 @@ pub enum Command {
         /// At most so many jobs are looked at.
         limit: u32,
     },
-    /// Removes the oldest finished jobs, whatever their retention, while all together hold more than they may. Does nothing as
-    /// long as the order of age does not hold all of them.
+    /// Begins to weigh jobs by what their records hold, and to keep those that are still to be delivered in an order of
+    /// their own, see [`weight`](crate::weight); or does so for more of those that there were before. Nothing happens as long as
+    /// the order of age does not hold all finished jobs. An earlier version does not know this command, and stops instead of
+    /// counting in another way.
+    Reweigh {
+        /// At most so many jobs are looked at.
+        limit: u32,
+    },
+    /// Removes the oldest finished jobs, whatever their retention, while all together hold more than they may: those that are
+    /// still to be delivered last, unless they alone hold more than half of that. Does nothing as long as the order of age does
+    /// not hold all of them.
     ExpireOldest {
         /// At most this many.
         limit: u32,
@@ -296,6 +305,7 @@ impl Command {
             Self::RemoveLanguage { .. } => "remove_language",
             Self::Expire { .. } => "expire",
             Self::OrderByAge { .. } => "order_by_age",
+            Self::Reweigh { .. } => "reweigh",
             Self::ExpireOldest { .. } => "expire_oldest",
         }
     }
@@ -381,6 +391,11 @@ pub enum Reply {
     },
     /// So many jobs were looked at for the order of age; it holds all once there are none left.
     Ordered {
+        /// Jobs that were looked at.
+        jobs: u32,
+    },
+    /// So many jobs were weighed anew; all are once there are none left.
+    Reweighed {
         /// Jobs that were looked at.
         jobs: u32,
     },

@@ -336,6 +336,27 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All ends that a job can come to.
+    pub const ALL: [Self; 9] = [
+        Self::Accepted,
+        Self::WrongAnswer,
+        Self::CompileError,
+        Self::RuntimeError,
+        Self::TimeLimit,
+        Self::MemoryLimit,
+        Self::OutputLimit,
+        Self::Cancelled,
+        Self::InternalError,
+    ];
+
+    /// The verdict of a word of the API.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|verdict| verdict.as_str() == name)
+    }
+
     /// The word used in the API.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

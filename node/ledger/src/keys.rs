@@ -12,6 +12,7 @@
 //! | `h` | job | [`Delivery`](crate::callback::Delivery) of the job's end to whoever wants to be told |
 //! | `i` | idempotency key; before it 0, owner, 0 where the job has one | the job that has it, and the request's fingerprint |
 //! | `j` | job | [`Job`](crate::job::Job) |
+//! | `k` | time, job | empty: of those in the order of age the ones that are still to be delivered; they do not stand in `f` |
 //! | `m` | node | [`Admission`](crate::node::Admission) of a node that was let in |
 //! | `n` | node | [`Node`](crate::node::Node) |
 //! | `o` | job | [`Output`](crate::job::Output) |
@@ -282,7 +283,19 @@ pub fn ages() -> Range {
     table(b'f')
 }
 
-/// Time and job of an [`expiry`] key, an [`age`] one, or a [`due`] one.
+/// A finished job in the order of age of those that are still to be delivered.
+#[must_use]
+pub fn undelivered(finished_ms: u64, job: JobId) -> Vec<u8> {
+    key(b'k', &[&finished_ms.to_be_bytes(), job.as_bytes()])
+}
+
+/// All finished jobs that are still to be delivered, the oldest first.
+#[must_use]
+pub fn all_undelivered() -> Range {
+    table(b'k')
+}
+
+/// Time and job of an [`expiry`] key, an [`age`] or [`undelivered`] one, or a [`due`] one.
 #[must_use]
 pub fn parts_of_expiry(key: &[u8]) -> Option<(u64, JobId)> {
     let time = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);

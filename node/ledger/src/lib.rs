@@ -14,7 +14,7 @@
 //!
 //! WHERE THINGS ARE. [`job`], [`judging`], [`priority`], [`node`], [`owner`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
 //! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
-//! trait beneath and the transaction above it, [`emptied`] what both skip; [`view`] answers questions.
+//! trait beneath and the transaction above it, [`emptied`] what both skip; [`weight`] is what a job counts for; [`view`] answers questions.
 
 #[cfg(feature = "bugs")]
 pub mod bugs;
@@ -36,6 +36,7 @@ pub mod settings;
 pub mod store;
 pub mod transaction;
 pub mod view;
+pub mod weight;
 
 pub use callback::{Callback, Delivery, DeliveryAttempt, DeliveryState, Secret};
 pub use command::{
@@ -60,3 +61,4 @@ pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};
 pub use view::{Ages, Counters, Due, JobFilter, JobPage, Place, View};
+pub use weight::Weights;

@@ -130,6 +130,11 @@ impl Waiting {
         self.jobs = self.jobs.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(weight);
     }
+
+    /// Saturating for the same reason.
+    pub(crate) const fn weighed_anew(&mut self, old: u64, new: u64) {
+        self.bytes = self.bytes.saturating_sub(old) + new;
+    }
 }
 
 /// A level other than the normal one, whose figures are those of the whole queue less these.

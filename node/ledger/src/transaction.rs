@@ -36,7 +36,7 @@ pub struct Applied {
 ///   attempt;
 /// - a node's `busy` is the number of attempts that it holds, and never more than its slots;
 /// - a finished job has an outcome, no place in the queue, and one place in the order of expiry; one in the order of age as
-///   well, where that holds it, and nothing else stands there;
+///   well, where that holds it, or in that of those that are still to be delivered, and nothing else stands there;
 /// - the counters are the sums that their names say, and the hash is over every record but the counters.
 #[derive(Debug)]
 pub struct Transaction<S> {
@@ -137,11 +137,17 @@ impl<S: Store> Transaction<S> {
 
     /// Removes a record, if it is there.
     pub(crate) fn remove(&mut self, key: Vec<u8>) -> Result<(), StoreError> {
-        if let Some(old) = self.layer.get(&key)? {
-            self.counters.hash.remove(&key, &old);
-            self.layer.write(key, None);
-        }
-        Ok(())
+        self.take(key).map(drop)
+    }
+
+    /// Removes a record; whether it was there.
+    pub(crate) fn take(&mut self, key: Vec<u8>) -> Result<bool, StoreError> {
+        let Some(old) = self.layer.get(&key)? else {
+            return Ok(false);
+        };
+        self.counters.hash.remove(&key, &old);
+        self.layer.write(key, None);
+        Ok(true)
     }
 
     /// A node to be changed.

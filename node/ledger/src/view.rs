@@ -16,6 +16,7 @@ use crate::owner::OwnerLoad;
 use crate::priority::{Level, Priority, Turns, Waiting};
 use crate::settings::Settings;
 use crate::store::{Store, StoreError};
+use crate::weight::Weights;
 
 /// The figures that the ledger keeps about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,12 @@ pub struct Counters {
     /// How far finished jobs are kept in the order of age.
     #[serde(default, skip_serializing_if = "Ages::is_unkept")]
     pub ages: Ages,
+    /// By what jobs are weighed.
+    #[serde(default, skip_serializing_if = "Weights::is_payload")]
+    pub weights: Weights,
+    /// What finished jobs weigh that are still to be delivered, bytes; only those that stand in an order of their own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub undelivered_bytes: u64,
     /// Over all records but this one.
     pub hash: StateHash,
 }
@@ -112,6 +119,8 @@ impl Default for Counters {
             turns: Turns::default(),
             languages: BTreeMap::new(),
             ages: Ages::Unkept,
+            weights: Weights::Payload,
+            undelivered_bytes: 0,
             hash: StateHash::default(),
         }
     }
@@ -223,6 +232,17 @@ impl Counters {
         if self.queued == 0 {
             // Whatever was not counted is gone.
             self.languages.clear();
+        }
+    }
+
+    /// A job that waits has got another weight.
+    pub(crate) fn weighed_anew(&mut self, language: &str, priority: Priority, old: u64, new: u64) {
+        self.queued_bytes = (self.queued_bytes - old) + new;
+        if let Some(level) = self.level_mut(priority) {
+            level.waiting.weighed_anew(old, new);
+        }
+        if let Some(waiting) = self.languages.get_mut(language) {
+            waiting.weighed_anew(old, new);
         }
     }
 
@@ -611,12 +631,24 @@ impl<S: Store> View<S> {
     }
 
     /// When the oldest finished jobs have finished, Unix milliseconds: the first of them, up to a number. Only what stands in the
-    /// order of age, see [`Ages`].
+    /// order of age, see [`Ages`], and is not among [`oldest_undelivered`](Self::oldest_undelivered).
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn oldest(&self, limit: usize) -> Result<Vec<u64>, StoreError> {
-        self.pairs(keys::ages())
+        self.times(keys::ages(), limit)
+    }
+
+    /// The same for those that are still to be delivered.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn oldest_undelivered(&self, limit: usize) -> Result<Vec<u64>, StoreError> {
+        self.times(keys::all_undelivered(), limit)
+    }
+
+    fn times(&self, range: keys::Range, limit: usize) -> Result<Vec<u64>, StoreError> {
+        self.pairs(range)
             .take(limit)
             .map(|pair| {
                 let (key, _) = pair?;

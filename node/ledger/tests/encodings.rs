@@ -21,7 +21,8 @@ use quorun_ledger::{
     Counters, Definition, Delivery, DeliveryAttempt, DeliveryState, Entry, IdempotencyKey, Job,
     JobResult, JobSpec, Judged, Language, Limits, Node, Outcome, Output, OutputFile, Owner,
     OwnerLoad, Pinned, Priority, QueueBound, Rejection, Reply, Score, Secret, Settings, SourceFile,
-    StepLimits, Submission, Taken, Terminal, TestCase, TestResult, Tolerance, Verdict, keys,
+    StepLimits, Submission, Taken, Terminal, TestCase, TestResult, Tolerance, Verdict, Weights,
+    keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -503,6 +504,18 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
             ages: Ages::Kept,
             ..Counters::default()
         }),
+        "begun-weights" => encode(&Counters {
+            weights: Weights::Begun {
+                seen: id(1),
+                last: id(2),
+            },
+            undelivered_bytes: 300,
+            ..Counters::default()
+        }),
+        "records-weights" => encode(&Counters {
+            weights: Weights::Records,
+            ..Counters::default()
+        }),
         "pinned-spec" => encode(&JobSpec {
             definition: Some(Box::new(Pinned::new(&full_definition()))),
             ..spec("zig")
@@ -635,6 +648,7 @@ fn sample_command(name: &str) -> Option<Command> {
             keep_bytes: u64::MAX,
         },
         "order-by-age" => Command::OrderByAge { limit: 300 },
+        "reweigh" => Command::Reweigh { limit: 300 },
         "expire-oldest" => Command::ExpireOldest {
             limit: 300,
             finished_ms: 1 << 40,
@@ -677,6 +691,7 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "too-many-languages" => return rejected(Rejection::TooManyLanguages { limit: 2 }),
         "expired" => Reply::Expired { jobs: 1 },
         "ordered" => Reply::Ordered { jobs: 300 },
+        "reweighed" => Reply::Reweighed { jobs: 300 },
         "unknown-job" => return rejected(Rejection::UnknownJob),
         "unknown-node" => return rejected(Rejection::UnknownNode),
         "already-finished" => return rejected(Rejection::AlreadyFinished),
@@ -726,6 +741,7 @@ fn all_keys() -> String {
         ("removed", keys::removed(258)),
         ("settings", keys::SETTINGS.to_vec()),
         ("spec", keys::spec(id(3))),
+        ("undelivered", keys::undelivered(1 << 40, id(3))),
     ];
     all.iter()
         .map(|(name, key)| format!("{name} {}", hex(key)))

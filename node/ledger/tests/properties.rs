@@ -12,7 +12,7 @@ use common::{Ledger, complete, id, node_up, spec, submit_with};
 use proptest::prelude::*;
 use quorun_ledger::{
     Batch, Callback, Command, DeliveryAttempt, Event, IdempotencyKey, JobId, JobSpec, MemoryStore,
-    NodeId, Owner, Priority, QueueBound, Reply, Submission, Transaction, View, codec,
+    NodeId, Owner, Priority, QueueBound, Reply, Submission, Transaction, View, Weights, codec,
 };
 
 const NODES: NodeId = 4;
@@ -89,7 +89,8 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (0..3_u32, prop::option::of(0..40_u64)).prop_map(|(limit, keep)| Command::Expire {
             limit, keep_bytes: keep.unwrap_or(u64::MAX),
         }),
-        1 => (0..6_u32).prop_map(|limit| Command::OrderByAge { limit }),
+        1 => (0..40_u32).prop_map(|limit| Command::OrderByAge { limit }),
+        1 => (0..6_u32).prop_map(|limit| Command::Reweigh { limit }),
         1 => (0..3_u32, 0..200_000_u64, 0..40_u64).prop_map(|(limit, finished_ms, keep_bytes)| {
             Command::ExpireOldest { limit, finished_ms, keep_bytes }
         }),
@@ -145,6 +146,54 @@ proptest! {
         }
         let _ = codec::decode::<Batch>(&[&[codec::VERSION], &other[..]].concat());
         let _ = codec::decode::<Batch>(&[&[codec::VERSION], &vec![nested; depth][..]].concat());
+    }
+}
+
+fn part() -> impl Strategy<Value = Vec<Batch>> {
+    prop::collection::vec(batch(), 1..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// The counters are the sums of what the jobs weigh before there are new weights, while they are given, and afterwards; and in
+    /// the end no job weighs less than it holds.
+    #[test]
+    fn weights_are_changed_under_way(before in part(), meanwhile in part(), after in part(), limit in 1..4_u32) {
+        let mut ledger = Ledger::default();
+        let mut witness = Witness::default();
+        let mut play = |batch: Batch, more: Option<Command>| {
+            ledger.time_ms = batch.time_ms;
+            ledger.eligible = batch.eligible;
+            ledger.queue = batch.queue;
+            let commands = batch.commands.into_iter().filter(|command| match command {
+                Command::Submit { id, .. } => !witness.ended.contains(id),
+                Command::SubmitAll { jobs } => !jobs.iter().any(|job| witness.ended.contains(&job.id)),
+                Command::OrderByAge { .. } | Command::Reweigh { .. } => false,
+                _ => true,
+            });
+            let commands: Vec<_> = more.into_iter().chain(commands).collect();
+            let submitted = submitted(&commands);
+            let applied = ledger.batch(commands);
+            witness.check(&submitted, &applied, &ledger.store);
+            ledger.view().counters().unwrap().weights
+        };
+        for batch in before {
+            prop_assert_eq!(play(batch, None), Weights::Payload);
+        }
+        let mut more = Some(Command::OrderByAge { limit: u32::MAX });
+        for batch in meanwhile {
+            let weights = play(batch, more.replace(Command::Reweigh { limit }));
+            if weights == Weights::Records {
+                more = None;
+            }
+        }
+        let last = Batch { time_ms: 0, eligible: [].into(), queue: None, commands: Vec::new() };
+        play(last.clone(), Some(Command::OrderByAge { limit: u32::MAX }));
+        play(last, Some(Command::Reweigh { limit: u32::MAX }));
+        for batch in after {
+            prop_assert_eq!(play(batch, None), Weights::Records);
+        }
     }
 }
 

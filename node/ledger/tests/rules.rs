@@ -8,7 +8,7 @@ use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::{
     Callback, Command, Completion, DeliveryAttempt, DeliveryState, Event, IdempotencyKey,
     JobFilter, JobId, JobSpec, JobState, Owner, OwnerLoad, Priority, QueueBound, Rejection, Reply,
-    Secret, Submission, Taken, Verdict, keys,
+    Secret, Submission, Taken, Verdict, Weights, keys,
 };
 
 fn with_key(n: u8, key: &str, fingerprint: u8) -> Command {
@@ -965,4 +965,102 @@ fn a_delivery_is_gone_with_its_job() {
     assert_eq!(ledger.view().due(None, u64::MAX, 10).unwrap(), []);
     let left: Vec<_> = ledger.store.iter().map(|(key, _)| key.clone()).collect();
     assert_eq!(left, [quorun_ledger::keys::COUNTERS]);
+}
+
+/// As short as a job can be, but for what an owner may write on it.
+fn labelled(n: u32) -> Submission {
+    let mut bytes = [0; 16];
+    bytes[12..].copy_from_slice(&n.to_be_bytes());
+    Submission {
+        id: JobId::from_slice(&bytes).unwrap(),
+        spec: JobSpec {
+            labels: (0..16)
+                .map(|label| format!("label-{label:02}-{}", "x".repeat(50)))
+                .collect(),
+            ..spec("python")
+        },
+        key: Some(IdempotencyKey {
+            key: format!("{n:064}"),
+            fingerprint: [0; 16],
+        }),
+    }
+}
+
+fn held(ledger: &Ledger) -> u64 {
+    let bytes = ledger
+        .store
+        .iter()
+        .map(|(key, value)| key.len() + value.len());
+    bytes.sum::<usize>() as u64
+}
+
+#[test]
+fn many_small_jobs_with_many_labels_are_bounded_by_what_they_hold() {
+    const BOUND: u64 = 4 << 20;
+    let mut ledger = Ledger::default();
+    ledger.run(Command::OrderByAge { limit: 1 });
+    ledger.run(Command::Reweigh { limit: 1 });
+    ledger.queue = Some(QueueBound {
+        jobs: 100_000,
+        bytes: BOUND,
+    });
+    let submit = |n| {
+        let Submission { id, spec, key } = labelled(n);
+        Command::Submit { id, spec, key }
+    };
+    let replies = ledger.batch((0..10_000).map(submit).collect()).replies;
+    let accepted = replies
+        .iter()
+        .filter(|reply| matches!(reply, Reply::Submitted { .. }));
+    let accepted = accepted.count() as u64;
+    let heavy = |reply: &Reply| matches!(reply, Reply::Rejected(Rejection::QueueHeavy { .. }));
+    assert!(replies[replies.len() - 1..].iter().all(heavy));
+    let queued = held(&ledger);
+    assert!(queued <= BOUND, "{accepted} jobs that wait hold {queued}");
+    assert!(
+        queued > BOUND * 8 / 10,
+        "and are not counted for much more: {queued}"
+    );
+    // By their payload all of them would weigh a few kilobytes.
+    assert!(accepted * labelled(0).spec.weight() < BOUND / 50);
+    // The same of those that have finished.
+    ledger.queue = None;
+    ledger.batch((0..10_000).map(submit).collect());
+    let cancel = |n| Command::Cancel {
+        job: labelled(n).id,
+    };
+    ledger.batch((0..10_000).map(cancel).collect());
+    assert_eq!(ledger.view().counters().unwrap().finished, 10_000);
+    assert!(held(&ledger) > 4 * BOUND);
+    ledger.run(Command::ExpireOldest {
+        limit: 10_000,
+        finished_ms: u64::MAX,
+        keep_bytes: BOUND,
+    });
+    let kept = held(&ledger);
+    assert!(kept <= BOUND, "finished jobs hold {kept}");
+    assert!(
+        kept > BOUND * 8 / 10,
+        "and are not counted for much more: {kept}"
+    );
+}
+
+#[test]
+fn what_is_heavy_is_weighed_anew_a_few_at_a_time() {
+    let mut ledger = Ledger::default();
+    for n in 0..6 {
+        let spec = JobSpec {
+            stdin: vec![0; 3 << 20].into(),
+            ..spec("python")
+        };
+        let (id, key) = (id(n), None);
+        ledger.batch(vec![Command::Submit { id, spec, key }]);
+    }
+    ledger.run(Command::OrderByAge { limit: 10 });
+    let replies: Vec<_> = (0..4)
+        .map(|_| ledger.run(Command::Reweigh { limit: 100 }).0)
+        .collect();
+    let jobs = [2, 2, 2, 0].map(|jobs| Reply::Reweighed { jobs });
+    assert_eq!(replies, jobs);
+    assert_eq!(ledger.view().counters().unwrap().weights, Weights::Records);
 }

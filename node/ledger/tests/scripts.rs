@@ -44,7 +44,7 @@ use common::{Ledger, id, language, node_up, result, spec};
 use goldenscript::{ArgumentConsumer, Context};
 use quorun_ledger::{
     Ages, Applied, Command, Definition, IdempotencyKey, JobFilter, JobId, NodeId, Pinned,
-    QueueBound, Settings, Verdict, keys,
+    QueueBound, Settings, Verdict, Weights, keys,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -81,6 +81,7 @@ scripts!(
     retention,
     settings,
     time,
+    weights,
 );
 
 fn play(name: &str) {
@@ -286,6 +287,18 @@ impl Stage {
             }
             Ages::Kept => writeln!(text, "in order of age")?,
         }
+        match counters.weights {
+            Weights::Payload => {}
+            Weights::Begun { seen, last } => {
+                writeln!(
+                    text,
+                    "weighed by records up to {} of {}",
+                    short(seen),
+                    short(last)
+                )?;
+            }
+            Weights::Records => writeln!(text, "weighed by records")?,
+        }
         writeln!(
             text,
             "queued {} ({} bytes), running {}, finished {} ({} bytes), time {}",
@@ -422,6 +435,9 @@ fn command(kind: &str, args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
             keep_bytes: option(args, "bytes", u64::MAX)?,
         },
         "order" => Command::OrderByAge {
+            limit: option(args, "limit", 1_000)?,
+        },
+        "reweigh" => Command::Reweigh {
             limit: option(args, "limit", 1_000)?,
         },
         "oldest" => Command::ExpireOldest {

@@ -13,7 +13,7 @@ use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
     Command, Delivery, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId,
-    Output, Owner, QueueBound, Rejection, Reply, Submission, Taken, TestCase,
+    Output, Owner, Priority, QueueBound, Rejection, Reply, Submission, Taken, TestCase,
 };
 use tracing::info;
 
@@ -227,11 +227,20 @@ pub struct Place {
     jobs: u64,
     bytes: u64,
     owner: Option<Owner>,
+    max_priority: Priority,
     body: Held,
     under_way: Arc<(AtomicU64, AtomicU64)>,
 }
 
 impl Place {
+    /// Says whose a job is that comes through this place, and holds it to the owner's level. Not before the fingerprint of its
+    /// key was taken: an owner whose bounds have changed may repeat a request.
+    fn own(&self, spec: &mut JobSpec) {
+        spec.owner.clone_from(&self.owner);
+        // The higher the level, the earlier in their order.
+        spec.priority = spec.priority.max(self.max_priority);
+    }
+
     /// The body has been read, and has so many bytes.
     pub fn body_is(&mut self, bytes: usize) {
         self.body.shrink(bytes as u64);
@@ -286,8 +295,7 @@ impl Jobs {
         mut spec: JobSpec,
         key: Option<IdempotencyKey>,
     ) -> Result<Accepted, Error> {
-        // Not before the key's fingerprint was taken: an owner whose bounds have changed may repeat a request.
-        spec.owner.clone_from(&place.owner);
+        place.own(&mut spec);
         let inner = Arc::clone(&self.inner);
         inner.metrics.http.since(place.began);
         let task = tokio::spawn(async move {
@@ -311,7 +319,7 @@ impl Jobs {
     pub async fn admit(
         &self,
         began: Instant,
-        owner: Option<Owner>,
+        (owner, max_priority): (Option<Owner>, Priority),
         key: Option<&str>,
         bytes: u64,
         body: Held,
@@ -329,6 +337,7 @@ impl Jobs {
             jobs: 1,
             bytes,
             owner,
+            max_priority,
             body,
             under_way,
         })

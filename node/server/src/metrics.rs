@@ -65,18 +65,6 @@ const OTHER: usize = ROUTES.len() - 1;
 const FIRST_STATUS: u16 = 100;
 const STATUSES: usize = 500;
 
-const VERDICTS: [Verdict; 9] = [
-    Verdict::Accepted,
-    Verdict::WrongAnswer,
-    Verdict::CompileError,
-    Verdict::RuntimeError,
-    Verdict::TimeLimit,
-    Verdict::MemoryLimit,
-    Verdict::OutputLimit,
-    Verdict::Cancelled,
-    Verdict::InternalError,
-];
-
 /// Why submissions, waits and connections are turned away.
 const REASONS: [&str; 11] = [
     "client_connections",
@@ -122,7 +110,7 @@ pub struct Inner {
     accepted: AtomicU64,
     joined: AtomicU64,
     refused: [AtomicU64; REASONS.len()],
-    attempts: [AtomicU64; VERDICTS.len()],
+    attempts: [AtomicU64; Verdict::ALL.len()],
     fenced: AtomicU64,
     given_back: AtomicU64,
     retries: AtomicU64,
@@ -219,7 +207,7 @@ impl Inner {
         if completion == Some(Completion::Fenced) {
             return one_more(&self.fenced);
         }
-        if let Some(place) = VERDICTS.iter().position(|known| *known == verdict) {
+        if let Some(place) = Verdict::ALL.iter().position(|known| *known == verdict) {
             one_more(&self.attempts[place]);
         }
     }
@@ -362,6 +350,7 @@ impl Collector for Shown {
         self.phases(&mut page)?;
         self.jobs(&mut page)?;
         self.ledger(&mut page)?;
+        self.clocks(&mut page)?;
         self.consensus(&mut page)?;
         self.sandboxes(&mut page)?;
         self.requests(&mut page)?;
@@ -442,7 +431,7 @@ impl Shown {
                 MetricType::Counter,
             ),
             "verdict",
-            VERDICTS
+            Verdict::ALL
                 .map(Verdict::as_str)
                 .into_iter()
                 .zip(metrics.attempts.iter().map(now)),
@@ -521,6 +510,23 @@ impl Shown {
             "quorun_ledger_applied_index",
             "The last entry of the log that this node's ledger shows",
             self.status.applied_index,
+        )
+    }
+
+    /// The ledger's time, and how this node's clock stands to it.
+    fn clocks(&self, page: &mut Page<'_>) -> Written {
+        let report = self.consensus.metrics().clocks();
+        page.gauge(
+            "quorun_ledger_time_ms",
+            "The ledger's time, Unix milliseconds, as of the last batch that this node knows",
+            report.ledger_ms,
+        )?;
+        let leading = self.status.leading;
+        page.family(
+            "quorun_clock_ahead_ms",
+            "How far the clock of the node that leads is ahead of what most voters say; 0 on the others",
+            MetricType::Gauge,
+            |mut family| family.encode_gauge(&if leading { report.ahead_ms } else { 0 }),
         )
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{Handle, LedgerStore};
-use quorun_ledger::{Ages, Command, NodeId, Reply, Store, StoreError, View};
+use quorun_ledger::{Ages, Command, Counters, NodeId, Reply, Store, StoreError, View, Weights};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -23,10 +23,16 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 const EXPIRE_AT_ONCE: usize = 500;
 /// Jobs looked at for the order of age by one command.
 const ORDER_AT_ONCE: u32 = 500;
+/// Jobs weighed anew by one command; it also ends at some bytes.
+const REWEIGH_AT_ONCE: u32 = 500;
 /// Such commands between two looks at the nodes.
 const ORDERS_AT_ONCE: usize = 20;
-/// The last rules of the ledger that this program knows, by number; each node says so in its reports. 1: the order of age.
-pub const RULES: u32 = 1;
+/// The rules with which finished jobs are kept in the order of age.
+const BY_AGE: u32 = 1;
+/// Those by which a job weighs what its records hold, and what is still to be delivered is removed last.
+const BY_RECORDS: u32 = 2;
+/// The last rules of the ledger that this program knows, by number; each node says so in its reports.
+pub const RULES: u32 = BY_RECORDS;
 /// A finished job is kept for so long at least, whatever retention says: until nobody proposes its submission any more, who
 /// does not know that it was taken. For the ledger a submission of a job that it no longer has is a new one. Proposals end
 /// with their deadline, and this is several of them.
@@ -118,26 +124,26 @@ impl Scheduler {
 
     /// Removes what is over its time or its size.
     async fn expire(&self) {
-        self.order_by_age().await;
+        self.take_up_rules().await;
         self.remove(over_time).await;
         self.remove(over_size).await;
     }
 
-    /// Has finished jobs kept in the order of age, once all nodes know what that is.
-    async fn order_by_age(&self) {
+    /// Has the ledger go by later rules, one after the other, once all nodes know them.
+    async fn take_up_rules(&self) {
         for _ in 0..ORDERS_AT_ONCE {
             let read = ledger::read(&self.consensus, |view| {
-                Ok((view.nodes()?, view.counters()?.ages))
+                Ok((view.nodes()?, next_rules(&view.counters()?)))
             });
-            let Ok((nodes, ages)) = read.await else {
+            let Ok((nodes, Some((rules, command)))) = read.await else {
                 return;
             };
-            if ages == Ages::Kept || !self.liveness.all_know(&nodes, RULES) {
+            if !self.liveness.all_know(&nodes, rules) {
                 return;
             }
-            let limit = ORDER_AT_ONCE;
-            match self.propose(Command::OrderByAge { limit }).await {
-                Some(reply) => debug!(?reply, "finished jobs put into the order of age"),
+            let name = command.name();
+            match self.propose(command).await {
+                Some(reply) => debug!(command = name, ?reply, "rules taken up"),
                 None => return,
             }
         }
@@ -147,7 +153,9 @@ impl Scheduler {
     async fn remove(&self, over: Over) {
         let keep_bytes = self.settings.current().retention_bytes;
         loop {
-            let read = move |view: &View<LedgerStore>| over(view, keep_bytes, now_ms());
+            // Not by this node's own clock, which may be wrong.
+            let now = self.consensus.time_ms();
+            let read = move |view: &View<LedgerStore>| over(view, keep_bytes, now);
             let Ok(Some(command)) = ledger::read(&self.consensus, read).await else {
                 return;
             };
@@ -162,6 +170,19 @@ impl Scheduler {
         let deadline = Instant::now() + DEADLINE;
         self.consensus.propose(command, deadline).await.ok()
     }
+}
+
+/// The command by which a ledger comes to the last rules, or a part of the way, and the rules that are to be known before it.
+fn next_rules(counters: &Counters) -> Option<(u32, Command)> {
+    if counters.ages != Ages::Kept {
+        let limit = ORDER_AT_ONCE;
+        return Some((BY_AGE, Command::OrderByAge { limit }));
+    }
+    if counters.weights != Weights::Records {
+        let limit = REWEIGH_AT_ONCE;
+        return Some((BY_RECORDS, Command::Reweigh { limit }));
+    }
+    None
 }
 
 /// What is to be removed next of a ledger, given how many bytes finished jobs may hold and what time it is.
@@ -180,7 +201,7 @@ fn over_time<S: Store>(
     let (until, keep_bytes) = if over_size {
         (u64::MAX, keep_bytes)
     } else {
-        // The ledger's time may be ahead of this clock, and is what the rule goes by.
+        // The ledger's time is what the rule goes by.
         (now.max(counters.time_ms), u64::MAX)
     };
     let finished = view.next_expiries(until, EXPIRE_AT_ONCE)?;
@@ -200,14 +221,24 @@ fn over_size<S: Store>(
     if counters.finished_bytes <= keep_bytes || counters.ages != Ages::Kept {
         return Ok(None);
     }
-    // If the first is young, all are.
-    let finished = view.oldest(EXPIRE_AT_ONCE)?;
-    let limit = old_enough(&finished, now);
-    let last = usize::try_from(limit).ok().and_then(|n| n.checked_sub(1));
-    let last = last.and_then(|last| finished.get(last));
-    Ok(last.map(|finished_ms| Command::ExpireOldest {
-        limit,
-        finished_ms: *finished_ms,
+    // Those that are still to be delivered go last, and the rule knows when. Nothing that is not among these goes, because there
+    // is a limit, and none that is young, wherever it stands: if the first of an order is young, all behind it are.
+    let orders = [
+        view.oldest(EXPIRE_AT_ONCE)?,
+        view.oldest_undelivered(EXPIRE_AT_ONCE)?,
+    ];
+    let (mut old, mut last, mut young) = (0_u32, None, None);
+    for finished in &orders {
+        let count = old_enough(finished, now);
+        let (before, behind) = finished.split_at(usize::try_from(count).unwrap_or(usize::MAX));
+        old += count;
+        last = last.max(before.last().copied());
+        young = [young, behind.first().copied()].into_iter().flatten().min();
+    }
+    let Some(last) = last else { return Ok(None) };
+    Ok(Some(Command::ExpireOldest {
+        limit: old.min(u32::try_from(EXPIRE_AT_ONCE).unwrap_or(u32::MAX)),
+        finished_ms: young.map_or(last, |young| last.min(young.saturating_sub(1))),
         keep_bytes,
     }))
 }
@@ -231,7 +262,7 @@ pub fn now_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use quorun_ledger::{Batch, JobId, JobSpec, MemoryStore, Transaction};
+    use quorun_ledger::{Batch, Callback, JobId, JobSpec, MemoryStore, Transaction};
 
     use super::*;
 
@@ -289,12 +320,26 @@ mod tests {
 
         /// A job that finishes at once.
         fn job(&mut self, retention_s: u64, size: usize) -> JobId {
+            self.job_for(retention_s, size, None)
+        }
+
+        /// The same, and somebody is to be told, who has not been yet.
+        fn undelivered(&mut self, retention_s: u64, size: usize) -> JobId {
+            let callback = Callback {
+                url: "https://host/".to_owned(),
+                ..Callback::default()
+            };
+            self.job_for(retention_s, size, Some(callback))
+        }
+
+        fn job_for(&mut self, retention_s: u64, size: usize, callback: Option<Callback>) -> JobId {
             let id = JobId::from_slice(&self.next.to_be_bytes()).unwrap();
             self.next += 1;
             let spec = JobSpec {
                 language: "c".to_owned(),
                 stdin: vec![0; size].into(),
                 retention_ms: retention_s * 1_000,
+                callback,
                 ..JobSpec::default()
             };
             let key = None;
@@ -312,6 +357,12 @@ mod tests {
         fn order_by_age(&mut self) {
             while self.view().counters().unwrap().ages != Ages::Kept {
                 self.run(vec![Command::OrderByAge { limit: 3 }]);
+            }
+        }
+
+        fn take_up_rules(&mut self) {
+            while let Some((_, command)) = next_rules(&self.view().counters().unwrap()) {
+                self.run(vec![command]);
             }
         }
 
@@ -410,5 +461,79 @@ mod tests {
         kept.expire(8_500);
         assert!(!kept.has(long), "by age");
         assert!(more[1..].iter().all(|job| kept.has(*job)));
+    }
+
+    #[test]
+    fn what_is_still_to_be_delivered_goes_last() {
+        let mut kept = Kept::new();
+        kept.take_up_rules();
+        let first = kept.undelivered(86_400, 10);
+        kept.now += 1_000;
+        let others: Vec<_> = (0..9).map(|_| kept.job(86_400, 10_000)).collect();
+        kept.now += 60_000;
+        // It is the oldest, and holds less than half.
+        kept.expire(60_000);
+        assert!(kept.has(first));
+        let left = others.iter().filter(|job| kept.has(**job)).count();
+        assert!((1..9).contains(&left), "{left}");
+        kept.expire(5_000);
+        assert!(kept.has(first));
+        assert!(!others.iter().any(|job| kept.has(*job)));
+        // Where nothing else is left to go, it goes.
+        kept.expire(1_000);
+        assert!(!kept.has(first));
+    }
+
+    #[test]
+    fn a_receiver_that_never_answers_does_not_cost_others_more_than_half() {
+        let mut kept = Kept::new();
+        kept.take_up_rules();
+        let waiting: Vec<_> = (0..20).map(|_| kept.undelivered(86_400, 10_000)).collect();
+        kept.now += 1_000;
+        let others: Vec<_> = (0..20).map(|_| kept.job(86_400, 10_000)).collect();
+        kept.now += 60_000;
+        kept.expire(120_000);
+        let left = |jobs: &[JobId]| jobs.iter().filter(|job| kept.has(**job)).count();
+        assert_eq!((left(&waiting), left(&others)), (5, 5));
+        assert!(
+            kept.has(waiting[19]) && kept.has(others[19]),
+            "the oldest go"
+        );
+    }
+
+    #[test]
+    fn no_young_job_goes_for_another_order() {
+        let mut kept = Kept::new();
+        kept.take_up_rules();
+        let old = kept.undelivered(86_400, 1_000);
+        kept.now += 60_000;
+        let young = [kept.job(86_400, 1_000), kept.undelivered(86_400, 1_000)];
+        kept.expire(0);
+        assert!(!kept.has(old), "there is nothing else that may go");
+        assert!(young.iter().all(|job| kept.has(*job)));
+        // Whatever clock has stamped another.
+        kept.now += 3_600_000;
+        let ahead = kept.undelivered(86_400, 1_000);
+        kept.now -= 3_600_000;
+        kept.expire(0);
+        assert!(young.iter().all(|job| kept.has(*job)), "still young");
+        assert!(kept.has(ahead), "behind a young one");
+        kept.now += 30_000;
+        kept.expire(0);
+        assert!(!young.iter().any(|job| kept.has(*job)));
+        assert!(!kept.has(ahead));
+    }
+
+    #[test]
+    fn rules_are_taken_up_one_after_the_other() {
+        let mut kept = Kept::new();
+        let jobs: Vec<_> = (0..1_200).map(|_| kept.job(86_400, 1)).collect();
+        let mut asked = Vec::new();
+        while let Some((rules, command)) = next_rules(&kept.view().counters().unwrap()) {
+            asked.push(rules);
+            kept.run(vec![command]);
+        }
+        assert_eq!(asked, [1, 1, 1, 2, 2, 2]);
+        assert!(kept.bytes() > 500 * jobs.len() as u64);
     }
 }

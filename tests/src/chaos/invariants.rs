@@ -641,6 +641,14 @@ const ALLOWED: &[(&str, &str)] = &[
         "a node was stopped without a leader",
     ),
     (
+        "clock is not what most voters say",
+        "the clock of a node that led was wrong",
+    ),
+    (
+        "time is ahead of the clocks",
+        "half of the voters that lived had a wrong clock",
+    ),
+    (
         "remotely-reset pending-accept streams reached limit",
         "what was called while a node was paused was called off before it looked",
     ),

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{LedgerStore, SnapshotFile};
 use crate::blocking::blocking;
+use crate::clock::Clocks;
 use crate::handle::Notice;
 use crate::metrics::Metrics;
 use crate::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
@@ -46,7 +47,10 @@ impl StateMachine {
             durable,
             notices,
             failure: watch::channel(None).0,
-            metrics: Arc::new(Metrics::new(Arc::new(Histogram::of_times()))),
+            metrics: Arc::new(Metrics::new(
+                Arc::new(Histogram::of_times()),
+                Arc::new(Clocks::new(0)),
+            )),
         }
     }
 
@@ -87,7 +91,7 @@ impl StateMachine {
         let (replies, events) = blocking(move || {
             let (started, count) = (Instant::now(), entries.len());
             let applied = store.apply(entries)?;
-            metrics.figures.follow(&store).map_err(io::Error::other)?;
+            metrics.follow(&store).map_err(io::Error::other)?;
             metrics.apply.since(started);
             metrics.apply_entries.add(count as u64);
             Ok(applied)
@@ -207,7 +211,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             store.install(&meta, &snapshot)?;
             // Nobody needs to listen. Told here, because consensus may be ended as soon as the ledger shows what is new.
             let _ = notices.send(Notice::Reset);
-            metrics.figures.follow(&store).map_err(io::Error::other)
+            metrics.follow(&store).map_err(io::Error::other)
         })
         .await
         .and_then(|installed| installed)

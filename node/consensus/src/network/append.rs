@@ -17,6 +17,7 @@ use openraft::base::{BoxFuture, BoxStream};
 use openraft::network::{NetStreamAppend, RPCOption};
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use parking_lot::Mutex;
+use quorun_ledger::NodeId;
 use quorun_proto::{QUIET_KEY, v1};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +25,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::client::{CONNECT, Connection, ConsensusClient, RaftRpcError, unreachable_peer};
+use crate::clock::Clocks;
 use crate::types::{LogId, Raft, TypeConfig};
 use crate::wire;
 
@@ -105,6 +107,8 @@ struct Replies<S> {
     replies: Streaming<v1::AppendReply>,
     received: u64,
     sent: Arc<Sent>,
+    from: NodeId,
+    clocks: Arc<Clocks>,
     /// None when nothing more is to be sent or received.
     requests: Option<Holder<S>>,
 }
@@ -122,7 +126,10 @@ impl<S> Replies<S> {
                 reply = self.replies.message() => {
                     self.received += 1;
                     let result = match reply {
-                        Ok(Some(reply)) => wire::append_reply_from(reply).map_err(|error| Some(error.into())),
+                        Ok(Some(reply)) => {
+                            self.clocks.heard(self.from, reply.clock_ms);
+                            wire::append_reply_from(reply).map_err(|error| Some(error.into()))
+                        }
                         Ok(None) => return None,
                         Err(status) => Err(Some(status)),
                     };
@@ -199,6 +206,7 @@ impl Connection {
                 .await
                 .map_err(|status| unreachable_peer(&status))?,
         };
+        self.clocks.heard(self.target, reply.clock_ms);
         let result =
             wire::append_reply_from(reply).map_err(|error| unreachable_peer(&error.into()))?;
         // Behind a refusal the peer ends the stream.
@@ -259,6 +267,8 @@ impl NetStreamAppend<TypeConfig> for Connection {
                 replies: replies.into_inner(),
                 received: 0,
                 sent,
+                from: self.target,
+                clocks: self.clocks.clone(),
                 requests: Some(holder),
             };
             let this = &*self;
@@ -281,6 +291,7 @@ pub(super) type AppendReplies = Pin<Box<dyn Stream<Item = Result<v1::AppendReply
 /// The side that appends.
 pub(super) fn answer(
     raft: &Raft,
+    clocks: &Arc<Clocks>,
     request: Request<Streaming<v1::AppendRequest>>,
 ) -> Response<AppendReplies> {
     // Of the requests that openraft has and has not answered, which are quiet.
@@ -302,11 +313,12 @@ pub(super) fn answer(
         }
         std::future::ready(request)
     });
+    let clocks = Arc::clone(clocks);
     let replies = raft.stream_append(requests).filter_map(move |result| {
         let quiet = under_way.lock().pop_front().unwrap_or(false);
         let reply = match result {
             Ok(Ok(_)) if quiet => None,
-            Ok(result) => Some(Ok(wire::append_reply_to(&result))),
+            Ok(result) => Some(Ok(wire::append_reply_to(&result, clocks.own_ms()))),
             Err(fatal) => Some(Err(super::service::stopped(&fatal))),
         };
         std::future::ready(reply)
@@ -352,9 +364,13 @@ mod tests {
             http: String::new(),
         };
         let transfers = Transfers::default();
-        Connections { peers, transfers }
-            .new_client(2, &member)
-            .await
+        let clocks = Arc::new(Clocks::new(1));
+        let mut connections = Connections {
+            peers,
+            transfers,
+            clocks,
+        };
+        connections.new_client(2, &member).await
     }
 
     fn request() -> AppendEntriesRequest<TypeConfig> {
@@ -453,7 +469,7 @@ mod tests {
                 } else {
                     Ok(None)
                 };
-                Ok(wire::append_reply_to(&result))
+                Ok(wire::append_reply_to(&result, 1))
             });
             Ok(Response::new(Box::pin(replies)))
         }

@@ -30,6 +30,7 @@ use super::access::{PeerAccess, PeerTls};
 use super::append::Line;
 use super::check::Identity;
 use crate::blocking::blocking;
+use crate::clock::Clocks;
 use crate::error::Error;
 use crate::ledger_store::{SnapshotFile, SnapshotReader};
 use crate::options::{ClusterId, Member};
@@ -212,6 +213,7 @@ pub(crate) fn never_sent(status: &Status) -> bool {
 pub(crate) struct Connections {
     pub(crate) peers: Arc<Peers>,
     pub(crate) transfers: Transfers,
+    pub(crate) clocks: Arc<Clocks>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Connections {
@@ -231,6 +233,7 @@ impl RaftNetworkFactory<TypeConfig> for Connections {
             client: client.ok(),
             snapshots: snapshots.ok(),
             transfers: self.transfers.clone(),
+            clocks: self.clocks.clone(),
             line: None,
         }
     }
@@ -240,12 +243,13 @@ impl RaftNetworkFactory<TypeConfig> for Connections {
 #[derive(Debug)]
 pub(crate) struct Connection {
     id: NodeId,
-    target: NodeId,
+    pub(super) target: NodeId,
     /// None when the peer's address is not one.
     client: Option<ConsensusClient>,
     /// The same, for snapshots.
     snapshots: Option<ConsensusClient>,
     transfers: Transfers,
+    pub(super) clocks: Arc<Clocks>,
     /// What single appends were sent on last.
     pub(super) line: Option<Line>,
 }
@@ -299,6 +303,7 @@ impl Connection {
             .map_err(|_| self.timeout(RPCTypes::Vote, patience))?
             .map_err(|status| unreachable_peer(&status))?
             .into_inner();
+        self.clocks.heard(self.target, reply.clock_ms);
         let vote = wire::vote_from(reply.vote).map_err(|error| unreachable_peer(&error.into()))?;
         Ok(VoteResponse::new(
             vote,

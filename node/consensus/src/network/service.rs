@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::append::{self, AppendReplies};
 use crate::blocking::blocking;
+use crate::clock::Clocks;
 use crate::confirm::{Confirmer, Unconfirmed};
 use crate::ledger_store::{LedgerStore, Received, SnapshotFile, snapshot_folder};
 use crate::proposer::{Proposer, Refusal};
@@ -35,6 +36,7 @@ pub(crate) struct Service {
     ledger: LedgerStore,
     marks: Marks,
     confirmer: Confirmer,
+    clocks: Arc<Clocks>,
     snapshots: PathBuf,
     /// One snapshot is received at a time.
     receiving: Arc<Semaphore>,
@@ -48,6 +50,7 @@ impl Service {
         ledger: LedgerStore,
         marks: Marks,
         confirmer: Confirmer,
+        clocks: Arc<Clocks>,
         data_dir: &Path,
     ) -> Self {
         Self {
@@ -56,6 +59,7 @@ impl Service {
             ledger,
             marks,
             confirmer,
+            clocks,
             snapshots: snapshot_folder(data_dir),
             receiving: Arc::new(Semaphore::new(1)),
             received: AtomicU64::new(0),
@@ -128,7 +132,7 @@ impl v1::consensus_server::Consensus for Service {
         &self,
         request: Request<Streaming<v1::AppendRequest>>,
     ) -> Result<Response<AppendReplies>, Status> {
-        Ok(append::answer(&self.raft, request))
+        Ok(append::answer(&self.raft, &self.clocks, request))
     }
 
     async fn vote(
@@ -151,6 +155,7 @@ impl v1::consensus_server::Consensus for Service {
             vote: Some(wire::vote_to(&response.vote)),
             granted: response.vote_granted,
             last_log_id: response.last_log_id.map(wire::log_id_to),
+            clock_ms: self.clocks.own_ms(),
         }))
     }
 

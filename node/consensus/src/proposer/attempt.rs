@@ -1,7 +1,7 @@
 //! One batch on its way into the log.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::errors::ClientWriteError;
@@ -59,19 +59,6 @@ fn uncertain(mut proposals: Vec<Proposal>, asked: NodeId) -> Outcome {
     Outcome::Again { proposals, asked }
 }
 
-fn now_ms() -> u64 {
-    #[cfg(feature = "simulation")]
-    if let Some(now) = crate::simulation::now_ms() {
-        return now;
-    }
-    // A clock before 1970 counts as 1970; the ledger's own time never goes back.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-        })
-}
-
 /// When nobody waits any more.
 fn last_deadline(proposals: &[Proposal], patience: Duration) -> Instant {
     let last = proposals.iter().map(|proposal| proposal.deadline).max();
@@ -89,8 +76,9 @@ pub(super) async fn write(
     let deadline = last_deadline(&proposals, parts.patience);
     let eligible = parts.eligible.borrow().clone();
     let commands = commands(&proposals);
-    let encoded = EncodedBatch::of(now_ms(), eligible, parts.queue, &commands);
     let metrics = &parts.metrics;
+    let time_ms = metrics.clocks.stamp(&parts.status.borrow().voters);
+    let encoded = EncodedBatch::of(time_ms, eligible, parts.queue, &commands);
     metrics.batch_commands.add(commands.len() as u64);
     metrics.batch_bytes.add(encoded.0.len() as u64);
     drop(commands);

@@ -5,7 +5,7 @@
 //! queue. Nothing waits to be joined by others: a batch is made as soon as fewer than [`IN_FLIGHT`] are under way, of all
 //! that has come by then.
 //!
-//! A batch carries the leader's clock and its scheduling decision, so it may only be committed under the leader that
+//! A batch carries the time ([`crate::clock`]) and the leader's scheduling decision, so it may only be committed under the leader that
 //! made it: it is written with that leader's term as a condition.
 //!
 //! Elections, lost connections and refusals are nobody's failure: a proposal goes back to the front of the queue and is

@@ -9,8 +9,8 @@
 //! - connections are turmoil's ([`net`]);
 //! - chance comes from the seed: the waits before elections, how long the disk takes, what a crash leaves.
 //!
-//! What no node can see by itself is watched here, across all of them: that they apply the same log, and that a batch is
-//! committed in the term of the leader that stamped it. What is wrong is in [`violations`].
+//! What no node can see by itself is watched here, across all of them: that they apply the same log, that a batch is
+//! committed in the term of the leader that stamped it, and that none is stamped before its time. What is wrong is in [`violations`].
 //!
 //! A build with this feature works as ever on threads that have not entered a simulation.
 
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use openraft::EntryPayload;
-use quorun_ledger::NodeId;
+use quorun_ledger::{Batch, NodeId, codec};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::sync::{mpsc, watch};
@@ -48,6 +48,8 @@ struct World {
     late_batches: u32,
     /// See [`unconfirmed_reads`].
     unconfirmed_reads: bool,
+    /// Of nodes with a wrong clock: by how much.
+    wrong_clocks: BTreeMap<NodeId, i64>,
     /// Of every entry that any node has applied: its term, and a digest of its batch.
     applied: BTreeMap<u64, (u64, Option<Digest>)>,
     /// The terms of the leaders that stamped a batch.
@@ -65,6 +67,9 @@ fn digest(batch: &EncodedBatch) -> Digest {
 
 /// See [`late_batches`].
 pub const LATE_BATCHES: u32 = 100;
+
+/// No batch may be stamped so far ahead of the true time, milliseconds, if most clocks are right.
+const AHEAD_MS: u64 = 100;
 
 thread_local! {
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
@@ -104,6 +109,7 @@ pub fn enter(seed: u64) -> Entered {
         slowest_sync: Duration::from_millis(4),
         late_batches: LATE_BATCHES,
         unconfirmed_reads: false,
+        wrong_clocks: BTreeMap::new(),
         applied: BTreeMap::new(),
         stamped: BTreeMap::new(),
         violations: Vec::new(),
@@ -159,10 +165,22 @@ pub(crate) fn sync_time() -> Duration {
     time.unwrap_or_default()
 }
 
-/// The wall clock of the simulated host, Unix milliseconds; `None` when this thread does not simulate.
-pub(crate) fn now_ms() -> Option<u64> {
+/// From now on a node's wall clock is wrong by so much, milliseconds.
+pub fn wrong_clock(node: NodeId, ahead_ms: i64) {
+    with(|world| world.wrong_clocks.insert(node, ahead_ms));
+}
+
+/// The true time, Unix milliseconds; `None` when this thread does not simulate, or no host runs.
+fn true_ms() -> Option<u64> {
     let since = active().then(turmoil::since_epoch)??;
     Some(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The wall clock of a simulated node, Unix milliseconds; `None` when this thread does not simulate.
+pub(crate) fn now_ms(node: NodeId) -> Option<u64> {
+    let now = true_ms()?;
+    let ahead = with(|world| world.wrong_clocks.get(&node).copied()).flatten();
+    Some(now.saturating_add_signed(ahead.unwrap_or(0)))
 }
 
 /// A leader has put its clock and its choice of nodes into a batch that it is about to write. Sometimes it then has to
@@ -185,7 +203,21 @@ pub(crate) fn applied(entry: &Entry) {
         EntryPayload::Normal(batch) => Some(digest(batch)),
         _ => None,
     };
+    let stamped_ms = match &entry.payload {
+        EntryPayload::Normal(batch) => codec::decode(&batch.0)
+            .ok()
+            .map(|batch: Batch| batch.time_ms),
+        _ => None,
+    };
+    let ahead = stamped_ms
+        .zip(true_ms())
+        .map(|(stamped, now)| stamped.saturating_sub(now));
     with(|world| {
+        if let Some(ahead) = ahead.filter(|ahead| *ahead > AHEAD_MS) {
+            world.violations.push(format!(
+                "entry {index} is dated {ahead} ms ahead of its time"
+            ));
+        }
         let first = *world.applied.entry(index).or_insert((term, batch));
         if first != (term, batch) {
             world.violations.push(format!(

@@ -8,6 +8,8 @@ use crate::keys;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
+use super::expire;
+
 /// A job was accepted whose end somebody wants to be told of.
 pub(super) fn wanted<S: Store>(
     tx: &mut Transaction<S>,
@@ -71,19 +73,44 @@ pub(super) fn tried<S: Store>(
         tx.remove(keys::due(due_ms, job))?;
     }
     let delivered = outcome.delivered();
-    delivery.attempts.push(outcome.bounded());
+    let outcome = outcome.bounded();
+    let weight = tx.counters.weights.of_attempt(&outcome);
+    delivery.attempts.push(outcome);
     let may_be_tried = delivery.attempts.len() < MAX_ATTEMPTS;
     match retry_ms {
         _ if delivered => delivery.state = DeliveryState::Delivered,
         Some(pause) if may_be_tried => {
             let due_ms = tx.counters.time_ms.saturating_add(pause);
             schedule(tx, job, delivery, due_ms)?;
+            grown(tx, job, weight, true)?;
             return Ok(Reply::Completed(Completion::Committed));
         }
         _ => delivery.state = DeliveryState::Failed,
     }
     tx.put(keys::delivery(job), &delivery)?;
+    grown(tx, job, weight, false)?;
     Ok(Reply::Completed(Completion::Committed))
+}
+
+/// The log of a job's delivery has become longer; whether it is still to be delivered.
+fn grown<S: Store>(
+    tx: &mut Transaction<S>,
+    job: JobId,
+    weight: u64,
+    undelivered: bool,
+) -> Result<(), StoreError> {
+    if !tx.counters.weights.by_records() {
+        return Ok(());
+    }
+    let Some(mut job) = tx.view().job(job)? else {
+        return Err(StoreError::Inconsistent(format!(
+            "job {job} has a delivery but no record"
+        )));
+    };
+    expire::no_longer_kept(tx, &job)?;
+    job.weight += weight;
+    expire::kept(tx, &job, undelivered)?;
+    tx.put(keys::job(job.id), &job)
 }
 
 /// The job is removed, and its delivery with it, however it stands.

@@ -1,7 +1,7 @@
 //! Retention: finished jobs are kept for a time and up to a size.
 
 use crate::command::Reply;
-use crate::job::{Job, JobId, JobState};
+use crate::job::{Job, JobId};
 use crate::keys;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
@@ -39,22 +39,43 @@ pub(super) fn oldest<S: Store>(
     finished_ms: u64,
     keep_bytes: u64,
 ) -> Result<Reply, StoreError> {
-    let (from, to) = keys::ages();
     let mut jobs = 0;
     // Those that the order does not hold yet are the oldest of all.
     while tx.counters.ages == Ages::Kept && jobs < limit && tx.counters.finished_bytes > keep_bytes
     {
-        let Some((key, _)) = tx.first(&from, &to)? else {
+        // Whoever has a receiver that never answers must not have everybody else's jobs removed.
+        let undelivered_first = tx.counters.undelivered_bytes > keep_bytes / 2;
+        let mut next = None;
+        for undelivered in [undelivered_first, !undelivered_first] {
+            if next.is_none() {
+                next = oldest_of(tx, undelivered, finished_ms)?;
+            }
+        }
+        let Some(id) = next else {
             break;
         };
-        let (finished, id) = keys::parts_of_expiry(&key).ok_or_else(|| view::malformed(&key))?;
-        if finished > finished_ms {
-            break;
-        }
         remove(tx, id)?;
         jobs += 1;
     }
     Ok(Reply::Expired { jobs })
+}
+
+/// The oldest job of those that are still to be delivered, or of the others, if it has finished by then.
+fn oldest_of<S: Store>(
+    tx: &Transaction<S>,
+    undelivered: bool,
+    finished_ms: u64,
+) -> Result<Option<JobId>, StoreError> {
+    let (from, to) = if undelivered {
+        keys::all_undelivered()
+    } else {
+        keys::ages()
+    };
+    let Some((key, _)) = tx.first(&from, &to)? else {
+        return Ok(None);
+    };
+    let (finished, id) = keys::parts_of_expiry(&key).ok_or_else(|| view::malformed(&key))?;
+    Ok((finished <= finished_ms).then_some(id))
 }
 
 /// Removes a finished job and all that belongs to it.
@@ -63,7 +84,7 @@ fn remove<S: Store>(tx: &mut Transaction<S>, id: JobId) -> Result<(), StoreError
         StoreError::Inconsistent(format!("job {id} is to expire but is not there"))
     })?;
     tx.counters.finished -= 1;
-    tx.counters.finished_bytes -= job.weight;
+    no_longer_kept(tx, &job)?;
     if let Some(value) = &job.key {
         tx.remove(keys::idempotency(job.owner.as_deref(), value))?;
     }
@@ -72,22 +93,45 @@ fn remove<S: Store>(tx: &mut Transaction<S>, id: JobId) -> Result<(), StoreError
     if let Some(expires) = job.expires_ms() {
         tx.remove(keys::expiry(expires, id))?;
     }
-    if let Some(finished) = job.finished_ms {
-        tx.remove(keys::age(finished, id))?;
-    }
     tx.remove(keys::spec(id))?;
     tx.remove(keys::output(id))?;
     tx.remove(keys::job(id))
 }
 
-/// Takes a job that has finished into the order of age, if that is kept.
-pub(super) fn ages<S: Store>(tx: &mut Transaction<S>, job: &Job) -> Result<(), StoreError> {
-    match job.finished_ms {
-        Some(finished) if tx.counters.ages != Ages::Unkept => {
-            tx.put(keys::age(finished, job.id), &())
-        }
-        _ => Ok(()),
+/// Counts a job that has finished, and takes it into the order of age, if that is kept.
+pub(super) fn kept<S: Store>(
+    tx: &mut Transaction<S>,
+    job: &Job,
+    undelivered: bool,
+) -> Result<(), StoreError> {
+    tx.counters.finished_bytes += job.weight;
+    let Some(finished) = job.finished_ms else {
+        return Ok(());
+    };
+    if undelivered && tx.counters.weights.by_records() {
+        tx.counters.undelivered_bytes += job.weight;
+        return tx.put(keys::undelivered(finished, job.id), &());
     }
+    if tx.counters.ages == Ages::Unkept {
+        return Ok(());
+    }
+    tx.put(keys::age(finished, job.id), &())
+}
+
+/// The opposite of [`kept`].
+pub(super) fn no_longer_kept<S: Store>(
+    tx: &mut Transaction<S>,
+    job: &Job,
+) -> Result<(), StoreError> {
+    tx.counters.finished_bytes -= job.weight;
+    let Some(finished) = job.finished_ms else {
+        return Ok(());
+    };
+    if tx.counters.weights.by_records() && tx.take(keys::undelivered(finished, job.id))? {
+        tx.counters.undelivered_bytes -= job.weight;
+        return Ok(());
+    }
+    tx.remove(keys::age(finished, job.id))
 }
 
 /// From the first of these on, whatever finishes is taken into the order of age; each takes in a part of what had finished
@@ -121,8 +165,8 @@ pub(super) fn order_by_age<S: Store>(
         };
         let job: Job = view::decode(&key, &value)?;
         tx.counters.ages = Ages::Begun { seen: job.id, last };
-        if job.state == JobState::Finished {
-            ages(tx, &job)?;
+        if let Some(finished) = job.finished_ms {
+            tx.put(keys::age(finished, job.id), &())?;
         }
         from = behind(job.id);
         jobs += 1;
@@ -131,7 +175,7 @@ pub(super) fn order_by_age<S: Store>(
 }
 
 /// The first key behind that of a job's record.
-fn behind(job: JobId) -> Vec<u8> {
+pub(super) fn behind(job: JobId) -> Vec<u8> {
     let mut key = keys::job(job);
     key.push(0);
     key

@@ -108,14 +108,14 @@ pub(super) fn finish<S: Store>(
     owners::finished(tx, &job)?;
     job.state = JobState::Finished;
     job.finished_ms = Some(tx.counters.time_ms);
+    let weights = tx.counters.weights;
+    job.weight += weights.of_result(&result.outcome, &result.output);
     job.outcome = Some(result.outcome);
-    job.weight += result.output.weight();
     tx.counters.finished += 1;
-    tx.counters.finished_bytes += job.weight;
     if let Some(expires) = job.expires_ms() {
         tx.put(keys::expiry(expires, job.id), &())?;
     }
-    expire::ages(tx, &job)?;
+    expire::kept(tx, &job, job.callback)?;
     tx.put(keys::output(job.id), &result.output)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Finished { job: job.id });

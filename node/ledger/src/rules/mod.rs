@@ -10,6 +10,7 @@ mod languages;
 mod nodes;
 mod owners;
 pub(crate) mod placement;
+mod reweigh;
 mod submit;
 
 use crate::command::{Command, QueueBound, Reply};
@@ -90,6 +91,7 @@ pub(crate) fn apply<S: Store>(
         Command::RemoveLanguage { name, expected } => languages::remove(tx, &name, expected),
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
         Command::OrderByAge { limit } => expire::order_by_age(tx, limit),
+        Command::Reweigh { limit } => reweigh::reweigh(tx, limit),
         Command::ExpireOldest {
             limit,
             finished_ms,

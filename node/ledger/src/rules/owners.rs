@@ -37,6 +37,17 @@ pub(super) fn queued<S: Store>(tx: &mut Transaction<S>, job: &Job) -> Result<(),
     })
 }
 
+/// The job, which waits, has had another weight.
+pub(super) fn weighed_anew<S: Store>(
+    tx: &mut Transaction<S>,
+    job: &Job,
+    old: u64,
+) -> Result<(), StoreError> {
+    change(tx, job.owner.as_deref(), |load| {
+        load.queued_bytes = load.queued_bytes.saturating_sub(old) + job.weight;
+    })
+}
+
 /// The job no longer waits.
 pub(super) fn dequeued<S: Store>(tx: &mut Transaction<S>, job: &Job) -> Result<(), StoreError> {
     change(tx, job.owner.as_deref(), |load| {

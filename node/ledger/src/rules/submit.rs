@@ -26,7 +26,7 @@ pub(super) fn submit<S: Store>(
         Ok(None) => {}
         Err(rejection) => return Ok(Reply::Rejected(rejection)),
     }
-    let weight = spec.weight();
+    let weight = weigh(tx, spec, key.as_ref());
     let (jobs, bytes) = (tx.counters.queued, tx.counters.queued_bytes);
     if let Some(rejection) = queue.and_then(|bound| bound.refuses(jobs, bytes, weight)) {
         return Ok(Reply::Rejected(rejection));
@@ -78,7 +78,7 @@ pub(super) fn submit_all<S: Store>(
         match earlier(tx, *id, spec, key.as_ref())? {
             Ok(Some(_)) => {}
             Ok(None) => {
-                let weight = spec.weight();
+                let weight = weigh(tx, spec, key.as_ref());
                 brought.add(weight);
                 if let Some(owner) = &spec.owner {
                     let (_, of_owner) = owners
@@ -109,7 +109,7 @@ pub(super) fn submit_all<S: Store>(
         let taken = match earlier(tx, id, &spec, key.as_ref())? {
             Ok(Some(job)) => Taken { job, joined: true },
             Ok(None) => {
-                let weight = spec.weight();
+                let weight = weigh(tx, &spec, key.as_ref());
                 accept(tx, id, &spec, key, weight)?;
                 Taken {
                     job: id,
@@ -125,6 +125,11 @@ pub(super) fn submit_all<S: Store>(
         jobs.push(taken);
     }
     Ok(Reply::SubmittedAll { jobs })
+}
+
+fn weigh<S>(tx: &Transaction<S>, spec: &JobSpec, key: Option<&IdempotencyKey>) -> u64 {
+    let key = key.map(|key| key.key.as_str());
+    tx.counters.weights.of_submission(spec, key)
 }
 
 /// The job that a submission joins, if there is one; or that its key belongs to another.

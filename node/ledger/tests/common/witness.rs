@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quorun_ledger::callback::MAX_ATTEMPTS;
 use quorun_ledger::{
     Ages, Applied, Command, DeliveryState, Event, Job, JobId, JobState, MemoryStore, NodeId,
-    Output, OwnerLoad, Priority, Reply, StateHash, View, Waiting, keys,
+    Output, OwnerLoad, Priority, Reply, StateHash, View, Waiting, Weights, keys, weight,
 };
 
 /// For each command the job that it submits, if it submits one.
@@ -30,6 +30,8 @@ pub struct Witness {
     /// Finished jobs that were in the order of age, and whether it was kept.
     aged: BTreeSet<JobId>,
     ages: Ages,
+    /// By what jobs were weighed.
+    weights: Weights,
 }
 
 impl Witness {
@@ -61,6 +63,76 @@ impl Witness {
         self.ended.extend(&ended);
         self.look(store);
         self.look_at_ages(store);
+        self.look_at_weights(store);
+    }
+
+    /// What a job weighs by its records is what it would weigh if it had come anew, and is never less than what it holds. Those
+    /// that are still to be delivered stand in an order of their own.
+    fn look_at_weights(&mut self, store: &MemoryStore) {
+        let view = View::new(store);
+        let counters = view.counters().unwrap();
+        let weights = counters.weights;
+        match (self.weights, weights) {
+            (Weights::Payload, _) | (Weights::Begun { .. }, Weights::Records) => {}
+            (
+                Weights::Begun { seen, last },
+                Weights::Begun {
+                    seen: now,
+                    last: end,
+                },
+            ) => {
+                assert!(seen <= now && last == end);
+            }
+            (then, now) => assert_eq!(then, now),
+        }
+        assert!(weights == Weights::Payload || counters.ages == Ages::Kept);
+        self.weights = weights;
+        let (mut undelivered, mut undelivered_bytes, mut all) = (BTreeSet::new(), 0, 0);
+        for job in self.accepted.iter().filter_map(|id| view.job(*id).unwrap()) {
+            let spec = view.spec(job.id).unwrap().unwrap();
+            let output = view.output(job.id).unwrap();
+            let delivery = view.delivery(job.id).unwrap();
+            let by_payload = spec.weight() + output.as_ref().map_or(0, Output::weight);
+            let mut by_records = weight::of_submission(&spec, job.key.as_deref());
+            if let Some(output) = &output {
+                by_records += weight::of_result(job.outcome.as_ref().unwrap(), output);
+            }
+            let attempts = delivery.iter().flat_map(|delivery| &delivery.attempts);
+            by_records += attempts.map(weight::of_attempt).sum::<u64>();
+            let pending = delivery.is_some_and(|d| d.state == DeliveryState::Pending);
+            let seen = match weights {
+                Weights::Payload => {
+                    assert_eq!(job.weight, by_payload);
+                    false
+                }
+                Weights::Begun { seen, last } => job.id <= seen || job.id > last,
+                Weights::Records => true,
+            };
+            all += job.weight;
+            if seen {
+                assert_eq!(job.weight, by_records);
+            }
+            let key = job.finished_ms.map(|time| keys::undelivered(time, job.id));
+            let apart = key
+                .as_ref()
+                .is_some_and(|key| store.iter().any(|(k, _)| k[..] == key[..]));
+            assert!(!apart || pending);
+            assert!(apart || !seen || !pending);
+            if apart {
+                undelivered.extend(key);
+                undelivered_bytes += job.weight;
+            }
+        }
+        assert_eq!(counters.undelivered_bytes, undelivered_bytes);
+        let apart = store.iter().filter(|(key, _)| key[0] == b'k');
+        assert!(apart.map(|(key, _)| key.to_vec()).eq(undelivered));
+        if weights == Weights::Records {
+            let of_jobs = store
+                .iter()
+                .filter(|(key, _)| b"aefhijkoqsuw".contains(&key[0]));
+            let held: usize = of_jobs.map(|(key, value)| key.len() + value.len()).sum();
+            assert!(held as u64 <= all, "{held} bytes weigh {all}");
+        }
     }
 
     /// What is kept of the owners is what their jobs say, and nothing else is kept.
@@ -102,7 +174,7 @@ impl Witness {
         let ages = view.counters().unwrap().ages;
         let kept: BTreeSet<JobId> = store
             .iter()
-            .filter(|(key, _)| key[0] == b'f')
+            .filter(|(key, _)| key[0] == b'f' || key[0] == b'k')
             .map(|(key, _)| {
                 let (finished, id) = keys::parts_of_expiry(key).unwrap();
                 let job = view.job(id).unwrap().expect("left behind: age");
@@ -209,7 +281,8 @@ impl Witness {
                     }
                     let expiry = keys::expiry(job.expires_ms().unwrap(), *id);
                     assert!(store.iter().any(|(key, _)| key[..] == expiry[..]));
-                    let now = (job, output);
+                    // What it weighs is no part of its result.
+                    let now = (Job { weight: 0, ..job }, output);
                     let then = self.finished.entry(*id).or_insert_with(|| now.clone());
                     assert_eq!(*then, now, "a result changed");
                 }

@@ -10,7 +10,7 @@ pub mod tokens;
 
 use std::sync::Arc;
 
-use quorun_ledger::{Job, Owner};
+use quorun_ledger::{Job, Owner, Priority};
 
 use tokens::{Role, Token};
 
@@ -53,6 +53,15 @@ impl Caller {
                 max_jobs: token.max_jobs,
                 queue_percent: token.queue_percent,
             }),
+        }
+    }
+
+    /// The highest level of the queue in which the jobs of this caller wait.
+    #[must_use]
+    pub fn max_priority(&self) -> Priority {
+        match self {
+            Self::Anybody => Priority::High,
+            Self::Bearer(token) => token.max_priority.unwrap_or(Priority::High),
         }
     }
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::ValueEnum;
+use quorun_ledger::Priority;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -63,6 +64,8 @@ pub struct Token {
     pub max_jobs: Option<u64>,
     /// The part of the queue that the owner's waiting jobs may take, percent.
     pub queue_percent: Option<u8>,
+    /// The highest level of the queue in which the owner's jobs wait, whatever they ask for.
+    pub max_priority: Option<Priority>,
     /// Requests that it may make at this node.
     pub requests: Option<Arc<Bucket>>,
     hash: [u8; 32],
@@ -85,6 +88,7 @@ struct Entry {
     burst: Option<u32>,
     max_jobs: Option<u64>,
     queue_percent: Option<u8>,
+    max_priority: Option<Priority>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,7 +168,7 @@ fn without_source(error: &toml::de::Error) -> anyhow::Error {
     let message = error.message().split('`').next().unwrap_or_default();
     let named = match error.message().strip_prefix("unknown field `") {
         Some(rest) => format!(
-            "unknown key {}; there are name, role, sha256, requests_per_s, burst, max_jobs and queue_percent",
+            "unknown key {}; there are name, role, sha256, requests_per_s, burst, max_jobs, queue_percent and max_priority",
             rest.split('`').next().unwrap_or_default()
         ),
         None if error.message().starts_with("missing field `") => error.message().to_owned(),
@@ -208,6 +212,7 @@ impl Token {
             role: entry.role,
             max_jobs: entry.max_jobs,
             queue_percent: entry.queue_percent,
+            max_priority: entry.max_priority,
             requests,
             hash,
         })
@@ -381,6 +386,10 @@ mod tests {
             (entry("a", &hash, "requests_per_s = 0"), "at least 1"),
             (entry("a", &hash, "max_jobs = 0"), "at least 1"),
             (entry("a", &hash, "queue_percent = 101"), "1 to 100"),
+            (
+                entry("a", &hash, "max_priority = \"oops\""),
+                "unknown variant",
+            ),
             (
                 entry("a", &hash, "tokn = \"quorun_oops\""),
                 "unknown key tokn",

@@ -158,9 +158,10 @@ impl Callbacks {
 
     /// What is due behind what has been seen, and how long until there is more.
     async fn look(&self, seen: Option<Due>) -> Result<(Vec<Due>, Option<Duration>), ReadFailed> {
+        // Deliveries are stamped with the ledger's time, which is not that of this node's own clock.
+        let now = self.consensus.time_ms();
         ledger::read(&self.consensus, move |view| {
-            // Deliveries are stamped with the ledger's time, which the clock of another leader may have set.
-            let now = now_ms().max(view.counters()?.time_ms);
+            let now = now.max(view.counters()?.time_ms);
             let due = view.due(seen.as_ref(), now, LOOK)?;
             let then = match view.next_due()? {
                 Some(at) if at > now => Some(Duration::from_millis(at - now)),

@@ -34,6 +34,9 @@ pub enum TokenCommand {
         /// The part of the queue that the owner's waiting jobs may take, percent [default: all of it]
         #[arg(long, value_name = "PERCENT")]
         queue_percent: Option<u8>,
+        /// The highest priority that the owner's jobs have, whatever they ask for [default: high]
+        #[arg(long, value_name = "PRIORITY", value_parser = ["high", "normal", "low"])]
+        max_priority: Option<String>,
         /// Add the entry to this file, and print nothing but the token
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
@@ -49,6 +52,7 @@ pub fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
         burst,
         max_jobs,
         queue_percent,
+        max_priority,
         file,
     } = command;
     let drawn = tokens::draw()?;
@@ -67,6 +71,9 @@ pub fn token(command: TokenCommand) -> anyhow::Result<ExitCode> {
         if let Some(value) = value {
             entry += &format!("{key} = {value}\n");
         }
+    }
+    if let Some(priority) = max_priority {
+        entry += &format!("max_priority = \"{priority}\"\n");
     }
     // What a node would refuse is refused here. The name is looked at by itself: it could be more than a name in TOML.
     tokens::check_name(&name)

@@ -64,7 +64,7 @@ async fn grant(
         .take(client, Thing::BodyBytes, bytes)
         .inspect_err(|full| app.metrics.refused(full))?;
     let key = headers.get("idempotency-key").and_then(|k| k.to_str().ok());
-    let owner = caller.owner();
+    let owner = (caller.owner(), caller.max_priority());
     let place = app
         .jobs
         .admit(began, owner, key, announced.map_or(0, |_| bytes), body);

@@ -181,7 +181,7 @@ fn filter(rules: &Rules<'_>, parameters: &Parameters) -> Result<JobFilter, Probl
         verdicts: parameters.set(
             "verdict",
             "one of accepted, wrong_answer, compile_error, runtime_error, time_limit, memory_limit, output_limit, cancelled and internal_error",
-            verdict,
+            Verdict::named,
         )?,
         nodes: parameters.set("node", "the number of a node", |text| text.parse().ok())?,
         priorities: parameters.set("priority", "high, normal or low", Priority::named)?,
@@ -221,25 +221,6 @@ fn state(name: &str) -> Option<JobState> {
     [JobState::Queued, JobState::Running, JobState::Finished]
         .into_iter()
         .find(|state| state.as_str() == name)
-}
-
-/// All ends that a job can come to.
-pub const VERDICTS: [Verdict; 9] = [
-    Verdict::Accepted,
-    Verdict::WrongAnswer,
-    Verdict::CompileError,
-    Verdict::RuntimeError,
-    Verdict::TimeLimit,
-    Verdict::MemoryLimit,
-    Verdict::OutputLimit,
-    Verdict::Cancelled,
-    Verdict::InternalError,
-];
-
-fn verdict(name: &str) -> Option<Verdict> {
-    VERDICTS
-        .into_iter()
-        .find(|verdict| verdict.as_str() == name)
 }
 
 fn time(parameters: &Parameters, name: &str) -> Result<Option<u64>, Problem> {

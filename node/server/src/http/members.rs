@@ -259,14 +259,15 @@ pub async fn admit(
     let same = |(_, member): &(&NodeId, &Member)| member.peer == peer;
     if let Some((id, _)) = status.members.iter().find(same) {
         let id = *id;
+        catch_up(&app).await?;
         let known = ledger::read(&app.consensus, move |view| {
             let admitted = view.admissions()?.iter().any(|(known, _)| *known == id);
-            Ok((admitted, view.node(id)?))
+            Ok((admitted, view.is_removed(id)?, view.node(id)?))
         });
-        let (admitted, record) = known.await.map_err(Error::from)?;
-        // Let in, and not come yet: this is it.
+        let (admitted, removed, record) = known.await.map_err(Error::from)?;
+        // Let in, and not come yet: this is it. Removed, and still a member for a moment: it has no claim to the address.
         let waits = admitted && record.is_none();
-        if !waits {
+        if !waits && !removed {
             // Whoever had this address loses its place if the leader has declared it lost. That nothing is known of it
             // is not enough: it may have been there for a moment only, or the leader.
             if !record.is_some_and(|record| record.lost) {
@@ -328,10 +329,25 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
     }
 }
 
+/// Waits until this node's ledger shows what was let in and removed through other nodes before now.
+async fn catch_up(app: &App) -> Result<(), Problem> {
+    let deadline = Instant::now() + DEADLINE;
+    let caught_up = app.consensus.linearize(deadline.into()).await;
+    Ok(caught_up.map_err(|_| Error::NoLeader)?)
+}
+
+/// Whether a node was let in, and not removed: it need not have come, nor be a member on this node yet.
+async fn is_admitted(app: &App, id: NodeId) -> Result<bool, Problem> {
+    catch_up(app).await?;
+    let admissions = ledger::read(&app.consensus, |view| view.admissions());
+    let admissions = admissions.await.map_err(Error::from)?;
+    Ok(admissions.iter().any(|(known, _)| *known == id))
+}
+
 /// Remove a node for ever
 #[utoipa::path(
     delete, path = "/v1/cluster/nodes/{id}", operation_id = "remove_node", tag = "cluster",
-    description = "What it was running goes to others.",
+    description = "What it was running goes to others. A node that was let in and has not come can be removed as well.",
     params(("id" = u64, Path, minimum = 1, description = "The node")),
     responses(
         (status = 200, description = "It no longer belongs to the cluster", body = Removed,
@@ -339,7 +355,7 @@ async fn remove_node(app: &App, id: NodeId, status: &Status) -> Result<u32, Prob
         (status = 202, description = "It is being removed", body = Removed,
             example = json!({ "id": 3, "removed": false, "requeued": 2 })),
     ),
-    extensions(("x-problems" = json!(["unknown-node", "no-majority-left", "no-quorum", "unconfirmed"]))),
+    extensions(("x-problems" = json!(["unknown-node", "no-majority-left", "no-quorum", "unconfirmed", "node-failing"]))),
 )]
 pub async fn remove(
     State(app): State<App>,
@@ -347,7 +363,7 @@ pub async fn remove(
 ) -> Result<(StatusCode, Json<Removed>), Problem> {
     let id = node_id(id)?;
     let status = app.consensus.status().borrow().clone();
-    if !status.members.contains_key(&id) {
+    if !status.members.contains_key(&id) && !is_admitted(&app, id).await? {
         return Err(unknown_node(id, &status));
     }
     let requeued = remove_node(&app, id, &status).await?;
@@ -513,9 +529,7 @@ pub async fn configure(
     match propose(&app, Command::Configure { settings }).await? {
         Reply::Configured => {
             // The answer, and whoever asks this node next, must see it.
-            let deadline = Instant::now() + DEADLINE;
-            let caught_up = app.consensus.linearize(deadline.into()).await;
-            caught_up.map_err(|_| Error::NoLeader)?;
+            catch_up(&app).await?;
             app.settings
                 .changed(&app.consensus)
                 .await

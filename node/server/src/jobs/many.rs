@@ -91,11 +91,9 @@ impl Place {
             .fetch_add(more, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Says whose the jobs are that come through this place. Not before the fingerprints of their keys were taken: an owner
-    /// whose bounds have changed may repeat a request.
-    fn own(&self, jobs: &mut [(JobSpec, Option<IdempotencyKey>)]) {
+    fn own_all(&self, jobs: &mut [(JobSpec, Option<IdempotencyKey>)]) {
         for (spec, _) in jobs {
-            spec.owner.clone_from(&self.owner);
+            self.own(spec);
         }
     }
 }
@@ -110,7 +108,7 @@ impl Jobs {
         place: Place,
         mut jobs: Vec<(JobSpec, Option<IdempotencyKey>)>,
     ) -> Result<Vec<Accepted>, Error> {
-        place.own(&mut jobs);
+        place.own_all(&mut jobs);
         let inner = Arc::clone(&self.inner);
         inner.metrics.http.since(place.began);
         let task = tokio::spawn(async move {
@@ -178,7 +176,7 @@ impl Jobs {
         place: Place,
         mut jobs: Vec<(JobSpec, Option<IdempotencyKey>)>,
     ) -> Result<Vec<Result<Accepted, Error>>, Error> {
-        place.own(&mut jobs);
+        place.own_all(&mut jobs);
         let inner = Arc::clone(&self.inner);
         inner.metrics.http.since(place.began);
         let task = tokio::spawn(async move {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{ClusterId, Handle, Member, Options, simulation};
-use quorun_ledger::{Ages, JobState, NodeId};
+use quorun_ledger::{Ages, JobState, NodeId, Weights};
 use quorun_proto::v1::peer_server::PeerServer;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -48,6 +48,8 @@ const SYNC: [Duration; 3] = [
 ];
 /// A node must not try more connections to another one than so many in a second, on average.
 const CONNECTIONS: usize = 50;
+/// The ledger's time may be so late at the end, milliseconds: batches come rarely by then.
+const LATE_MS: u64 = 20_000;
 /// The simulated clock begins so long after 1970: later than any real one, for whatever looks at that.
 const EPOCH: Duration = Duration::from_secs(4_102_444_800);
 
@@ -326,6 +328,10 @@ pub(super) fn run(seed: u64) -> Result<Summary, String> {
     let count: usize = if rng.random_ratio(2, 3) { 3 } else { 5 };
     let snapshot_after = rng.random_range(40..400);
     let plan = faults::plan(&mut rng, count, FAULTS);
+    // One clock is wrong all the time, whoever leads.
+    let wrong = seed % count as u64 + 1;
+    let hours = if seed.is_multiple_of(2) { 1 } else { -1 };
+    simulation::wrong_clock(wrong, hours * 3_600_000);
 
     let dir = folder()?;
     let (mut sim, nodes, history) = hosts(seed, count, snapshot_after, dir.path());
@@ -636,6 +642,12 @@ impl Run<'_> {
             if nodes.len() < self.nodes.len() || nodes.iter().any(|node| node.lost) {
                 return Some(format!("not all nodes are back: {nodes:?}"));
             }
+            if counters.weights != Weights::Records {
+                return Some(format!(
+                    "node {id} does not weigh all jobs by their records: {:?}",
+                    counters.weights
+                ));
+            }
             if counters.ages != Ages::Kept {
                 return Some(format!(
                     "node {id} does not have all finished jobs in the order of age: {:?}",
@@ -649,11 +661,14 @@ impl Run<'_> {
     /// Everything that was acknowledged is finished on every node, once.
     fn compare(&mut self) -> Result<(), String> {
         let jobs = self.history.borrow().jobs.clone();
+        let now = u64::try_from((EPOCH + self.sim.elapsed()).as_millis()).unwrap_or(u64::MAX);
         for node in self.nodes.iter() {
             let handle = node.handle.borrow();
             let Some(handle) = &*handle else { continue };
             let view = handle.view();
-            let aged = view.oldest(usize::MAX).map_err(|error| error.to_string())?;
+            let mut aged = view.oldest(usize::MAX).map_err(|error| error.to_string())?;
+            let undelivered = view.oldest_undelivered(usize::MAX);
+            aged.extend(undelivered.map_err(|error| error.to_string())?);
             let finished = view.counters().map_err(|error| error.to_string())?.finished;
             if aged.len() as u64 != finished {
                 return Err(format!(
@@ -673,6 +688,11 @@ impl Run<'_> {
                 self.history.borrow_mut().finished(&found, &stdout);
             }
             let counters = view.counters().map_err(|error| error.to_string())?;
+            // That it is not ahead is watched all the time.
+            let late = now.saturating_sub(counters.time_ms);
+            if late > LATE_MS {
+                return Err(format!("the ledger's time is {late} ms late"));
+            }
             // Every submission was acknowledged in the end, or is one that was never answered and joined later.
             if counters.finished != jobs.len() as u64 {
                 return Err(format!(

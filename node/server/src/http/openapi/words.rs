@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(words::<JobState>(), json!(states));
         let levels: Vec<_> = Level::ALL.iter().map(|level| level.as_str()).collect();
         assert_eq!(words::<Priority>(), json!(levels));
-        let ends: Vec<_> = super::super::super::list::VERDICTS
+        let ends: Vec<_> = quorun_ledger::Verdict::ALL
             .iter()
             .map(|verdict| verdict.as_str())
             .collect();
