@@ -134,7 +134,10 @@ impl Lookups {
                     Err(NotFound::Failed(name.to_owned(), error)),
                 )
             }
-            Err(_) => (Lookup::Slow, Err(NotFound::Slow(name.to_owned(), inner.patience))),
+            Err(_) => (
+                Lookup::Slow,
+                Err(NotFound::Slow(name.to_owned(), inner.patience)),
+            ),
         };
         inner.figures.looked_up(ended);
         let mut addresses = found?;
@@ -182,7 +185,12 @@ mod tests {
                 Ok(addresses(&["8.8.8.8"]))
             };
             // The answers of the others come well before.
-            Lookups::with(Box::new(find), Duration::from_secs(2), false, figures.clone())
+            Lookups::with(
+                Box::new(find),
+                Duration::from_secs(2),
+                false,
+                figures.clone(),
+            )
         }
 
         fn open(&self) {

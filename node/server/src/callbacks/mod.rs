@@ -187,12 +187,7 @@ impl Callbacks {
         .await
     }
 
-    fn send(
-        self: &Arc<Self>,
-        hand: &mut Hand,
-        sending: &mut JoinSet<Sent>,
-        room: &Arc<Room>,
-    ) {
+    fn send(self: &Arc<Self>, hand: &mut Hand, sending: &mut JoinSet<Sent>, room: &Arc<Room>) {
         for turn in hand.next() {
             let (this, room) = (Arc::clone(self), Arc::clone(room));
             sending.spawn(async move {

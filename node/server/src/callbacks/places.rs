@@ -56,11 +56,11 @@ mod tests {
         assert!((&mut third).now_or_never().is_none());
         drop((first, other));
         let third = third.now_or_never().unwrap();
-        places.take("c", 1).await.unwrap();
+        drop(places.take("c", 1).await);
         let known = |places: &Places<&str>| places.wanted.lock().unwrap().len();
         assert_eq!(known(&places), 2, "a, which has places, and c");
         drop((second, third));
-        places.take("c", 1).await.unwrap();
+        drop(places.take("c", 1).await);
         assert_eq!(known(&places), 1);
     }
 }
