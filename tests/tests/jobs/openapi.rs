@@ -174,6 +174,7 @@ async fn the_example_in_typescript_is_compiled_and_runs_a_job() {
     // What the document does not have does not come through the compiler.
     for (right, wrong) in [
         ("stdin:", "input:"),
+        ("language: \"bash\"", "language: 5"),
         ("job.verdict", "job.judgement"),
         ("\"/v1/jobs\"", "\"/v1/job\""),
     ] {
