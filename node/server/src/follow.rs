@@ -84,7 +84,7 @@ pub enum Until {
 
 /// What the node says that runs an attempt.
 enum Live {
-    Piece(Piece),
+    Piece(Box<Piece>),
     /// It has said all that there is, and the attempt goes on.
     Shown,
 }
@@ -172,10 +172,12 @@ impl Follower {
             tokio::select! {
                 biased;
                 piece = next(&mut self.pieces) => match piece {
-                    Some(Live::Piece(Piece::Output(chunk))) => {
-                        self.print(chunk.stream, chunk.offset, &chunk.data);
-                    }
-                    Some(Live::Piece(Piece::Case(case))) => self.case(case.index, case.result),
+                    Some(Live::Piece(piece)) => match *piece {
+                        Piece::Output(chunk) => {
+                            self.print(chunk.stream, chunk.offset, &chunk.data);
+                        }
+                        Piece::Case(case) => self.case(case.index, case.result),
+                    },
                     Some(Live::Shown) => self.shown(),
                     None => {
                         self.pieces = None;
@@ -297,7 +299,7 @@ impl Follower {
             let pieces = stream::unfold(Some(listener), |listener| async move {
                 let mut listener = listener?;
                 match listener.next().await {
-                    Some(piece) => Some((Live::Piece(piece), Some(listener))),
+                    Some(piece) => Some((Live::Piece(Box::new(piece)), Some(listener))),
                     None if listener.has_shown() => Some((Live::Shown, None)),
                     None => None,
                 }
@@ -362,5 +364,5 @@ fn live(event: Event) -> Option<Live> {
         Event::Shown(_) => return Some(Live::Shown),
         Event::End(_) => return None,
     };
-    Some(Live::Piece(piece))
+    Some(Live::Piece(Box::new(piece)))
 }
