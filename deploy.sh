@@ -19,8 +19,8 @@ Options:
   --help             this text
 
 Needed: a Docker engine with compose (or --install-engine), and cargo with a C linker (or a registry of images, to build
-in a container); for test also python3 with venv. The base image is taken from the registry; where none is reached, it is
-made from Debian's packages.
+in a container); for test also python3 with venv, and node with npm. The base image is taken from the registry; where none
+is reached, it is made from Debian's packages.
 
 From the environment, all optional:
   QUORUN_HTTP_PORT_1, _2, _3   ports on 127.0.0.1 (8080, 8081, 8082)
@@ -631,6 +631,16 @@ prepare_python() {
     python3 -c 'import ensurepip, venv'
 }
 
+# Node.js with npm, for the client that is generated in TypeScript.
+prepare_npm() {
+    if have node && have npm; then
+        return
+    fi
+    ((INSTALL)) \
+        || die "node and npm are missing, and the tests need them; run again with --install-engine (Debian or Ubuntu, as root), or install nodejs and npm"
+    apt_install nodejs npm
+}
+
 run_tests() {
     find_cargo || die "cargo is missing, and the tests need it: install Rust (https://rustup.rs)"
     have cc || die "a C linker (cc) is missing, and the tests need it: install gcc"
@@ -656,8 +666,9 @@ run_tests() {
     step "lints" cargo clippy --workspace --all-targets --locked -- -D warnings
     step "build" cargo build --workspace --locked
     step "python" prepare_python
-    # with these, a test that needs the engine or Python's packages fails where it would otherwise be skipped
-    step "tests" env QUORUN_REQUIRE_ENGINE=1 QUORUN_REQUIRE_PYTHON=1 cargo test --workspace --locked --no-fail-fast
+    step "npm" prepare_npm
+    # with these, a test that needs the engine, or packages of Python or npm, fails where it would otherwise be skipped
+    step "tests" env QUORUN_REQUIRE_ENGINE=1 QUORUN_REQUIRE_PYTHON=1 QUORUN_REQUIRE_NPM=1 cargo test --workspace --locked --no-fail-fast
     step "program" build_program
     program=$STEP_OK
 

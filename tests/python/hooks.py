@@ -13,7 +13,7 @@ EVENT = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "event": {"enum": ["state", "output", "test", "replaced", "finished", "error"]},
+        "event": {"enum": ["state", "output", "test", "replaced", "finished", "shown", "error"]},
         "id": {"type": "string", "pattern": "^[0-9]+-[0-9]+-[0-9]+(-[0-9]+)?(-end)?$"},
         "data": {"type": "string", "pattern": r"^\{.*\}$"},
     },

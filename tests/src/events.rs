@@ -32,7 +32,20 @@ impl Events {
     /// # Panics
     /// When the node does not answer with a stream.
     pub async fn open(client: &Client, job: &str, last: Option<&str>) -> Self {
-        let mut request = client.request(Method::GET, &format!("/v1/jobs/{job}/events"));
+        Self::at(client, &format!("/v1/jobs/{job}/events"), last).await
+    }
+
+    /// What there is of a job now, and nothing that comes later.
+    ///
+    /// # Panics
+    /// When the node does not answer with a stream.
+    pub async fn until_now(client: &Client, job: &str, last: Option<&str>) -> Self {
+        let path = format!("/v1/jobs/{job}/events?follow=false");
+        Self::at(client, &path, last).await
+    }
+
+    async fn at(client: &Client, path: &str, last: Option<&str>) -> Self {
+        let mut request = client.request(Method::GET, path);
         if let Some(last) = last {
             request = request.header("Last-Event-ID", last);
         }

@@ -9,8 +9,10 @@
 //! - `QUORUN_REQUIRE_ENGINE=1`: tests that need a container engine fail without one, instead of saying that they are
 //!   skipped.
 //! - `QUORUN_REQUIRE_PYTHON=1`: the same for tests that need Python with packages.
+//! - `QUORUN_REQUIRE_NPM=1`: the same for tests that need node with npm and packages.
 //! - `QUORUN_KEEP=1`: data folders and logs of the nodes stay where they are.
 
+pub mod ca;
 pub mod chaos;
 pub mod client;
 pub mod cluster;
@@ -26,10 +28,13 @@ pub mod proxy;
 pub mod python;
 pub mod raw;
 pub mod shim;
+pub mod tokens;
 pub mod turn;
+pub mod typescript;
 pub mod wait;
 pub mod witness;
 
+pub use ca::Ca;
 pub use client::{Answer, Client};
 pub use cluster::{Cluster, Plan};
 pub use engine::Engine;
@@ -37,5 +42,7 @@ pub use figures::Figures;
 pub use node::{Executor, Node};
 pub use python::Python;
 pub use shim::Shim;
+pub use tokens::Tokens;
+pub use typescript::TypeScript;
 pub use wait::{LONG, eventually, say, within};
 pub use witness::Witness;

@@ -1,55 +1,15 @@
 //! Who may do what: tokens, roles and owners at the API, secrets and certificates between the nodes, TLS for clients.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use quorun_tests::{Client, Cluster, Executor, Plan, Witness, eventually, program};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use quorun_tests::{Ca, Client, Cluster, Executor, Plan, Tokens, Witness, eventually, program};
 use reqwest::Method;
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::task::JoinSet;
-
-/// A file of tokens, and the tokens in it.
-struct Tokens {
-    folder: TempDir,
-}
-
-impl Tokens {
-    fn new() -> Self {
-        Self {
-            folder: tempfile::tempdir().expect("a folder"),
-        }
-    }
-
-    fn file(&self) -> PathBuf {
-        self.folder.path().join("tokens.toml")
-    }
-
-    /// Draws one as an operator would.
-    fn draw(&self, name: &str, role: &str, more: &[&str]) -> String {
-        let output = program::command()
-            .args(["token", "new", "--name", name, "--role", role])
-            .args(more)
-            .arg("--file")
-            .arg(self.file())
-            .output()
-            .expect("run quorun");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
-        let token = String::from_utf8(output.stdout).expect("a token");
-        assert!(token.starts_with("quorun_"));
-        token.trim().to_owned()
-    }
-
-    fn plan(&self) -> Plan {
-        let file = self.file().display().to_string();
-        Plan::new(Executor::Process).arg(format!("--tokens={file}"))
-    }
-}
 
 fn hello() -> Value {
     json!({ "language": "bash", "source": "echo hello" })
@@ -547,46 +507,6 @@ async fn a_web_page_may_use_a_node_if_it_is_listed() {
     let _ = answer.problem(403, "foreign-origin");
     let list = client.get("/v1/jobs").await.expect(200);
     assert_eq!(list["jobs"], json!([]));
-}
-
-/// A CA, and certificates of it, in a folder.
-struct Ca {
-    folder: TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Ca {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let issuer = CertifiedIssuer::self_signed(params, key).expect("a CA");
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("ca.pem"), issuer.pem()).expect("write");
-        Self { folder, issuer }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Writes a certificate for a host, and its key.
-    fn issue(&self, name: &str, host: &str) -> (PathBuf, PathBuf) {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![host.to_owned()]).expect("a name");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let (cert, secret) = (
-            self.path(&format!("{name}.pem")),
-            self.path(&format!("{name}.key")),
-        );
-        // As tools do it: a new file takes the place of the old one.
-        for (path, text) in [(&secret, key.serialize_pem()), (&cert, certificate.pem())] {
-            let draft = path.with_extension("new");
-            std::fs::write(&draft, text).expect("write");
-            std::fs::rename(&draft, path).expect("rename");
-        }
-        (cert, secret)
-    }
 }
 
 fn option(name: &str, path: &Path) -> String {

@@ -261,6 +261,37 @@ async fn values_that_cannot_be_are_422_and_name_the_field() {
         let problem = post(client, &body).await.problem(422, "invalid-request");
         assert_eq!(problem["field"], field, "{body}: {problem}");
     }
+    // Of what is too much only the number is kept, however much it is.
+    let names =
+        |count: usize| -> Value { (0..count).map(|n| (n.to_string(), json!(""))).collect() };
+    let file = json!({ "name": "a.py", "content": "1" });
+    let no_source = |files: Value| json!({ "language": "python", "files": files });
+    let tests = json!({ "language": "python", "source": "1", "tests": vec![json!({}); 90_000] });
+    for (body, field, value, limit) in [
+        (with("args", json!(vec![""; 100_000])), "args", 100_000, 256),
+        (with("labels", json!(vec!["a"; 17])), "labels", 17, 16),
+        (with("outputs", json!(vec!["a"; 17])), "outputs", 17, 16),
+        (with("env", names(65)), "env", 65, 64),
+        (no_source(json!(vec![file; 101])), "files", 101, 100),
+        (tests, "tests", 90_000, 1000),
+        (
+            with(
+                "callback",
+                json!({ "url": "https://a.example/", "headers": names(17) }),
+            ),
+            "callback.headers",
+            17,
+            16,
+        ),
+    ] {
+        let problem = post(client, &body).await.problem(422, "invalid-request");
+        let said = ["field", "value", "limit"].map(|member| problem[member].clone());
+        assert_eq!(
+            said,
+            [json!(field), json!(value), json!(limit)],
+            "{problem}"
+        );
+    }
     for (query, field) in [
         ("state=done", "state"),
         ("limit=0", "limit"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -11,9 +12,11 @@ use clap::{Args, ValueEnum};
 use quorun_consensus::{ClusterId, Member};
 use quorun_executor::{Kind, Options};
 use quorun_ledger::{Language, Limits, NodeId, QueueBound};
+use rustls::RootCertStore;
 use serde::Deserialize;
 
-use crate::access::config::Access;
+use crate::access::config::{Access, named};
+use crate::callbacks;
 use crate::http::largest_body;
 use crate::join::Place;
 use crate::languages;
@@ -242,6 +245,9 @@ pub struct Settings {
     /// Let callbacks of jobs go to addresses that are not on the public internet
     #[arg(long, env = "QUORUN_CALLBACK_ALLOW_PRIVATE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub callback_allow_private: Option<bool>,
+    /// Further CAs whose certificates receivers of callbacks may have, besides those that browsers trust: a file, PEM
+    #[arg(long, env = "QUORUN_CALLBACK_CA_FILE", value_name = "FILE")]
+    pub callback_ca_file: Option<PathBuf>,
     /// Pause after the first failed attempt of a callback, milliseconds (only for tests)
     #[arg(
         long,
@@ -333,6 +339,7 @@ impl Settings {
             retention_mb,
             min_free_mb,
             callback_allow_private,
+            callback_ca_file,
             callback_backoff_ms,
             free_mb_file,
             dial_override,
@@ -592,6 +599,8 @@ pub struct Config {
     pub min_free_mib: u64,
     /// Callbacks may go to addresses that are not on the public internet.
     pub callback_allow_private: bool,
+    /// Whose certificates receivers of callbacks may have.
+    pub callback_roots: Arc<RootCertStore>,
     /// The pause after a callback's first attempt.
     pub callback_backoff: Duration,
     /// A file that says what is free, instead of the file system.
@@ -726,6 +735,9 @@ impl Config {
             retention_bytes: settings.retention_mb.unwrap_or(1024) * 1024 * 1024,
             min_free_mib: settings.min_free_mb.unwrap_or(256),
             callback_allow_private: settings.callback_allow_private.unwrap_or(false),
+            callback_roots: Arc::new(callbacks::trusted(named(
+                settings.callback_ca_file.as_deref(),
+            ))?),
             callback_backoff: Duration::from_millis(
                 settings.callback_backoff_ms.unwrap_or(5_000).max(1),
             ),

@@ -63,12 +63,33 @@ pub enum Followed {
     Replaced(Replaced),
     /// The job has finished and all of its output was passed on; nothing follows.
     Finished(Box<Details>),
+    /// The job goes on, and all was passed on that there is; nothing follows for who wanted no more.
+    Shown {
+        /// The current attempt, 0 before the first.
+        attempt: u32,
+    },
 }
 
 /// Something that a follower is told, and where it stands then.
 pub type Told = (Followed, Position);
 
-type Pieces = Pin<Box<dyn Stream<Item = Piece> + Send>>;
+/// How long a job is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// To its end.
+    End,
+    /// Only until all has been told that there is.
+    Now,
+}
+
+/// What the node says that runs an attempt.
+enum Live {
+    Piece(Box<Piece>),
+    /// It has said all that there is, and the attempt goes on.
+    Shown,
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = Live> + Send>>;
 
 struct Follower {
     jobs: Jobs,
@@ -77,6 +98,7 @@ struct Follower {
     /// To be passed on before anything else is looked at.
     ready: VecDeque<Told>,
     heard: Heard,
+    until: Until,
     last: Option<(JobState, u32)>,
     /// What the current attempt does.
     pieces: Option<Pieces>,
@@ -91,6 +113,7 @@ pub(crate) fn follow(
     jobs: Jobs,
     job: JobId,
     heard: Heard,
+    until: Until,
 ) -> impl Stream<Item = Result<Told, Error>> + Send {
     let follower = Follower {
         watch: jobs.watch(job),
@@ -98,6 +121,7 @@ pub(crate) fn follow(
         job,
         ready: VecDeque::new(),
         heard,
+        until,
         last: None,
         pieces: None,
         listening: 0,
@@ -114,7 +138,7 @@ pub(crate) fn follow(
 }
 
 /// The next of what there may be; never ends when there is nothing to wait for.
-async fn next(pieces: &mut Option<Pieces>) -> Option<Piece> {
+async fn next(pieces: &mut Option<Pieces>) -> Option<Live> {
     match pieces {
         Some(pieces) => pieces.next().await,
         None => std::future::pending().await,
@@ -148,10 +172,13 @@ impl Follower {
             tokio::select! {
                 biased;
                 piece = next(&mut self.pieces) => match piece {
-                    Some(Piece::Output(chunk)) => {
-                        self.print(chunk.stream, chunk.offset, &chunk.data);
-                    }
-                    Some(Piece::Case(case)) => self.case(case.index, case.result),
+                    Some(Live::Piece(piece)) => match *piece {
+                        Piece::Output(chunk) => {
+                            self.print(chunk.stream, chunk.offset, &chunk.data);
+                        }
+                        Piece::Case(case) => self.case(case.index, case.result),
+                    },
+                    Some(Live::Shown) => self.shown(),
                     None => {
                         self.pieces = None;
                         // It may be over, or only the way to its node.
@@ -196,6 +223,13 @@ impl Follower {
         }
     }
 
+    /// There is no more for somebody who wants no more than there is.
+    fn shown(&mut self) {
+        let attempt = self.heard.position().attempt;
+        self.tell(Followed::Shown { attempt });
+        self.over = true;
+    }
+
     /// Reads how the job stands.
     async fn look(&mut self) -> Result<(), Error> {
         let Some(details) = self.jobs.local(self.job).await? else {
@@ -221,6 +255,7 @@ impl Follower {
             });
         }
         match (job.state, job.node) {
+            (JobState::Queued, _) if self.until == Until::Now => self.shown(),
             (JobState::Running, Some(node)) if job.attempt != self.listening => {
                 self.pieces = self.listen(node);
                 if self.pieces.is_some() {
@@ -257,11 +292,19 @@ impl Follower {
         let from = self.heard.position();
         if node == self.jobs.node() {
             let attempt = (self.job, from.attempt);
-            let listener = self.jobs.outputs().listen(attempt, from)?;
-            return Some(Box::pin(stream::unfold(
-                listener,
-                |mut listener| async move { Some((listener.next().await?, listener)) },
-            )));
+            let mut listener = self.jobs.outputs().listen(attempt, from)?;
+            if self.until == Until::Now {
+                listener = listener.until_now();
+            }
+            let pieces = stream::unfold(Some(listener), |listener| async move {
+                let mut listener = listener?;
+                match listener.next().await {
+                    Some(piece) => Some((Live::Piece(Box::new(piece)), Some(listener))),
+                    None if listener.has_shown() => Some((Live::Shown, None)),
+                    None => None,
+                }
+            });
+            return Some(Box::pin(pieces));
         }
         let Some(mut client) = self.jobs.consensus().peer(node) else {
             return Some(Box::pin(stream::empty()));
@@ -272,6 +315,7 @@ impl Follower {
             stdout_from: from.heard[0],
             stderr_from: from.heard[1],
             tests_from: from.cases,
+            until_now: self.until == Until::Now,
         };
         let replies = async move {
             let answer = tokio::time::timeout(LISTEN_DEADLINE, client.watch(request)).await;
@@ -293,30 +337,32 @@ impl Follower {
             .take_while(|reply| std::future::ready(reply.is_ok()))
             .filter_map(|reply| {
                 let event = reply.ok().and_then(|reply| reply.event);
-                std::future::ready(event.and_then(piece))
+                std::future::ready(event.and_then(live))
             });
         Some(Box::pin(pieces))
     }
 }
 
 /// What a peer has passed on. What cannot be made out is left out.
-fn piece(event: Event) -> Option<Piece> {
-    match event {
+fn live(event: Event) -> Option<Live> {
+    let piece = match event {
         Event::Output(chunk) => {
             let stream = match chunk.stream() {
                 WireStream::Stderr => Std::Stderr,
                 WireStream::Stdout | WireStream::Unspecified => Std::Stdout,
             };
-            Some(Piece::Output(Chunk {
+            Piece::Output(Chunk {
                 stream,
                 offset: chunk.offset,
                 data: chunk.data,
-            }))
+            })
         }
-        Event::Test(test) => Some(Piece::Case(CaseEnded {
+        Event::Test(test) => Piece::Case(CaseEnded {
             index: test.index,
             result: codec::decode(&test.result).ok()?,
-        })),
-        Event::End(_) => None,
-    }
+        }),
+        Event::Shown(_) => return Some(Live::Shown),
+        Event::End(_) => return None,
+    };
+    Some(Live::Piece(Box::new(piece)))
 }

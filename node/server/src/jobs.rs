@@ -498,13 +498,14 @@ impl Jobs {
     }
 
     /// Follows a job that is known to have been accepted, behind what was heard of it already: what it prints while it
-    /// prints it, and its end.
+    /// prints it, and its end, or only what there is of that now.
     pub fn follow(
         &self,
         job: JobId,
         heard: Heard,
+        until: follow::Until,
     ) -> impl Stream<Item = Result<Told, Error>> + Send + use<> {
-        follow::follow(self.clone(), job, heard)
+        follow::follow(self.clone(), job, heard, until)
     }
 
     /// Begins to talk to an attempt at an interactive job that the ledger shows on a node.

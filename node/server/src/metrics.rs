@@ -20,6 +20,7 @@ use quorun_executor::Executor;
 use quorun_ledger::{Completion, Node, NodeId, Verdict};
 use quorun_metrics::Histogram;
 
+use crate::callbacks::figures::Figures as Callbacks;
 use crate::jobs::Error;
 use crate::pressure::{Full, Pressure, Thing, Whose};
 use crate::process::{self, Process};
@@ -107,6 +108,8 @@ pub struct Inner {
     pub result: Histogram,
     /// From the ledger's showing a job's end until a client that waits for it here is answered.
     pub notify: Histogram,
+    /// Callbacks that this node sends.
+    pub callbacks: Callbacks,
     accepted: AtomicU64,
     joined: AtomicU64,
     refused: [AtomicU64; REASONS.len()],
@@ -139,6 +142,7 @@ impl Default for Metrics {
                 program: Histogram::of_times(),
                 result: Histogram::of_times(),
                 notify: Histogram::of_times(),
+                callbacks: Callbacks::default(),
                 accepted: AtomicU64::new(0),
                 joined: AtomicU64::new(0),
                 refused: Default::default(),
@@ -251,6 +255,10 @@ pub struct Shown {
     pub status: Status,
     /// Its record in the ledger, if it is there.
     pub node: Option<Node>,
+    /// Deliveries that are to be sent, as far as they were counted.
+    pub callbacks_pending: u64,
+    /// For how long the first of them has been due, seconds.
+    pub callbacks_overdue_s: u64,
 }
 
 impl Shown {
@@ -349,6 +357,7 @@ impl Collector for Shown {
         let mut page = Page(encoder);
         self.phases(&mut page)?;
         self.jobs(&mut page)?;
+        self.callbacks(&mut page)?;
         self.ledger(&mut page)?;
         self.clocks(&mut page)?;
         self.consensus(&mut page)?;
@@ -472,6 +481,49 @@ impl Shown {
             "quorun_slots_busy",
             "Attempts that hold a slot of this node",
             node.map_or(0, |n| n.busy.into()),
+        )
+    }
+
+    /// What is told to receivers, and by this node as long as it leads.
+    fn callbacks(&self, page: &mut Page<'_>) -> Written {
+        let sent = &self.metrics.callbacks;
+        page.by(
+            (
+                "quorun_callback_attempts",
+                "Attempts of this node to deliver a callback: the receiver has it, will be asked again, or was asked for the last time",
+                MetricType::Counter,
+            ),
+            "outcome",
+            sent.attempts(),
+        )?;
+        page.gauge(
+            "quorun_callbacks_under_way",
+            "Callbacks that this node sends at this moment",
+            sent.under_way(),
+        )?;
+        page.by(
+            (
+                "quorun_callback_lookups",
+                "Names of receivers that this node looked up: there was an address, there was none, or no answer in time",
+                MetricType::Counter,
+            ),
+            "outcome",
+            sent.lookups(),
+        )?;
+        page.gauge(
+            "quorun_callback_lookup_threads",
+            "Threads of this node that look a name up, also where nobody waits for the answer any more",
+            sent.threads(),
+        )?;
+        page.gauge(
+            "quorun_ledger_callbacks_pending",
+            "Callbacks of finished jobs that are to be sent, for the first time or again; 20000 are that many or more",
+            self.callbacks_pending,
+        )?;
+        page.gauge(
+            "quorun_ledger_callbacks_overdue_seconds",
+            "For how long the callback has been due that should have been sent first; 0 if none is due",
+            self.callbacks_overdue_s,
         )
     }
 

@@ -198,9 +198,14 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     let due = Arc::new(Notify::new());
     let callbacks = Callbacks {
         consensus: consensus.clone(),
-        sender: Sender::new(config.callback_allow_private)?,
+        sender: Sender::new(
+            config.callback_allow_private,
+            Arc::clone(&config.callback_roots),
+            metrics.callbacks.clone(),
+        )?,
         news: Arc::clone(&due),
         backoff: config.callback_backoff,
+        figures: metrics.callbacks.clone(),
     };
     tasks.spawn(callbacks.run());
     tasks.spawn(dispatch(

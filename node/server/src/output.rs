@@ -74,6 +74,7 @@ impl Outputs {
             progress,
             from,
             next: 0,
+            until: None,
         })
     }
 
@@ -140,13 +141,31 @@ pub struct Listener {
     progress: watch::Receiver<(usize, bool)>,
     from: Position,
     next: usize,
+    /// Nothing behind so many pieces is wanted.
+    until: Option<usize>,
 }
 
 impl Listener {
-    /// The next piece, once there is one; `None` when the attempt is over, whether or not all of it was heard.
+    /// Hears what there is now, and nothing that comes later.
+    #[must_use]
+    pub fn until_now(mut self) -> Self {
+        self.until = Some(self.progress.borrow().0);
+        self
+    }
+
+    /// Whether all was heard that is wanted of an attempt that goes on.
+    pub fn has_shown(&self) -> bool {
+        self.until.is_some_and(|until| self.next >= until) && !self.progress.borrow().1
+    }
+
+    /// The next piece, once there is one; `None` when the attempt is over, whether or not all of it was heard, or when all
+    /// that is wanted was heard.
     pub async fn next(&mut self) -> Option<Piece> {
         loop {
             let next = self.next;
+            if self.until.is_some_and(|until| next >= until) {
+                return None;
+            }
             let (count, _) = *self
                 .progress
                 .wait_for(|(count, over)| *count > next || *over)
@@ -160,7 +179,10 @@ impl Listener {
                 .pieces
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            while let Some(piece) = pieces.get(self.next) {
+            let until = self.until.unwrap_or(usize::MAX);
+            while self.next < until
+                && let Some(piece) = pieces.get(self.next)
+            {
                 self.next += 1;
                 if !piece.is_before(&self.from) {
                     return Some(piece.clone());
@@ -235,6 +257,30 @@ mod tests {
         assert_eq!(listener.next().await, Some(Piece::Case(case(1))));
         drop(recorder);
         assert!(listener.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn who_wants_what_there_is_waits_for_nothing() {
+        let outputs = Outputs::default();
+        let attempt = (JobId::new(uuid::Uuid::now_v7()), 1);
+        let recorder = outputs.record(attempt);
+        let listen = |from: &str| {
+            let listener = outputs.listen(attempt, from.parse().unwrap());
+            listener.unwrap().until_now()
+        };
+        let mut nothing = listen("1-0-0");
+        assert!(nothing.next().await.is_none() && nothing.has_shown());
+        recorder.push(chunk(0, "abc"));
+        recorder.push(chunk(3, "def"));
+        let mut listener = listen("1-3-0");
+        assert!(listen("1-6-0").next().await.is_none());
+        recorder.push(chunk(6, "ghi"));
+        assert_eq!(listener.next().await, Some(Piece::Output(chunk(3, "def"))));
+        assert!(listener.next().await.is_none() && listener.has_shown());
+        // When the attempt is over, what there was of it may not have been heard: the result has it.
+        let mut late = listen("1-0-0");
+        drop(recorder);
+        assert!(late.next().await.is_none() && !late.has_shown());
     }
 
     #[tokio::test]

@@ -184,10 +184,16 @@ impl Peer for PeerService {
             .find(attempt, || self.outputs.listen(attempt, from))
             .await
             .ok_or_else(|| Status::not_found("the attempt does not run here"))?;
+        let listener = if request.until_now {
+            listener.until_now()
+        } else {
+            listener
+        };
         let events = futures::stream::unfold(Some(listener), |listener| async move {
             let mut listener = listener?;
             let (event, rest) = match listener.next().await {
                 Some(piece) => (event(piece), Some(listener)),
+                None if listener.has_shown() => (Event::Shown(Blank {}), None),
                 None => (Event::End(Blank {}), None),
             };
             Some((Ok(WatchReply { event: Some(event) }), rest))

@@ -322,11 +322,20 @@ impl Inner {
             Checker::Program(program) => {
                 let known = self.catalogue.current();
                 let Some(known) = known.find(&program.language) else {
-                    return Report::Result(Box::new(JobResult::internal_error(format!(
+                    // The node was chosen for the language of the program that is judged; another one may know both.
+                    return Report::Release(format!(
                         "node {} does not know the checker's language {}",
                         self.node, program.language
-                    ))));
+                    ));
                 };
+                if !self.images.has(&known.needs())
+                    && let Some(reason) = self.images.is_missing(&known.language).await
+                {
+                    return Report::Release(format!(
+                        "the checker's language {} cannot run on node {}: {reason}",
+                        program.language, self.node
+                    ));
+                }
                 Some(known.language.clone())
             }
             _ => None,

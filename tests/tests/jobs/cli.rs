@@ -115,6 +115,10 @@ async fn jobs_are_listed_shown_and_cancelled() {
         (out(&shown).as_str(), shown.status.code()),
         ("begin\n", Some(0))
     );
+    let lines = quorun(home, &["logs", &runs, "--json", "--url", url]).await;
+    let last: Value =
+        serde_json::from_str(out(&lines).lines().last().expect("a line")).expect("a line of JSON");
+    assert_eq!(last["event"], "shown", "{last}");
     let lines = quorun(home, &["logs", &done, "--json", "--url", url]).await;
     let events: Vec<Value> = out(&lines)
         .lines()

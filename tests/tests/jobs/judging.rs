@@ -802,3 +802,37 @@ async fn a_contest_is_judged_right() {
         began.elapsed().as_secs_f64()
     );
 }
+
+/// A node is chosen for the language of the program that is judged: one that does not have that of the checker gives the
+/// job back, and the other one takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checker_runs_where_its_language_is() {
+    let mut cluster = Cluster::start(Plan::new(Executor::Process).nodes(1)).await;
+    let standard = include_str!("../../../sandbox/image/languages.toml");
+    let more = format!(
+        "{standard}\n[[language]]\nname = \"judge\"\nsource = \"judge.sh\"\nrun = [\"bash\", \"{{source}}\"]\nexample = \"true\"\n"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("languages.toml");
+    std::fs::write(&file, more).expect("write");
+    let mut settings = cluster.joining();
+    settings
+        .args
+        .push(format!("--languages={}", file.display()));
+    let able = cluster.start_joining(settings).await;
+    cluster.all_work().await;
+    let client = cluster.client(able);
+    let mut elsewhere = 0;
+    for _ in 0..6 {
+        let done = client
+            .run(&json!({
+                "language": "bash", "source": "echo 1", "tests": [{ "expected": "2" }],
+                "checker": { "type": "program", "language": "judge", "source": "exit 0" },
+            }))
+            .await;
+        assert_eq!(done["verdict"], "accepted", "{done}");
+        assert_eq!(done["node"], able, "{done}");
+        elsewhere += u64::from(done["attempts"] != 1);
+    }
+    assert!(elsewhere > 0, "none was given to the other node first");
+}

@@ -304,3 +304,75 @@ async fn a_streamed_answer_ends_with_an_error_only_when_what_it_sent_is_void() {
     }
     assert!(lost > 0, "no stream was on the node that was killed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_there_is_of_a_job_is_shown_to_its_end_and_no_further() {
+    /// Prints much, takes its time in between, and waits at the gate.
+    const SLOW: &str = r#"
+echo "$$ $NAME" >> "$WITNESS"
+for part in 1 2; do head -c 100000 /dev/zero | tr '\0' x; sleep 0.7; done
+echo end
+echo "$$ printed" >> "$WITNESS"
+while [ ! -e "$GATE" ]; do sleep 0.05; done
+echo behind
+"#;
+    let cluster = Cluster::start(Plan::new(Executor::Process).slots(1)).await;
+    let witness = Witness::new();
+    let client = cluster.any();
+    let mut job = witness.gated("slow");
+    job["source"] = SLOW.into();
+    let id = client.submit(&job).await;
+    witness.began("printed", 1).await;
+    let all = async |client: &Client, id: &str, last: Option<&str>| {
+        let mut events = Events::until_now(client, id, last).await;
+        let mut seen = Seen::default();
+        let mut names = Vec::new();
+        while let Some(event) = events.next().await {
+            if last.is_none() {
+                seen.take(&event);
+            }
+            names.push(event.name);
+        }
+        (seen, names)
+    };
+    // The witness is quicker than what was printed on its way to the node.
+    let mut ids = Vec::new();
+    for client in cluster.clients() {
+        let (seen, names) = eventually("all is there that was printed", async || {
+            let (seen, names) = all(client, &id, None).await;
+            assert_eq!(names.first().map(String::as_str), Some("state"));
+            assert_eq!(names.last().map(String::as_str), Some("shown"));
+            if seen.stdout.ends_with("end\n") {
+                Ok((seen, names))
+            } else {
+                Err(format!("{} bytes", seen.stdout.len()))
+            }
+        })
+        .await;
+        assert_eq!(seen.stdout.len(), 200_000 + "end\n".len(), "{names:?}");
+        ids.extend(seen.id);
+    }
+    // From there on there is nothing yet.
+    for (client, last) in cluster.clients().iter().zip(&ids) {
+        let (_, names) = all(client, &id, Some(last)).await;
+        assert_eq!(names, ["state", "shown"]);
+    }
+    // Nor is there of one that waits.
+    let mut waiting = Vec::new();
+    for n in 0..3 {
+        waiting.push(client.submit(&witness.gated(&format!("more{n}"))).await);
+    }
+    let last = waiting.last().expect("the last");
+    assert_eq!(client.job(last).await["state"], "queued");
+    let (_, names) = all(client, last, None).await;
+    assert_eq!(names, ["state", "shown"]);
+    witness.open_gate();
+    client.finished(&id).await;
+    for (client, last) in cluster.clients().iter().zip(&ids) {
+        let (_, names) = all(client, &id, Some(last)).await;
+        assert_eq!(names, ["state", "output", "finished"]);
+    }
+    let path = format!("/v1/jobs/{id}/events?follow=later");
+    let problem = client.get(&path).await.problem(422, "invalid-request");
+    assert_eq!(problem["field"], "query", "{problem}");
+}

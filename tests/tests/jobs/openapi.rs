@@ -1,11 +1,10 @@
 //! The API does what its document says: schemathesis holds a running node to it, and so does a client that was generated
 //! from it.
 
-use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use quorun_tests::{Client, Cluster, Executor, Plan, Python, program};
+use quorun_tests::{Client, Cluster, Executor, Plan, Python, Tokens, TypeScript};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -27,18 +26,6 @@ async fn done(mut command: Command, what: &str) -> Output {
     output
 }
 
-/// Draws a token as an operator would.
-fn token(folder: &Path, name: &str, role: &str) -> String {
-    let output = program::command()
-        .args(["token", "new", "--name", name, "--role", role, "--file"])
-        .arg(folder.join("tokens.toml"))
-        .output()
-        .expect("run quorun");
-    assert!(output.status.success(), "{output:?}");
-    let token = String::from_utf8(output.stdout).expect("a token");
-    token.trim().to_owned()
-}
-
 /// Whoever calls everything also drains the node, and a node that drains runs nothing, so that its clients wait. This gives
 /// it work again, as long as it is polled.
 async fn give_work_again(admin: &Client) {
@@ -56,21 +43,20 @@ async fn schemathesis_finds_nothing() {
         return;
     };
     let folder = TempDir::new().expect("a folder");
+    let file = Tokens::new();
     let tokens = [
-        (token(folder.path(), "root", "admin"), "60"),
-        (token(folder.path(), "course", "submit"), "3"),
-        (token(folder.path(), "course", "read"), "3"),
+        file.draw("root", "admin", &[]),
+        file.draw("course", "submit", &[]),
+        file.draw("course", "read", &[]),
     ];
     // One voter cannot be removed, nor can it hand the leadership over: those calls are harmless here. Nothing is executed,
     // because the programs are whatever comes to schemathesis' mind.
-    let plan = Plan::new(Executor::Noop).nodes(1).arg(format!(
-        "--tokens={}",
-        folder.path().join("tokens.toml").display()
-    ));
+    let plan = Plan::new(Executor::Noop).nodes(1);
+    let plan = plan.arg(format!("--tokens={}", file.file().display()));
     let mut cluster = Cluster::start(plan).await;
-    let admin = cluster.any().bearing(&tokens[0].0);
+    let admin = cluster.any().bearing(&tokens[0]);
     let url = format!("{}/openapi.json", admin.url());
-    for (n, (token, _)) in tokens.iter().enumerate() {
+    for (n, token) in tokens.iter().enumerate() {
         let mut command = python.command(&["-m", "schemathesis.cli"]);
         command
             // It keeps what it has found where it is.
@@ -109,12 +95,9 @@ async fn a_generated_client_runs_jobs() {
         return;
     };
     let folder = TempDir::new().expect("a folder");
-    let token = token(folder.path(), "course", "submit");
-    let plan = Plan::new(Executor::Process).nodes(1).arg(format!(
-        "--tokens={}",
-        folder.path().join("tokens.toml").display()
-    ));
-    let cluster = Cluster::start(plan).await;
+    let tokens = Tokens::new();
+    let token = tokens.draw("course", "submit", &[]);
+    let cluster = Cluster::start(tokens.plan().nodes(1)).await;
     let url = cluster.any().url();
     let mut generator = python.command(&["-m", "openapi_python_client", "generate"]);
     generator
@@ -137,6 +120,69 @@ async fn a_generated_client_runs_jobs() {
         .args([url, &token]);
     let output = done(client, "the client").await;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "ok\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_in_typescript_is_compiled_and_runs_a_job() {
+    let Some(typescript) = TypeScript::find("the_example_in_typescript") else {
+        return;
+    };
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/clients.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let (_, rest) = page.split_once("```typescript\n").expect("the example");
+    let (example, _) = rest.split_once("```").expect("the end of the example");
+    let tokens = Tokens::new();
+    let token = tokens.draw("course", "submit", &[]);
+    let cluster = Cluster::start(tokens.plan().nodes(1)).await;
+    let url = cluster.any().url();
+    assert_eq!(example.matches("http://127.0.0.1:8080").count(), 1);
+    let example = example.replace("http://127.0.0.1:8080", url);
+
+    let folder = TempDir::new().expect("a folder");
+    typescript.lay_out(folder.path());
+    let document = format!("{url}/openapi.json");
+    let mut generator = typescript.command("openapi-typescript", &[&document, "-o", "quorun.ts"]);
+    generator.current_dir(folder.path());
+    done(generator, "openapi-typescript").await;
+    let compile = |text: &str| {
+        std::fs::write(folder.path().join("example.ts"), text).expect("write");
+        // As the page has it, but for where the result goes.
+        let args =
+            "--strict --module nodenext --target es2022 --types node --outDir made example.ts";
+        let args: Vec<_> = args.split(' ').collect();
+        let mut compiler = typescript.command("tsc", &args);
+        compiler.current_dir(folder.path());
+        compiler
+    };
+    done(compile(&example), "tsc").await;
+    let mut client = Command::new("node");
+    client
+        .arg(folder.path().join("made/example.js"))
+        .env("QUORUN_TOKEN", &token);
+    let output = done(client, "the client").await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, "accepted hello world\n\n");
+    // The same with a token that is none: the error has its type.
+    let mut stranger = Command::new("node");
+    stranger
+        .arg(folder.path().join("made/example.js"))
+        .env("QUORUN_TOKEN", "quorun_unknown");
+    let output = stranger.output().expect("node");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("urn:quorun:error:unknown-token"), "{said}");
+    assert!(!output.status.success());
+    // What the document does not have does not come through the compiler.
+    for (right, wrong) in [
+        ("stdin:", "input:"),
+        ("language: \"bash\"", "language: 5"),
+        ("job.verdict", "job.judgement"),
+        ("\"/v1/jobs\"", "\"/v1/job\""),
+    ] {
+        let changed = example.replace(right, wrong);
+        assert_ne!(changed, example, "{right} is not in the example");
+        let output = compile(&changed).output().expect("tsc");
+        assert!(!output.status.success(), "{wrong} was taken");
+    }
 }
 
 /// Programs of all kinds, so that their answers have everything that an answer can have.

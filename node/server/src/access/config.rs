@@ -73,7 +73,7 @@ impl Access {
     /// # Errors
     /// One clear line about the first thing that is not right; never with a secret in it.
     pub fn new(settings: &Settings, http: SocketAddr) -> anyhow::Result<Self> {
-        let tokens = file(settings.tokens.as_deref())
+        let tokens = named(settings.tokens.as_deref())
             .map(Tokens::open)
             .transpose()?;
         let open = settings.open.unwrap_or(false);
@@ -87,8 +87,8 @@ impl Access {
             "--cors-origin \"*\" needs --tokens: without them any web page that somebody opens could use the cluster; list the origins that may, such as https://judge.example"
         );
         let pair = |cert: &Option<PathBuf>, key: &Option<PathBuf>, what: &str| match (
-            file(cert.as_deref()),
-            file(key.as_deref()),
+            named(cert.as_deref()),
+            named(key.as_deref()),
         ) {
             (Some(cert), Some(key)) => Ok(Some((cert.to_owned(), key.to_owned()))),
             (None, None) => Ok(None),
@@ -98,7 +98,7 @@ impl Access {
             .map(|(cert, key)| Certificate::open(&cert, &key))
             .transpose()?;
         let own = pair(&settings.peer_tls_cert, &settings.peer_tls_key, "peer-tls")?;
-        let tls = match (own, file(settings.peer_tls_ca.as_deref())) {
+        let tls = match (own, named(settings.peer_tls_ca.as_deref())) {
             (None, None) => None,
             (Some((cert, key)), Some(ca)) => Some(PeerTls {
                 certificate: pem("--peer-tls-cert", &cert)?,
@@ -127,8 +127,8 @@ impl Access {
     }
 }
 
-/// What a file is not named by: an empty value is what a compose file gives for a variable that is not set.
-fn file(path: Option<&Path>) -> Option<&Path> {
+/// The file that is named, if one is: an empty value is what a compose file gives for a variable that is not set.
+pub fn named(path: Option<&Path>) -> Option<&Path> {
     path.filter(|path| !path.as_os_str().is_empty())
 }
 
@@ -181,7 +181,7 @@ fn origins(list: &str) -> anyhow::Result<Origins> {
 fn secrets(settings: &Settings) -> anyhow::Result<Secrets> {
     let optional = settings.cluster_secret_optional.unwrap_or(false);
     let create = settings.cluster_secret_create.unwrap_or(false);
-    let Some(path) = file(settings.cluster_secret_file.as_deref()) else {
+    let Some(path) = named(settings.cluster_secret_file.as_deref()) else {
         ensure!(
             !optional && !create,
             "--cluster-secret-optional and --cluster-secret-create need --cluster-secret-file"

@@ -2,19 +2,23 @@
 //!
 //! What is due, and how often it was tried, stands in the ledger; here is only what is under way. So a new leader begins
 //! where the old one was, and sends once more what the old one had not yet reported: a receiver may hear of a job twice,
-//! never not at all as long as it answers one of the attempts. Receivers are kept apart by their host: one that is slow or
-//! dead has its own few places, and its deliveries wait for each other only.
+//! never not at all as long as it answers one of the attempts. Owners are kept apart, and of each owner the hosts (`hand`):
+//! one that is slow or dead has its own few places, and its deliveries wait for each other only.
 
+pub mod figures;
+mod hand;
+mod lookup;
+mod places;
 mod sender;
 mod sign;
 mod target;
 
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use quorun_consensus::Handle;
+use quorun_ledger::callback::MAX_ATTEMPTS;
 use quorun_ledger::{
     Command, Completion, Delivery, DeliveryAttempt, DeliveryState, Due, Job, JobId, JobState, Reply,
 };
@@ -27,21 +31,18 @@ use crate::http::job_json;
 use crate::jobs::Details;
 use crate::ledger::{self, ReadFailed};
 use crate::scheduler::now_ms;
-pub use sender::Sender;
+use figures::{Attempt, Figures};
+use hand::{Hand, Owner, Turn};
+use places::Places;
+pub use sender::{Sender, trusted};
 pub use target::is_public;
 
-/// Deliveries under way at one time.
-const AT_ONCE: usize = 256;
-/// Those to one host.
-const AT_ONCE_TO_ONE: usize = 4;
-/// What their jobs may hold all together, KiB: they are in memory while they are sent.
-const KIB_AT_ONCE: usize = 64 << 10;
+/// What the jobs of all deliveries under way may hold, KiB, and those of one owner: they are in memory while they are sent.
+const KIB_AT_ONCE: u32 = 64 << 10;
+const KIB_OF_OWNER: u32 = 32 << 10;
 /// Deliveries that are looked at in one turn; the next turn goes on behind them, so that those to a host that takes none hide
 /// no others.
 const LOOK: usize = 20_000;
-/// Deliveries to one host that wait in memory, and to all of them; the others are found again in a later turn.
-const WAITING_FOR_ONE: usize = 1_000;
-const WAITING: usize = 100_000;
 /// Pause between two looks, unless something becomes due before.
 const EVERY: Duration = Duration::from_secs(1);
 /// Pause behind a look for each delivery that it found.
@@ -64,33 +65,21 @@ pub struct Callbacks {
     pub news: Arc<Notify>,
     /// The pause after the first attempt; each further one is three times as long.
     pub backoff: Duration,
-}
-
-/// What waits here to be sent, and what is under way.
-#[derive(Default)]
-struct Hand {
-    /// Everything that is in `hosts` or under way.
-    taken: HashSet<JobId>,
-    hosts: HashMap<String, Host>,
-    /// Hosts that something can be sent to, in turn.
-    ready: VecDeque<String>,
-    sending: usize,
+    /// What is counted.
+    pub figures: Figures,
 }
 
 /// A delivery that is no longer under way.
 struct Sent {
-    job: JobId,
-    host: String,
+    turn: Turn,
     /// In what time it is to be sent again, if it is.
     again: Option<Duration>,
 }
 
-#[derive(Default)]
-struct Host {
-    waiting: VecDeque<JobId>,
-    sending: usize,
-    /// It stands among those that are ready.
-    ready: bool,
+/// Room for the jobs that are in memory.
+struct Room {
+    all: Semaphore,
+    owners: Places<Owner>,
 }
 
 impl Callbacks {
@@ -100,7 +89,10 @@ impl Callbacks {
         let mut status = this.consensus.status();
         let mut hand = Hand::default();
         let mut sending: JoinSet<Sent> = JoinSet::new();
-        let weight = Arc::new(Semaphore::new(KIB_AT_ONCE));
+        let room = Arc::new(Room {
+            all: Semaphore::new(KIB_AT_ONCE as usize),
+            owners: Places::new(KIB_OF_OWNER),
+        });
         let mut next = Instant::now();
         let mut rest = next;
         // The last that was looked at, while there is more behind it.
@@ -120,14 +112,14 @@ impl Callbacks {
                     }
                 }
                 Some(sent) = sending.join_next() => {
-                    if let Ok(Sent { job, host, again }) = sent {
-                        hand.sent(job, &host);
+                    if let Ok(Sent { turn, again }) = sent {
+                        hand.sent(&turn);
                         if let Some(again) = again {
                             next = next.min(Instant::now() + again);
                         }
                     }
                     // What waits for this host's place goes first; the ledger need not be asked for it.
-                    this.send(&mut hand, &mut sending, &weight);
+                    this.send(&mut hand, &mut sending, &room);
                     continue;
                 }
             }
@@ -143,8 +135,13 @@ impl Callbacks {
                     // The more there is to look at, the less often.
                     rest = Instant::now()
                         + REST.saturating_mul(u32::try_from(due.len()).unwrap_or(u32::MAX));
-                    for Due { job, host, .. } in due {
-                        hand.take(job, host);
+                    match this.owned(due, &hand).await {
+                        Ok(due) => {
+                            for Turn { job, owner, host } in due {
+                                hand.take(job, owner, host);
+                            }
+                        }
+                        Err(error) => warn!(%error, "whose the jobs are could not be read"),
                     }
                     if let Some(then) = then {
                         next = next.min(Instant::now() + then);
@@ -152,7 +149,7 @@ impl Callbacks {
                 }
                 Err(error) => warn!(%error, "what is due could not be read"),
             }
-            this.send(&mut hand, &mut sending, &weight);
+            this.send(&mut hand, &mut sending, &room);
         }
     }
 
@@ -172,17 +169,32 @@ impl Callbacks {
         .await
     }
 
-    fn send(
-        self: &Arc<Self>,
-        hand: &mut Hand,
-        sending: &mut JoinSet<Sent>,
-        weight: &Arc<Semaphore>,
-    ) {
-        for (job, host) in hand.next() {
-            let (this, weight) = (Arc::clone(self), Arc::clone(weight));
+    /// Whose those are that are not in hand.
+    async fn owned(&self, mut due: Vec<Due>, hand: &Hand) -> Result<Vec<Turn>, ReadFailed> {
+        due.retain(|due| !hand.has(&due.job));
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        ledger::read(&self.consensus, move |view| {
+            let mut turns = Vec::with_capacity(due.len());
+            for Due { job, host, .. } in due {
+                // One that has expired meanwhile has nothing to tell.
+                if let Some(Job { owner, .. }) = view.job(job)? {
+                    turns.push(Turn { job, owner, host });
+                }
+            }
+            Ok(turns)
+        })
+        .await
+    }
+
+    fn send(self: &Arc<Self>, hand: &mut Hand, sending: &mut JoinSet<Sent>, room: &Arc<Room>) {
+        for turn in hand.next() {
+            let (this, room) = (Arc::clone(self), Arc::clone(room));
             sending.spawn(async move {
+                let job = turn.job;
                 // Whatever happens, the place is free again.
-                let delivered = std::panic::AssertUnwindSafe(this.deliver(job, &weight));
+                let delivered = std::panic::AssertUnwindSafe(this.deliver(job, &room));
                 let again = match delivered.catch_unwind().await {
                     Ok(Ok(again)) => again,
                     Ok(Err(error)) => {
@@ -194,20 +206,23 @@ impl Callbacks {
                         None
                     }
                 };
-                Sent { job, host, again }
+                Sent { turn, again }
             });
         }
+        self.figures.sending(hand.sending());
     }
 
     /// Sends one delivery and reports how it went; says in what time it is to be sent again, if it is.
-    async fn deliver(&self, id: JobId, weight: &Semaphore) -> Result<Option<Duration>, ReadFailed> {
+    async fn deliver(&self, id: JobId, room: &Room) -> Result<Option<Duration>, ReadFailed> {
         let Some(job) = ledger::read(&self.consensus, move |view| view.job(id)).await? else {
             return Ok(None);
         };
         // Its output is in memory from here on, once as it is and once as text.
         let kib = u32::try_from(job.weight / 512 + 1).unwrap_or(u32::MAX);
-        let kib = kib.min(u32::try_from(KIB_AT_ONCE).unwrap_or(u32::MAX));
-        let Ok(_room) = weight.acquire_many(kib).await else {
+        let kib = kib.min(KIB_OF_OWNER);
+        let owner = job.owner.clone();
+        let _of_owner = room.owners.take(owner.clone(), kib).await;
+        let Ok(_of_all) = room.all.acquire_many(kib).await else {
             return Ok(None);
         };
         let read = ledger::read(&self.consensus, move |view| {
@@ -224,7 +239,8 @@ impl Callbacks {
         }
         let attempt = u32::try_from(delivery.attempts.len() + 1).unwrap_or(u32::MAX);
         let body = body(job, output, delivery);
-        let sent = self.sender.send(&callback, id, attempt, body).await;
+        let sent = self.sender.send(&callback, &owner, id, attempt, body);
+        let sent = sent.await;
         let retry_ms = match &sent {
             Err(error) if error.is_final() => None,
             _ => Some(pause_ms(self.backoff, attempt, fastrand::f64())),
@@ -254,6 +270,11 @@ impl Callbacks {
             .await;
         match reply {
             Ok(Reply::Completed(Completion::Committed)) => {
+                self.figures.tried(match retry_ms {
+                    _ if delivered => Attempt::Delivered,
+                    Some(_) if (attempt as usize) < MAX_ATTEMPTS => Attempt::Failed,
+                    _ => Attempt::GivenUp,
+                });
                 info!(job = %id, attempt, delivered, status, error, "callback tried");
             }
             // Another leader has reported the same attempt, or whoever leads next sends it again.
@@ -283,142 +304,9 @@ fn pause_ms(backoff: Duration, attempt: u32, chance: f64) -> u64 {
     u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Hand {
-    /// Takes a delivery to its host's others, unless it is there already, or too many are.
-    fn take(&mut self, job: JobId, host: String) {
-        let waiting = self.hosts.get(&host).map_or(0, |host| host.waiting.len());
-        if waiting >= WAITING_FOR_ONE || self.taken.len() >= WAITING || !self.taken.insert(job) {
-            return;
-        }
-        let all = self.hosts.entry(host.clone()).or_default();
-        all.waiting.push_back(job);
-        self.offer(host);
-    }
-
-    /// Puts a host behind the others that are ready, if something can be sent to it.
-    fn offer(&mut self, name: String) {
-        if let Some(host) = self.hosts.get_mut(&name)
-            && !host.ready
-            && host.sending < AT_ONCE_TO_ONE
-            && !host.waiting.is_empty()
-        {
-            host.ready = true;
-            self.ready.push_back(name);
-        }
-    }
-
-    /// What may be sent now, one for each host in turn; it counts as under way.
-    fn next(&mut self) -> Vec<(JobId, String)> {
-        let mut next = Vec::new();
-        while self.sending < AT_ONCE
-            && let Some(name) = self.ready.pop_front()
-        {
-            let Some(host) = self.hosts.get_mut(&name) else {
-                continue;
-            };
-            host.ready = false;
-            if let Some(job) = host.waiting.pop_front() {
-                host.sending += 1;
-                self.sending += 1;
-                next.push((job, name.clone()));
-            }
-            self.offer(name);
-        }
-        next
-    }
-
-    /// A delivery is no longer under way. If it is due again, or still, the ledger says so.
-    fn sent(&mut self, job: JobId, name: &str) {
-        self.taken.remove(&job);
-        self.sending -= 1;
-        if let Some(host) = self.hosts.get_mut(name) {
-            host.sending -= 1;
-            if host.sending == 0 && host.waiting.is_empty() {
-                self.hosts.remove(name);
-            }
-        }
-        self.offer(name.to_owned());
-    }
-
-    /// Another node leads: what is not under way is its business.
-    fn put_down(&mut self) {
-        for host in self.hosts.values_mut() {
-            host.ready = false;
-            for job in host.waiting.drain(..) {
-                self.taken.remove(&job);
-            }
-        }
-        self.ready.clear();
-        self.hosts.retain(|_, host| host.sending > 0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn job(number: u64) -> JobId {
-        JobId::from_slice(&u128::from(number).to_be_bytes()).unwrap()
-    }
-
-    #[test]
-    fn a_host_that_takes_none_leaves_the_places_of_the_others() {
-        let mut hand = Hand::default();
-        for number in 0..1000 {
-            hand.take(job(number), "dead".to_owned());
-        }
-        hand.take(job(0), "dead".to_owned());
-        for number in 1000..1010 {
-            hand.take(job(number), format!("host{number}"));
-        }
-        let first = hand.next();
-        let dead = first.iter().filter(|(_, host)| host == "dead").count();
-        assert_eq!((first.len(), dead), (10 + AT_ONCE_TO_ONE, AT_ONCE_TO_ONE));
-        assert!(hand.next().is_empty());
-        for (job, host) in first.iter().filter(|(_, host)| host != "dead") {
-            hand.sent(*job, host);
-        }
-        assert!(hand.next().is_empty(), "the dead host has no more places");
-        assert_eq!(hand.hosts.len(), 1);
-        // It is taken anew once it is due again.
-        let (again, host) = first.iter().find(|(_, host)| host != "dead").unwrap();
-        hand.take(*again, host.clone());
-        assert_eq!(hand.next().len(), 1);
-        hand.put_down();
-        assert_eq!(hand.taken.len(), AT_ONCE_TO_ONE + 1);
-        for number in 2000..3000 {
-            hand.take(job(number), format!("host{number}"));
-        }
-        hand.next();
-        assert_eq!(hand.sending, AT_ONCE);
-    }
-
-    #[test]
-    fn each_host_has_its_turn_and_none_fills_the_memory() {
-        let mut hand = Hand::default();
-        for number in 0..10_000 {
-            hand.take(job(number), "dead".to_owned());
-        }
-        assert_eq!(hand.taken.len(), WAITING_FOR_ONE);
-        // More hosts that take a long time than there are places.
-        for number in 0..1_000 {
-            hand.take(job(20_000 + number), format!("slow{number}"));
-        }
-        let mut told = HashSet::new();
-        for _ in 0..8 {
-            let now = hand.next();
-            told.extend(now.iter().map(|(_, host)| host.clone()));
-            for (job, host) in now {
-                hand.sent(job, &host);
-            }
-        }
-        assert_eq!(told.len(), 1_001);
-        for number in 0..2 * WAITING {
-            let number = number as u64;
-            hand.take(job(100_000 + number), format!("other{number}"));
-        }
-        assert_eq!(hand.taken.len(), WAITING);
-    }
 
     #[test]
     fn pauses_grow_within_bounds() {

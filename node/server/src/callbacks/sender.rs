@@ -1,26 +1,38 @@
 //! Sends one delivery: connects to an address that was looked at, follows nowhere, and does not listen for long.
 
+use std::convert::Infallible;
 use std::error::Error as _;
+use std::future::{Ready, ready};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Uri, header};
 use http_body_util::{BodyExt, Full};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioExecutor;
 use quorun_ledger::{Callback, JobId};
+use rustls::{ClientConfig, RootCertStore};
+use tower_service::Service;
 use url::{Host, Url};
 
+use super::figures::Figures;
+use super::hand::Owner;
+use super::lookup::{Lookups, NotFound};
 use super::sign;
-use super::target::{Refused, Resolver, is_public};
+use crate::access::tls::certificates;
 use crate::scheduler::now_ms;
 
 /// How long connecting to one address may take.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How long a whole attempt may take.
+/// How long a whole attempt may take once there is an address.
 const WHOLE: Duration = Duration::from_secs(10);
 /// What is read of an answer, bytes, and how long: nothing in it matters.
 const ANSWER: usize = 4096;
@@ -29,12 +41,17 @@ const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// Why there was no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The receiver is where nothing may be sent to.
-    #[error("{Refused}; --callback-allow-private allows others")]
+    /// The URL has an address to which nothing may be sent.
+    #[error(
+        "the receiver's address is not on the public internet; --callback-allow-private allows others"
+    )]
     Refused,
     /// The URL or a header cannot be used.
     #[error("the request cannot be made")]
     Malformed,
+    /// There is no address. A name server can be wrong for a moment, also when it names an address that may not be.
+    #[error("could not connect: {0}")]
+    NotFound(#[from] NotFound),
     /// It took too long.
     #[error("no answer within {WHOLE:?}")]
     Slow,
@@ -50,11 +67,27 @@ impl Error {
     }
 }
 
+/// Whose certificates receivers may have: those of the CAs that browsers trust, and those of a file.
+///
+/// # Errors
+/// When the file cannot be read, or holds none.
+pub fn trusted(file: Option<&Path>) -> anyhow::Result<RootCertStore> {
+    const OPTION: &str = "--callback-ca-file";
+    let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+    let Some(file) = file else { return Ok(roots) };
+    for certificate in certificates(OPTION, file)? {
+        roots
+            .add(certificate)
+            .with_context(|| format!("{OPTION}: a certificate of {}", file.display()))?;
+    }
+    Ok(roots)
+}
+
 /// Sends deliveries. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Sender {
-    client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
-    allow_private: bool,
+    tls: Arc<ClientConfig>,
+    lookups: Lookups,
 }
 
 impl Sender {
@@ -62,48 +95,65 @@ impl Sender {
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub fn new(allow_private: bool) -> anyhow::Result<Self> {
-        let mut http = HttpConnector::new_with_resolver(Resolver::new(allow_private));
+    pub fn new(
+        allow_private: bool,
+        roots: Arc<RootCertStore>,
+        figures: Figures,
+    ) -> anyhow::Result<Self> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .context("set up TLS for callbacks")?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            tls: Arc::new(tls),
+            lookups: Lookups::new(allow_private, figures),
+        })
+    }
+
+    /// Where a URL leads: the addresses of its name, or the one that it has, to which the client goes by itself.
+    async fn addresses(&self, url: &Url, owner: &Owner) -> Result<Vec<SocketAddr>, Error> {
+        let literal = match url.host() {
+            Some(Host::Ipv4(address)) => address.into(),
+            Some(Host::Ipv6(address)) => address.into(),
+            Some(Host::Domain(name)) => return Ok(self.lookups.find(owner, name).await?),
+            None => return Err(Error::Malformed),
+        };
+        if !self.lookups.may_be(literal) {
+            return Err(Error::Refused);
+        }
+        Ok(vec![SocketAddr::new(literal, 0)])
+    }
+
+    /// A client that goes to one of these addresses, whatever name it is asked for. It keeps no connection: that would go on
+    /// to an address that was looked at long ago.
+    fn client(
+        &self,
+        addresses: Vec<SocketAddr>,
+    ) -> Client<HttpsConnector<HttpConnector<Found>>, Full<Bytes>> {
+        let mut http = HttpConnector::new_with_resolver(Found(addresses));
         http.enforce_http(false);
         http.set_connect_timeout(Some(CONNECT));
-        let provider = rustls::crypto::ring::default_provider();
-        let https = HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(provider)
-            .context("set up TLS for callbacks")?
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
-        // A connection that is kept would go on to an address that was looked at long ago.
-        let client = Client::builder(TokioExecutor::new())
+        let https = HttpsConnector::from((http, Arc::clone(&self.tls)));
+        Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
-            .build(https);
-        Ok(Self {
-            client,
-            allow_private,
-        })
+            .build(https)
     }
 
     /// Sends a body to whom a callback names, and returns the status of the answer.
     pub async fn send(
         &self,
         callback: &Callback,
+        owner: &Owner,
         job: JobId,
         attempt: u32,
         body: Vec<u8>,
     ) -> Result<u16, Error> {
         let url = Url::parse(&callback.url).map_err(|_| Error::Malformed)?;
-        // The resolver is not asked for these.
-        let literal = match url.host() {
-            Some(Host::Ipv4(address)) => Some(address.into()),
-            Some(Host::Ipv6(address)) => Some(address.into()),
-            Some(Host::Domain(_)) => None,
-            None => return Err(Error::Malformed),
-        };
-        if literal.is_some_and(|address| !self.allow_private && !is_public(address)) {
-            return Err(Error::Refused);
-        }
+        let addresses = self.addresses(&url, owner).await?;
         let request = request(&url, callback, job, attempt, body).ok_or(Error::Malformed)?;
-        let answer = tokio::time::timeout(WHOLE, self.client.request(request))
+        let answer = tokio::time::timeout(WHOLE, self.client(addresses).request(request))
             .await
             .map_err(|_| Error::Slow)?
             .map_err(|error| failed(&error))?;
@@ -154,18 +204,29 @@ fn request(
     Some(request)
 }
 
+/// The addresses that were found and looked at.
+#[derive(Clone, Debug)]
+struct Found(Vec<SocketAddr>);
+
+impl Service<Name> for Found {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Name) -> Self::Future {
+        ready(Ok(self.0.clone().into_iter()))
+    }
+}
+
 /// What went wrong, in words that hold nothing of the request.
 fn failed(error: &hyper_util::client::legacy::Error) -> Error {
     let mut cause = error.source();
     let mut words = error.to_string();
     while let Some(inner) = cause {
-        // What an io::Error wraps is not among its sources.
-        let wrapped = inner
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        if inner.is::<Refused>() || wrapped.is_some_and(|inner| inner.is::<Refused>()) {
-            return Error::Refused;
-        }
         words = inner.to_string();
         cause = inner.source();
     }

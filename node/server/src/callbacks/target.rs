@@ -1,22 +1,10 @@
 //! Where a delivery may go: not to this machine, nor to the networks that are reached only from here.
 //!
-//! A URL comes from whoever may submit a job, and the node that sends may reach what that person does not. Names are resolved
-//! once, the addresses are looked at, and one of exactly these is connected to: a name that is another address at the next
-//! look changes nothing.
+//! A URL comes from whoever may submit a job, and the node that sends may reach what that person does not. Names are looked
+//! up once for each attempt (`lookup`), the addresses are looked at, and one of exactly these is connected to: a name that
+//! is another address at the next look changes nothing.
 
-use std::future::Future;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-
-use hyper_util::client::legacy::connect::dns::Name;
-use tokio::sync::Semaphore;
-use tower_service::Service;
-
-/// Names that are looked up at one time. A look-up that hangs cannot be ended, and holds a thread.
-const LOOKUPS: usize = 32;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Whether an address belongs to the public internet, as far as that can be told.
 #[must_use]
@@ -74,65 +62,6 @@ fn inner_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
             Some(Ipv4Addr::new(a, b, c, d))
         }
         _ => None,
-    }
-}
-
-/// That a receiver has no address to which may be sent.
-#[derive(Debug, thiserror::Error)]
-#[error("the receiver's address is not on the public internet")]
-pub struct Refused;
-
-/// Looks names up, and leaves of their addresses those that may be connected to.
-#[derive(Clone, Debug)]
-pub struct Resolver {
-    allow_private: bool,
-    lookups: Arc<Semaphore>,
-}
-
-impl Resolver {
-    /// One that leaves public addresses only, unless private ones are allowed.
-    pub fn new(allow_private: bool) -> Self {
-        Self {
-            allow_private,
-            lookups: Arc::new(Semaphore::new(LOOKUPS)),
-        }
-    }
-
-    /// Those of the addresses that may be connected to.
-    fn leave(&self, mut addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
-        if addresses.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "no address"));
-        }
-        addresses.retain(|address| self.allow_private || is_public(address.ip()));
-        if addresses.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refused));
-        }
-        Ok(addresses)
-    }
-}
-
-impl Service<Name> for Resolver {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, io::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), io::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            let place = Arc::clone(&this.lookups).acquire_owned().await;
-            let place = place.map_err(io::Error::other)?;
-            let lookup = tokio::task::spawn_blocking(move || {
-                let addresses = (name.as_str(), 0).to_socket_addrs().map(Iterator::collect);
-                drop(place);
-                addresses
-            });
-            let addresses = lookup.await.map_err(io::Error::other)??;
-            Ok(this.leave(addresses)?.into_iter())
-        })
     }
 }
 
@@ -215,27 +144,6 @@ mod tests {
         ] {
             assert!(is_public(ip(address)), "{address}");
         }
-    }
-
-    #[test]
-    fn of_several_addresses_those_that_may_be_are_left() {
-        let addresses = |texts: &[&str]| -> Vec<SocketAddr> {
-            texts
-                .iter()
-                .map(|text| SocketAddr::new(ip(text), 0))
-                .collect()
-        };
-        let resolver = Resolver::new(false);
-        let left = resolver
-            .leave(addresses(&["127.0.0.1", "8.8.8.8", "::1"]))
-            .unwrap();
-        assert_eq!(left, addresses(&["8.8.8.8"]));
-        let error = resolver
-            .leave(addresses(&["127.0.0.1", "::1"]))
-            .unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-        let all = addresses(&["127.0.0.1", "::1"]);
-        assert_eq!(Resolver::new(true).leave(all.clone()).unwrap(), all);
     }
 
     proptest! {

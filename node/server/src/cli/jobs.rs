@@ -1,7 +1,6 @@
 //! `quorun jobs`, `logs`, `cancel` and `languages`.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
@@ -14,9 +13,6 @@ use super::run;
 use super::stream::{Event, Events};
 use super::table::{table, text};
 use super::target::Target;
-
-/// How long nothing comes of a job that runs before what there is counts as shown.
-const QUIET: Duration = Duration::from_millis(500);
 
 /// List jobs, newest first.
 #[derive(Args, Debug)]
@@ -147,30 +143,20 @@ pub struct LogsArgs {
 /// Shows what a job has printed.
 pub async fn logs(args: LogsArgs) -> anyhow::Result<ExitCode> {
     let client = args.target.client()?;
-    let job = client.ask(Method::GET, &path(&args.id)?, None).await?;
-    if job["state"] == "queued" && !args.follow {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut events = Events::of(&client, &args.id);
-    loop {
-        let next = events.next();
-        let event = if args.follow {
-            next.await?
-        } else {
-            match tokio::time::timeout(QUIET, next).await {
-                Ok(event) => event?,
-                Err(_) => return Ok(ExitCode::SUCCESS),
-            }
-        };
-        let Some(event) = event else {
-            return Ok(ExitCode::SUCCESS);
-        };
+    let _path = path(&args.id)?;
+    let mut events = if args.follow {
+        Events::of(&client, &args.id)
+    } else {
+        Events::until_now(&client, &args.id)
+    };
+    while let Some(event) = events.next().await? {
         if args.target.json {
             println!("{}", line(&event));
         } else {
             run::show(&event)?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// An event in one line.

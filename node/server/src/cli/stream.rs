@@ -44,9 +44,18 @@ pub struct Events {
     /// Since when there was no word of a node.
     silent: Instant,
     over: bool,
+    until_now: bool,
 }
 
 impl Events {
+    /// A job from its beginning until now, and not what is still to come.
+    pub fn until_now(client: &Client, job: &str) -> Self {
+        Self {
+            until_now: true,
+            ..Self::of(client, job)
+        }
+    }
+
     /// Follows a job from its beginning.
     pub fn of(client: &Client, job: &str) -> Self {
         Self {
@@ -58,10 +67,11 @@ impl Events {
             ready: VecDeque::new(),
             silent: Instant::now(),
             over: false,
+            until_now: false,
         }
     }
 
-    /// The next event; `None` behind the end of the job. May be dropped and called again.
+    /// The next event; `None` behind the end of the job, or behind all that there is. May be dropped and called again.
     ///
     /// # Errors
     /// When there is no such job, or no node answers for a long time.
@@ -72,7 +82,7 @@ impl Events {
                     self.last.clone_from(&event.id);
                 }
                 match event.name.as_str() {
-                    "finished" => self.over = true,
+                    "finished" | "shown" => self.over = true,
                     "error" => {
                         // The node's own trouble: another one may have none.
                         self.broken(problem(&event.data)).await?;
@@ -104,7 +114,8 @@ impl Events {
 
     async fn open(&mut self) -> anyhow::Result<()> {
         const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-        let path = format!("/v1/jobs/{}/events", self.job);
+        let query = if self.until_now { "?follow=false" } else { "" };
+        let path = format!("/v1/jobs/{}/events{query}", self.job);
         let last = self.last.as_deref().map(|last| (LAST_EVENT_ID, last));
         let headers = last.as_slice();
         let answer = match self

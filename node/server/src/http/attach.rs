@@ -32,7 +32,7 @@ use super::interactive::TerminalRequest;
 use super::problem::{Kind, Problem};
 use super::{App, events, gate, job_id, path, view};
 use crate::console::Said;
-use crate::follow::{Followed, Told};
+use crate::follow::{Followed, Told, Until};
 use crate::jobs::Error;
 use crate::pressure::Client;
 use crate::resume::Heard;
@@ -99,7 +99,12 @@ pub async fn attach(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let id = job_id(&path(id)?)?;
-    let last = events::last_event_id(&headers, query)?;
+    let query = events::read(query)?;
+    if query.follow.is_some() {
+        let detail = "follow is for events: whoever attaches hears the program to its end";
+        return Err(Problem::invalid("follow", detail));
+    }
+    let last = query.last_event_id(&headers);
     let upgrade = upgrade.map_err(|error| not_a_websocket(&error.body_text()))?;
     let offered = headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL);
     let upgrade = upgrade
@@ -159,7 +164,7 @@ async fn serve(app: App, job: JobId, heard: Heard, socket: WebSocket) {
     let (mut sink, mut source) = socket.split();
     let (to_talk, said) = mpsc::channel(MESSAGES);
     let (runs, place) = watch::channel(None);
-    let followed = app.jobs.follow(job, heard);
+    let followed = app.jobs.follow(job, heard, Until::End);
     // They wait for each other only through the channels: a program's answers go out while somebody still speaks.
     let end = {
         let shows = show(&mut sink, Box::pin(followed), &runs);
@@ -248,7 +253,7 @@ async fn show(
                     .await
                     .ok()?;
             }
-            Followed::Case { .. } => {}
+            Followed::Case { .. } | Followed::Shown { .. } => {}
             Followed::Finished(details) => {
                 let verdict = details.job.outcome.as_ref().map(|outcome| outcome.verdict);
                 let shown = finished(&view::details(&details));

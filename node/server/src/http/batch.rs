@@ -14,9 +14,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::few::Few;
 use super::gate::{self, Entry};
 use super::jobs::wait;
-use super::judging::Few;
 use super::problem::{Kind, Problem};
 use super::query::Parameters;
 use super::submission::{JobRequest, Rules, idempotency};

@@ -16,6 +16,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use serde_path_to_error::Segment;
 
+use super::few;
 use super::problem::{Kind, Problem, cut};
 
 /// What is read of a body that was refused, and how long: a client that sends all of its body before it looks for the
@@ -145,6 +146,9 @@ fn of_another_shape(
     if matches!(field.as_str(), "." | "") {
         field = "body".to_owned();
     }
+    if let Some((count, most)) = few::too_many(&message) {
+        return Problem::too_long(&field, count, most, "items");
+    }
     let root = path.iter().next();
     let secret = root.is_some_and(|root| SECRET.iter().any(|name| is_key(root, name)));
     let said = match message.rsplit_once(", expected ") {
@@ -152,21 +156,11 @@ fn of_another_shape(
         _ => message.clone(),
     };
     let problem = Problem::invalid(&field, format!("{}: {said}", cut(&field, 200)));
-    let problem = match value_at(bytes, path) {
+    match value_at(bytes, path) {
         Some(value) if !secret && !absent => problem.with("value", value),
         _ => problem,
-    };
-    let limit = message
-        .strip_prefix(TOO_MANY)
-        .and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
-    match limit {
-        Some(limit) => problem.with("limit", limit),
-        None => problem,
     }
 }
-
-/// How the message of a list begins that has more items than it may; the number comes next.
-pub const TOO_MANY: &str = "more than ";
 
 fn is_key(segment: &Segment, name: &str) -> bool {
     matches!(segment, Segment::Map { key } if key == name)

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use url::{Host, Url};
 use utoipa::ToSchema;
 
+use super::few::FewNamed;
 use super::openapi::words;
 use super::problem::{Problem, cut};
 use super::view::time;
@@ -53,7 +54,7 @@ pub struct CallbackRequest {
     url: String,
     #[serde(default)]
     #[schema(schema_with = words::callback_headers)]
-    headers: BTreeMap<String, String>,
+    headers: FewNamed<String, MAX_HEADERS>,
     /// What deliveries are signed with; no control characters.
     #[serde(default)]
     #[schema(min_length = 8, max_length = 256)]
@@ -64,15 +65,8 @@ impl CallbackRequest {
     /// Turns a request into a callback.
     pub fn check(self, allow_private: bool) -> Result<Callback, Problem> {
         let url = url(&self.url, allow_private)?;
-        if self.headers.len() > MAX_HEADERS {
-            return Err(Problem::over_limit(
-                "callback.headers",
-                self.headers.len() as u64,
-                MAX_HEADERS as u64,
-            ));
-        }
         let mut headers = BTreeMap::new();
-        for (name, value) in self.headers {
+        for (name, value) in self.headers.0 {
             let field = format!("callback.headers.{name}");
             let name = header_name(&field, &name)?;
             if value.len() > MAX_VALUE
@@ -252,7 +246,7 @@ mod tests {
     fn request(url: &str) -> CallbackRequest {
         CallbackRequest {
             url: url.to_owned(),
-            headers: BTreeMap::new(),
+            headers: FewNamed::default(),
             secret: None,
         }
     }
@@ -305,7 +299,7 @@ mod tests {
             url in "(https?://)?[a-z0-9.:\\[\\]@/?#% é-]{0,40}|.{0,40}",
             name in "[A-Za-z-]{0,20}|.{0,20}", value in ".{0,20}", secret in prop::option::of(".{0,20}"),
         ) {
-            let headers = [(name, value)].into();
+            let headers = FewNamed([(name, value)].into());
             if let Ok(callback) = (CallbackRequest { url, headers, secret }).check(true) {
                 prop_assert!(callback.url.parse::<Uri>().is_ok());
                 let again = request(&callback.url).check(true).unwrap();

@@ -3,7 +3,7 @@
 //! `state`: `{state, attempt, node}`. `output`: `{attempt, stream, offset, text}`, with `base64` in the place of `text`
 //! where the bytes are not UTF-8. `test`: `{attempt, index, verdict, …}`. `replaced`: `{attempt, by}`, when what was sent
 //! of an attempt is void because another one has taken over. `finished`: the job, as `GET /v1/jobs/{id}` has it. `error`:
-//! the problem. Nothing comes after the last two.
+//! the problem. `shown`: `{attempt}`, for whoever wanted no more than there is. Nothing comes after the last three.
 //!
 //! Each event but `error` has an id, which says how far the stream has come. A client that sends the last one it got goes
 //! on from there, at any node.
@@ -28,7 +28,7 @@ use super::openapi::words;
 use super::problem::Problem;
 use super::query::query_is_wrong;
 use super::{App, gate, job_id, path, view};
-use crate::follow::{Followed, Told};
+use crate::follow::{Followed, Told, Until};
 use crate::jobs::Error;
 use crate::pressure::Client;
 use crate::resume::{Heard, Position};
@@ -43,6 +43,8 @@ const LAST_EVENT_ID: &str = "last-event-id";
 #[serde(deny_unknown_fields)]
 pub struct Params {
     last_event_id: Option<String>,
+    /// Whether the stream goes on with what is still to come; it does unless this says no.
+    pub follow: Option<bool>,
 }
 
 /// The data of an event `state`: how far the job is.
@@ -101,13 +103,22 @@ pub struct ReplacedEvent {
     by: u32,
 }
 
+/// The data of an event `shown`: with `follow=false`, all has been sent that there is of a job that goes on.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what `shown` makes")]
+pub struct ShownEvent {
+    /// The current one; 0 before the first.
+    attempt: u32,
+}
+
 /// Follow a job
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/events", operation_id = "follow_job", tag = "live",
-    description = "Server-sent events, from the job's state now to its end. The data of each is JSON: of `state` a `StateEvent`, of `output` an `OutputEvent`, of `test` a `TestEvent`, of `replaced` a `ReplacedEvent`; of `finished` the `Job`, and of `error` an object with a `detail`. Nothing comes after the last two.\n\nEach event but `error` has an id. A client that sends the last one it got goes on behind it, at any node, whatever node has died.",
+    description = "Server-sent events, from the job's state now to its end. The data of each is JSON: of `state` a `StateEvent`, of `output` an `OutputEvent`, of `test` a `TestEvent`, of `replaced` a `ReplacedEvent`; of `finished` the `Job`, of `shown` a `ShownEvent`, and of `error` an object with a `detail`. Nothing comes after the last three; `shown` comes with `follow=false` only.\n\nEach event but `error` has an id. A client that sends the last one it got goes on behind it, at any node, whatever node has died.",
     params(
         ("id" = String, Path, format = Uuid, description = "The job"),
         ("last_event_id" = Option<String>, Query, description = "The id of the last event that came; the header goes before it"),
+        ("follow" = Option<bool>, Query, description = "With `false` the stream ends when all has been sent that there is, with `shown` where the job goes on"),
         ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that came"),
     ),
     responses(
@@ -125,7 +136,12 @@ pub async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let id = job_id(&path(id)?)?;
-    let last = last_event_id(&headers, query)?;
+    let query = read(query)?;
+    let until = match query.follow {
+        Some(false) => Until::Now,
+        None | Some(true) => Until::End,
+    };
+    let last = query.last_event_id(&headers);
     // Whether there is such a job is a question to the cluster; from then on this node waits for its own copy.
     let details = app.jobs.get(id, false).await?;
     let heard = Heard::from_id(last.as_deref());
@@ -138,7 +154,7 @@ pub async fn events(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let waits = gate::wait(&app, client)?;
-    let events = app.jobs.follow(id, heard).map(move |item| {
+    let events = app.jobs.follow(id, heard, until).map(move |item| {
         let _waits = &waits;
         Ok::<_, Infallible>(event(item))
     });
@@ -154,18 +170,22 @@ pub async fn events(
     Ok(response)
 }
 
-/// What the client got last. The header counts: that is what is sent anew by itself. Something that is not text is not an
-/// id, which is settled with the others that are none.
-pub fn last_event_id(
-    headers: &HeaderMap,
-    query: Result<Query<Params>, QueryRejection>,
-) -> Result<Option<String>, Problem> {
+/// What the query says.
+pub fn read(query: Result<Query<Params>, QueryRejection>) -> Result<Params, Problem> {
     let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
-    let sent = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
-    let id = sent
-        .map(|id| String::from_utf8_lossy(id).into_owned())
-        .or(params.last_event_id);
-    Ok(id.filter(|id| !id.is_empty()))
+    Ok(params)
+}
+
+impl Params {
+    /// What the client got last. The header counts: that is what is sent anew by itself. Something that is not text is not
+    /// an id, which is settled with the others that are none.
+    pub fn last_event_id(self, headers: &HeaderMap) -> Option<String> {
+        let sent = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
+        let id = sent
+            .map(|id| String::from_utf8_lossy(id).into_owned())
+            .or(self.last_event_id);
+        id.filter(|id| !id.is_empty())
+    }
 }
 
 fn event(item: Result<Told, Error>) -> Event {
@@ -224,6 +244,7 @@ fn shown(followed: Followed) -> (&'static str, Value) {
             json!({ "attempt": replaced.attempt, "by": replaced.by }),
         ),
         Followed::Finished(details) => ("finished", view::details(&details)),
+        Followed::Shown { attempt } => ("shown", json!({ "attempt": attempt })),
     }
 }
 

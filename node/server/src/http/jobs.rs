@@ -285,10 +285,10 @@ mod tests {
     proptest! {
         #[test]
         fn any_query_and_last_event_is_read_or_refused_in_words(
-            query in fuzz::queries(&["wait", "encoding", "consistency", "include", "stdin", "stream", "last_event_id"]),
+            query in fuzz::queries(&["wait", "encoding", "consistency", "include", "stdin", "stream", "last_event_id", "follow"]),
             headers in fuzz::headers(&["last-event-id"]),
         ) {
-            let last = events::last_event_id(&headers, Query::try_from_uri(&query));
+            let last = events::read(Query::try_from_uri(&query)).map(|query| query.last_event_id(&headers));
             if let Ok(last) = &last {
                 // Whatever it is, a stream begins somewhere.
                 let _ = crate::resume::Heard::from_id(last.as_deref());

@@ -2,21 +2,21 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::marker::PhantomData;
 
 use quorun_executor::CHECKER_FILES;
 use quorun_ledger::{Checker, CheckerProgram, Limits, TestCase, Tolerance};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::body::TOO_MANY;
+use super::few::Few;
 use super::problem::{Kind, Problem, quoted};
 use super::submission::{
-    FileRequest, LimitsRequest, Rules, bytes, file_name, is_below, limit, not_printable,
+    FileRequest, FilesRequest, LimitsRequest, Rules, bytes, file_name, is_below, limit,
+    not_printable,
 };
 use crate::config::LEAST;
 
@@ -115,8 +115,8 @@ pub struct CheckerObject {
     source: Option<String>,
     /// The program, if it is more.
     #[serde(default)]
-    #[schema(min_items = 1, max_items = 100)]
-    files: Option<Vec<FileRequest>>,
+    #[schema(value_type = Option<Vec<FileRequest>>, min_items = 1, max_items = 100)]
+    files: Option<FilesRequest>,
     /// Which of the files is run or compiled; the first if not said.
     #[serde(default)]
     #[schema(min_length = 1, max_length = 255)]
@@ -186,44 +186,6 @@ impl<'de> Deserialize<'de> for CheckerRequest {
             }
         }
         deserializer.deserialize_any(Either)
-    }
-}
-
-/// A list of at most `MOST` items. What is empty in JSON can be large in memory: it is counted while it is read.
-#[derive(Debug)]
-pub struct Few<T, const MOST: usize>(pub Vec<T>);
-
-impl<T, const MOST: usize> Default for Few<T, MOST> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MOST> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Counting<T, const MOST: usize>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Counting<T, MOST> {
-            type Value = Few<T, MOST>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a list of at most {MOST}")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while items.len() < MOST {
-                    match list.next_element()? {
-                        Some(item) => items.push(item),
-                        None => return Ok(Few(items)),
-                    }
-                }
-                match list.next_element::<IgnoredAny>()? {
-                    Some(_) => Err(Error::custom(format!("{TOO_MANY}{MOST} are not allowed"))),
-                    None => Ok(Few(items)),
-                }
-            }
-        }
-        deserializer.deserialize_seq(Counting(PhantomData))
     }
 }
 

@@ -24,7 +24,7 @@ use super::query::query_is_wrong;
 use super::submission::{JobRequest, empty_source, idempotency};
 use super::{App, body, path, view};
 use crate::access::Caller;
-use crate::follow::Followed;
+use crate::follow::{Followed, Until};
 use crate::jobs::{Details, Error};
 use crate::pressure::{Client, Held};
 use crate::resume::Heard;
@@ -222,7 +222,7 @@ fn figures(details: &Details) -> HeaderMap {
 /// The same text as without streaming, as it is printed: stdout live, and behind it what is shown when stdout stayed
 /// empty. The figures come as trailers.
 fn streamed(app: &App, job: JobId, waits: Option<Held>) -> Response {
-    let followed = app.jobs.follow(job, Heard::from_id(None));
+    let followed = app.jobs.follow(job, Heard::from_id(None), Until::End);
     let start = (Printed::Nothing, waits);
     let frames = followed
         .scan(start, |(printed, _), item| {
@@ -278,7 +278,12 @@ fn frames(item: Result<Followed, Error>, printed: &mut Printed) -> Vec<BodyFrame
             ));
         }
         Err(error) => failure = Some(error.to_string()),
-        Ok(Followed::State { .. } | Followed::Output { .. } | Followed::Case { .. }) => {}
+        Ok(
+            Followed::State { .. }
+            | Followed::Output { .. }
+            | Followed::Case { .. }
+            | Followed::Shown { .. },
+        ) => {}
     }
     if let Some(message) = failure {
         let mut trailers = HeaderMap::new();

@@ -15,6 +15,7 @@ use utoipa::openapi::schema::OneOfBuilder;
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::few::Few;
 use super::jobs::MAX_WAIT_S;
 use super::openapi::words;
 use super::problem::Problem;
@@ -35,7 +36,7 @@ const MAX_BODY: usize = 64 * 1024;
 struct WaitRequest {
     /// Their ids.
     #[schema(value_type = Vec<uuid::Uuid>, min_items = 1, max_items = 1000)]
-    ids: Vec<String>,
+    ids: Few<String, MAX_IDS>,
     #[serde(default)]
     #[schema(value_type = Option<words::Until>)]
     until: Option<String>,
@@ -48,7 +49,7 @@ struct WaitRequest {
 impl WaitRequest {
     /// Which jobs are waited for, until when, and for how long.
     fn check(&self) -> Result<(Vec<JobId>, Until, Duration), Problem> {
-        let ids = ids(&self.ids)?;
+        let ids = ids(&self.ids.0)?;
         let seconds = self.timeout_s.unwrap_or(MAX_WAIT_S as f64);
         if !seconds.is_finite() || seconds < 0.0 {
             return Err(Problem::invalid(
@@ -79,7 +80,7 @@ impl WaitRequest {
 struct CancelRequest {
     /// Their ids.
     #[schema(value_type = Vec<uuid::Uuid>, min_items = 1, max_items = 1000)]
-    ids: Vec<String>,
+    ids: Few<String, MAX_IDS>,
 }
 
 /// How the jobs stand that were waited for.
@@ -205,7 +206,7 @@ pub async fn cancel(
 ) -> Result<Json<CancelledJobs>, Problem> {
     let bytes = body::read(&headers, body, MAX_BODY).await?;
     let request: CancelRequest = body::json(&bytes)?;
-    let ids = ids(&request.ids)?;
+    let ids = ids(&request.ids.0)?;
     let mut cancelled = 0_u32;
     let mut shown = Vec::with_capacity(ids.len());
     for (id, outcome) in app.jobs.cancel_all(ids, caller.only()).await? {
@@ -228,10 +229,6 @@ fn ids(texts: &[String]) -> Result<Vec<JobId>, Problem> {
     if texts.is_empty() {
         let problem = Problem::invalid("ids", "ids is empty; name at least one job");
         return Err(problem.with("value", 0).with("limit", 1));
-    }
-    if texts.len() > MAX_IDS {
-        let count = texts.len() as u64;
-        return Err(Problem::over_limit("ids", count, MAX_IDS as u64));
     }
     let mut seen = HashSet::with_capacity(texts.len());
     let mut ids = Vec::with_capacity(texts.len());
@@ -272,7 +269,7 @@ mod tests {
                 }
                 Err(problem) => fuzz::is_a_good_answer(&problem),
             }
-            match body::json::<CancelRequest>(&cancel).and_then(|request| ids(&request.ids)) {
+            match body::json::<CancelRequest>(&cancel).and_then(|request| ids(&request.ids.0)) {
                 Ok(ids) => prop_assert!((1..=MAX_IDS).contains(&ids.len())),
                 Err(problem) => fuzz::is_a_good_answer(&problem),
             }

@@ -12,7 +12,10 @@ use super::problem::Problem;
 use crate::jobs::Error;
 use crate::ledger;
 use crate::metrics::Shown;
+use crate::scheduler::now_ms;
 
+/// Callbacks that are to be sent are counted as far as this: it is done anew each time.
+const COUNTED: usize = 20_000;
 /// The version of the format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -26,11 +29,19 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 )]
 pub async fn show(State(app): State<App>) -> Result<Response, Problem> {
     let id = app.config.id;
-    let node = ledger::read(&app.consensus, move |view| view.node(id));
+    let read = ledger::read(&app.consensus, move |view| {
+        let now = now_ms().max(view.counters()?.time_ms);
+        let overdue = view.next_due()?.map_or(0, |at| now.saturating_sub(at));
+        let pending = view.due(None, u64::MAX, COUNTED)?.len();
+        Ok((view.node(id)?, pending, overdue / 1000))
+    });
+    let (node, pending, overdue_s) = read.await.map_err(Error::from)?;
     let shown = Shown {
+        callbacks_pending: pending as u64,
+        callbacks_overdue_s: overdue_s,
         metrics: app.metrics.clone(),
         pressure: app.pressure.clone(),
-        node: node.await.map_err(Error::from)?,
+        node,
         status: app.consensus.status().borrow().clone(),
         consensus: app.consensus,
         executor: app.executor,

@@ -10,6 +10,7 @@ mod cluster;
 mod cursor;
 mod errors;
 mod events;
+mod few;
 #[cfg(test)]
 mod fuzz;
 mod gate;

@@ -1,6 +1,5 @@
 //! From a request to a job: filling in the defaults, and checking everything that a client can get wrong.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::callback::CallbackRequest;
+use super::few::{Few, FewNamed};
 use super::interactive::{self, TerminalRequest};
 use super::judging::{
     CheckerRequest, Judging, JudgingRequest, OutputsRequest, TestRequest, TestsRequest,
@@ -53,8 +53,8 @@ pub struct JobRequest {
     pub source: Option<String>,
     /// The program, if it is more.
     #[serde(default)]
-    #[schema(min_items = 1, max_items = 100)]
-    pub files: Option<Vec<FileRequest>>,
+    #[schema(value_type = Option<Vec<FileRequest>>, min_items = 1, max_items = 100)]
+    pub files: Option<FilesRequest>,
     /// Which of the files is run or compiled; the first if not said.
     #[serde(default)]
     #[schema(min_length = 1, max_length = 255)]
@@ -83,18 +83,18 @@ pub struct JobRequest {
     /// Arguments.
     #[serde(default)]
     #[schema(schema_with = words::args)]
-    pub args: Vec<String>,
+    pub args: Few<String, MAX_ARGS>,
     /// Environment.
     #[serde(default)]
     #[schema(schema_with = words::env)]
-    pub env: BTreeMap<String, String>,
+    pub env: FewNamed<String, MAX_ENV>,
     /// Limits other than the language's own.
     #[serde(default)]
     pub limits: LimitsRequest,
     /// Marks to find the job by.
     #[serde(default)]
     #[schema(schema_with = words::labels)]
-    pub labels: Vec<String>,
+    pub labels: Few<String, MAX_LABELS>,
     /// Whose job it is: its sandbox is shared with no job of another key, or of none.
     #[serde(default)]
     #[schema(min_length = 1, max_length = 128, pattern = "^[ -~]+$")]
@@ -133,6 +133,9 @@ pub struct FileRequest {
     #[schema(content_encoding = "base64")]
     pub content_base64: Option<String>,
 }
+
+/// The files of a program.
+pub type FilesRequest = Few<FileRequest, MAX_FILES>;
 
 /// Limits of a run. What is left out is the language's own; the most that may be asked for is a setting of the nodes.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -244,12 +247,11 @@ impl Rules<'_> {
                     .with("value", stdin.len()),
             );
         }
-        at_most("args", request.args.len(), MAX_ARGS)?;
-        for (n, arg) in request.args.iter().enumerate() {
+        let (Few(args), FewNamed(env), Few(labels)) = (request.args, request.env, request.labels);
+        for (n, arg) in args.iter().enumerate() {
             word(&format!("args[{n}]"), arg)?;
         }
-        at_most("env", request.env.len(), MAX_ENV)?;
-        for (name, value) in &request.env {
+        for (name, value) in &env {
             let field = format!("env.{name}");
             if name.is_empty() || name.contains('=') {
                 return Err(Problem::invalid(
@@ -261,8 +263,7 @@ impl Rules<'_> {
             word(&field, name)?;
             word(&field, value)?;
         }
-        at_most("labels", request.labels.len(), MAX_LABELS)?;
-        for (n, label) in request.labels.iter().enumerate() {
+        for (n, label) in labels.iter().enumerate() {
             if label.is_empty() || label.len() > MAX_LABEL || label.contains(char::is_control) {
                 let field = format!("labels[{n}]");
                 let detail =
@@ -315,10 +316,10 @@ impl Rules<'_> {
             stop_on_failure,
             checker,
             outputs,
-            args: request.args,
-            env: request.env,
+            args,
+            env,
             limits,
-            labels: request.labels,
+            labels,
             isolation_key: request.isolation_key,
             owner: None, // whoever takes the submission in says whose it is
             retention_ms,
@@ -338,7 +339,7 @@ impl Rules<'_> {
     pub fn program(
         &self,
         source: Option<String>,
-        files: Option<Vec<FileRequest>>,
+        files: Option<FilesRequest>,
         entrypoint: Option<String>,
         language: &Language,
     ) -> Result<(Vec<SourceFile>, String), Problem> {
@@ -360,7 +361,7 @@ impl Rules<'_> {
     fn files(
         &self,
         source: Option<String>,
-        files: Option<Vec<FileRequest>>,
+        files: Option<FilesRequest>,
         language: &Language,
     ) -> Result<Vec<SourceFile>, Problem> {
         let files = match (source, files) {
@@ -368,8 +369,7 @@ impl Rules<'_> {
                 name: language.source.clone(),
                 content: Bytes::from(source),
             }],
-            (None, Some(files)) => {
-                at_most("files", files.len(), MAX_FILES)?;
+            (None, Some(Few(files))) => {
                 let mut named = Vec::with_capacity(files.len());
                 for (n, file) in files.into_iter().enumerate() {
                     let field = format!("files[{n}]");
@@ -525,13 +525,6 @@ pub fn limit(
         Some(value) if value > most => Err(Problem::over_limit(&field, value, most)),
         Some(value) => Ok(value),
     }
-}
-
-fn at_most(field: &str, count: usize, limit: usize) -> Result<(), Problem> {
-    if count > limit {
-        return Err(Problem::over_limit(field, count as u64, limit as u64));
-    }
-    Ok(())
 }
 
 /// Something that people are shown is empty, too long, or not all of it can be shown.
@@ -763,7 +756,7 @@ mod tests {
             (
                 r#"{"language":"a","outputs":["","","","","","","","","","","","","","","","",""]}"#,
                 "outputs",
-                None,
+                Some("17"),
                 Some(16),
             ),
             // What may be secret is not sent back.

@@ -126,7 +126,7 @@ pub fn document() -> OpenApi {
 
 /// Schemas that no body refers to, but words do.
 fn add_schemas(components: &mut Components) {
-    use super::events::{OutputEvent, ReplacedEvent, StateEvent, TestEvent};
+    use super::events::{OutputEvent, ReplacedEvent, ShownEvent, StateEvent, TestEvent};
     fn add<T: ToSchema>(components: &mut Components) {
         let mut schemas = vec![(T::name().into_owned(), T::schema())];
         T::schemas(&mut schemas);
@@ -137,6 +137,7 @@ fn add_schemas(components: &mut Components) {
     add::<OutputEvent>(components);
     add::<TestEvent>(components);
     add::<ReplacedEvent>(components);
+    add::<ShownEvent>(components);
     // Nor do the parameters bring theirs along.
     add::<words::Consistency>(components);
     add::<words::EncodingWord>(components);
