@@ -64,6 +64,10 @@ pub struct Counters {
     /// What finished jobs weigh that are still to be delivered, bytes; only those that stand in an order of their own.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub undelivered_bytes: u64,
+    /// The last rules that were begun by a command ([`RULES`](crate::RULES)); 0 where those are from before this was said. A program
+    /// that knows only former ones must not go on with this ledger: it would come to another one than the other nodes.
+    #[serde(default, skip_serializing_if = "is_none_begun")]
+    pub rules: u32,
     /// Over all records but this one.
     pub hash: StateHash,
 }
@@ -95,6 +99,11 @@ impl Ages {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // for serde
+const fn is_none_begun(rules: &u32) -> bool {
+    *rules == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // for serde
 const fn is_zero(count: &u64) -> bool {
     *count == 0
 }
@@ -121,6 +130,7 @@ impl Default for Counters {
             ages: Ages::Unkept,
             weights: Weights::Payload,
             undelivered_bytes: 0,
+            rules: 0,
             hash: StateHash::default(),
         }
     }

@@ -392,7 +392,7 @@ impl Membership {
             version: crate::VERSION.to_owned(),
             applied_index: applied,
             disk_low: low.is_some(),
-            rules: crate::scheduler::RULES,
+            rules: quorun_ledger::RULES,
         }
     }
 

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{Handle, LedgerStore};
-use quorun_ledger::{Ages, Command, Counters, NodeId, Reply, Store, StoreError, View, Weights};
+use quorun_ledger::{
+    Ages, BY_AGE, BY_RECORDS, Command, Counters, NodeId, Reply, Store, StoreError, View, Weights,
+};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -27,12 +29,6 @@ const ORDER_AT_ONCE: u32 = 500;
 const REWEIGH_AT_ONCE: u32 = 500;
 /// Such commands between two looks at the nodes.
 const ORDERS_AT_ONCE: usize = 20;
-/// The rules with which finished jobs are kept in the order of age.
-const BY_AGE: u32 = 1;
-/// Those by which a job weighs what its records hold, and what is still to be delivered is removed last.
-const BY_RECORDS: u32 = 2;
-/// The last rules of the ledger that this program knows, by number; each node says so in its reports.
-pub const RULES: u32 = BY_RECORDS;
 /// A finished job is kept for so long at least, whatever retention says: until nobody proposes its submission any more, who
 /// does not know that it was taken. For the ledger a submission of a job that it no longer has is a new one. Proposals end
 /// with their deadline, and this is several of them.

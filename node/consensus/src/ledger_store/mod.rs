@@ -36,7 +36,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use quorun_ledger::store::Pair;
 use quorun_ledger::{
-    Counters, Emptied, NodeId, StateHash, Store, StoreError, View, Writes, codec, keys,
+    Counters, Emptied, NodeId, RULES, StateHash, Store, StoreError, View, Writes, codec, keys,
 };
 use quorun_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -584,10 +584,18 @@ fn closed() -> io::Error {
     io::Error::other("the ledger is closed")
 }
 
+/// The hash that the ledger's own counters say.
+///
+/// # Errors
+/// When they cannot be read, or are of a ledger whose rules only a newer program knows.
 fn decode_hash(counters: &[u8]) -> io::Result<StateHash> {
-    codec::decode::<Counters>(counters)
-        .map(|counters| counters.hash)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
+    let counters = codec::decode::<Counters>(counters)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    if counters.rules > RULES {
+        let number = |rules: u32| u8::try_from(rules).unwrap_or(u8::MAX);
+        return Err(NewerFormat::error(number(counters.rules), number(RULES)));
+    }
+    Ok(counters.hash)
 }
 
 /// Whether an error says that what lies on the disk is wrong, and not that the disk or somebody else is in the way.

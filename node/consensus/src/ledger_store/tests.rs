@@ -6,7 +6,9 @@ use std::fs;
 use openraft::EntryPayload;
 use openraft::storage::RaftStateMachine;
 use proptest::prelude::*;
-use quorun_ledger::{Batch, Command, JobId, JobSpec, Limits, MemoryStore, SourceFile, Transaction};
+use quorun_ledger::{
+    Batch, Command, Counters, JobId, JobSpec, Limits, MemoryStore, SourceFile, Transaction, codec,
+};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -915,7 +917,18 @@ fn a_value_that_is_not_what_was_written_does_not_become_part_of_a_run() {
 #[test]
 fn a_newer_format_is_refused_and_nothing_is_touched() {
     type Change = fn(&Path);
-    let changes: [Change; 3] = [
+    let changes: [Change; 4] = [
+        // The rules that the ledger is under.
+        |dir| {
+            let disk = Disk::open(overlay_db(dir).parent().unwrap(), CACHE).unwrap();
+            let later = Counters {
+                rules: 7,
+                ..Counters::default()
+            };
+            let later = chunks::whole(keys::COUNTERS, &codec::encode(&later));
+            disk.tree().insert(keys::COUNTERS, later).unwrap();
+            disk.sync().unwrap();
+        },
         |dir| {
             let disk = Disk::open(overlay_db(dir).parent().unwrap(), CACHE).unwrap();
             let newer = chunks::whole(b"zf", b"QUORUNLG\x07");

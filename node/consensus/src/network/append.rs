@@ -158,30 +158,53 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Opens one, with its first request.
+    /// Opens one, with its first request. The peer has to take the call in time.
     async fn open(
         mut client: ConsensusClient,
         first: v1::AppendRequest,
-    ) -> Result<(Self, v1::AppendReply), Status> {
+        patience: Duration,
+    ) -> Result<Self, Missed> {
         let (requests, outgoing) = mpsc::channel(1);
-        let open = client.stream_append(
-            futures::stream::once(std::future::ready(first)).chain(ReceiverStream::new(outgoing)),
-        );
-        let mut replies = open.await?.into_inner();
-        let reply = reply_of(&mut replies).await?;
-        Ok((Self { requests, replies }, reply))
+        let first = futures::stream::once(std::future::ready(first));
+        let call = client.stream_append(first.chain(ReceiverStream::new(outgoing)));
+        let replies = tokio::time::timeout(patience, call)
+            .await
+            .map_err(|_| Missed::InTime(patience))??
+            .into_inner();
+        Ok(Self { requests, replies })
     }
 
-    async fn ask(&mut self, request: v1::AppendRequest) -> Result<v1::AppendReply, Status> {
+    /// Sends another request; its reply is the next one.
+    async fn send(&mut self, request: v1::AppendRequest) -> Result<(), Missed> {
         let sent = self.requests.send(request).await;
-        sent.map_err(|_| Status::unavailable("the stream has ended"))?;
-        reply_of(&mut self.replies).await
+        sent.map_err(|_| Missed::ended())
+    }
+
+    async fn reply(&mut self) -> Result<v1::AppendReply, Missed> {
+        tokio::time::timeout(APPEND_PATIENCE, self.replies.message())
+            .await
+            .map_err(|_| Missed::InTime(APPEND_PATIENCE))??
+            .ok_or_else(Missed::ended)
     }
 }
 
-async fn reply_of(replies: &mut Streaming<v1::AppendReply>) -> Result<v1::AppendReply, Status> {
-    let reply = replies.message().await?;
-    reply.ok_or_else(|| Status::unavailable("the stream has ended"))
+/// Why there is no reply.
+#[derive(Debug)]
+enum Missed {
+    InTime(Duration),
+    Broken(Status),
+}
+
+impl Missed {
+    fn ended() -> Self {
+        Self::Broken(Status::unavailable("the stream has ended"))
+    }
+}
+
+impl From<Status> for Missed {
+    fn from(status: Status) -> Self {
+        Self::Broken(status)
+    }
 }
 
 impl Connection {
@@ -189,22 +212,23 @@ impl Connection {
     async fn append_one(
         &mut self,
         request: &AppendEntriesRequest<TypeConfig>,
+        patience: Duration,
     ) -> Result<StreamAppendResult<TypeConfig>, RaftRpcError> {
-        let message = wire::append_request_to(request);
-        let used = match self.line.take() {
-            // It may have ended since it was used, with the process at its other end; then a new one is what is asked for.
-            Some(mut line) => line
-                .ask(message.clone())
-                .await
-                .ok()
-                .map(|reply| (line, reply)),
-            None => None,
+        let missed = |this: &Self, missed| match missed {
+            Missed::InTime(patience) => this.timeout(RPCTypes::AppendEntries, patience),
+            Missed::Broken(status) => unreachable_peer(&status),
         };
-        let (line, reply) = match used {
-            Some(used) => used,
-            None => Line::open(self.client()?, message)
-                .await
-                .map_err(|status| unreachable_peer(&status))?,
+        let message = wire::append_request_to(request);
+        let (line, reply) = match self.ask_again(&message).await {
+            Ok(Some(answered)) => answered,
+            Ok(None) => {
+                let mut line = Line::open(self.client()?, message, patience)
+                    .await
+                    .map_err(|why| missed(self, why))?;
+                let reply = line.reply().await.map_err(|why| missed(self, why))?;
+                (line, reply)
+            }
+            Err(why) => return Err(missed(self, why)),
         };
         self.clocks.heard(self.target, reply.clock_ms);
         let result =
@@ -214,6 +238,26 @@ impl Connection {
             self.line = Some(line);
         }
         Ok(result)
+    }
+
+    /// Asks on the line that was used last; `None` if there is none any more. It may have ended since, with the process at its
+    /// other end, and then a new one is what is asked for. Appends may come twice.
+    async fn ask_again(
+        &mut self,
+        message: &v1::AppendRequest,
+    ) -> Result<Option<(Line, v1::AppendReply)>, Missed> {
+        let Some(mut line) = self.line.take() else {
+            return Ok(None);
+        };
+        let answered = match line.send(message.clone()).await {
+            Ok(()) => line.reply().await,
+            Err(why) => Err(why),
+        };
+        match answered {
+            Ok(reply) => Ok(Some((line, reply))),
+            Err(Missed::Broken(_)) => Ok(None),
+            Err(late) => Err(late),
+        }
     }
 }
 
@@ -240,9 +284,7 @@ impl NetStreamAppend<TypeConfig> for Connection {
             let patience = option.soft_ttl().max(CONNECT);
             let second = input.next().now_or_never();
             if let Some(None) = second {
-                let result = tokio::time::timeout(patience, self.append_one(&first))
-                    .await
-                    .map_err(|_| self.timeout(RPCTypes::AppendEntries, patience))??;
+                let result = self.append_one(&first, patience).await?;
                 let result: BoxStream<'s, _> =
                     Box::pin(futures::stream::once(std::future::ready(Ok(result))));
                 return Ok(result);

@@ -19,6 +19,14 @@ use crate::keys;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
+/// The rules with which finished jobs are kept in the order of age.
+pub const BY_AGE: u32 = 1;
+/// Those by which a job weighs what its records hold, and what is still to be delivered is removed last.
+pub const BY_RECORDS: u32 = 2;
+/// The last rules that this program knows, by number. What a command does may only change by another command, which begins
+/// the new rules once every node knows them.
+pub const RULES: u32 = BY_RECORDS;
+
 pub use languages::MAX_ENTRIES as MAX_LANGUAGES;
 
 /// Applies one command.

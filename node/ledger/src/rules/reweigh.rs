@@ -9,6 +9,7 @@ use crate::transaction::Transaction;
 use crate::view::{self, Ages};
 use crate::weight::{self, Weights};
 
+use super::BY_RECORDS;
 use super::expire::{self, behind};
 use super::owners;
 
@@ -21,6 +22,7 @@ pub(super) fn reweigh<S: Store>(tx: &mut Transaction<S>, limit: u32) -> Result<R
     if tx.counters.ages != Ages::Kept {
         return Ok(Reply::Reweighed { jobs: 0 });
     }
+    tx.counters.rules = BY_RECORDS;
     let (mut from, to) = keys::jobs();
     let last = match tx.counters.weights {
         Weights::Records => return Ok(Reply::Reweighed { jobs: 0 }),

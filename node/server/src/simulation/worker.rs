@@ -297,7 +297,7 @@ impl Worker {
             incarnation: self.incarnation,
             ready: true,
             applied_index: applied,
-            rules: crate::scheduler::RULES,
+            rules: quorun_ledger::RULES,
             ..NodeReport::default()
         };
         if leading {
