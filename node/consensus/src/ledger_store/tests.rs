@@ -7,7 +7,7 @@ use openraft::EntryPayload;
 use openraft::storage::RaftStateMachine;
 use proptest::prelude::*;
 use quorun_ledger::{
-    Batch, Command, Counters, JobId, JobSpec, Limits, MemoryStore, SourceFile, Transaction, codec,
+    Batch, Command, Counters, JobId, JobSpec, Limits, MemoryStore, SourceFile, Transaction,
 };
 use tokio::sync::mpsc;
 
