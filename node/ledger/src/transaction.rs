@@ -100,7 +100,7 @@ impl<S: Store> Transaction<S> {
                 self.put_bytes(keys::node(id), value)?;
             }
         }
-        let counters = codec::encode(&self.counters);
+        let counters = self.counters.encode();
         self.layer
             .write(keys::COUNTERS.to_vec(), Some(counters.into()));
         Ok(self.layer.writes)

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::callback::Delivery;
-use crate::codec;
+use crate::codec::{self, DecodeError};
 use crate::hash::StateHash;
 use crate::job::{Job, JobId, JobSpec, JobState, Output, Verdict};
 use crate::keys;
@@ -137,6 +137,25 @@ impl Default for Counters {
 }
 
 impl Counters {
+    /// The bytes of the record. A program that does not know that rules have a number must not go on with a ledger in which
+    /// some have begun, so it must not be able to read this.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        if self.rules > 0 {
+            codec::encode_ruled(self)
+        } else {
+            codec::encode(self)
+        }
+    }
+
+    /// Reads what [`encode`](Self::encode) has written.
+    ///
+    /// # Errors
+    /// When the bytes are not counters in a version that this program knows.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        codec::decode_ruled(bytes)
+    }
+
     /// What waits in a level.
     #[must_use]
     pub const fn waiting(&self, level: Priority) -> Waiting {
@@ -405,7 +424,11 @@ impl<S: Store> View<S> {
     /// # Errors
     /// When the store cannot be read; so for every call here.
     pub fn counters(&self) -> Result<Counters, StoreError> {
-        Ok(self.read(keys::COUNTERS)?.unwrap_or_default())
+        let key = keys::COUNTERS;
+        match self.store.get(key)? {
+            Some(bytes) => Counters::decode(&bytes).map_err(|source| of_record(key, source)),
+            None => Ok(Counters::default()),
+        }
     }
 
     /// A job's record.
@@ -820,10 +843,14 @@ impl<S: Store> View<S> {
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, StoreError> {
-    codec::decode(bytes).map_err(|source| StoreError::Decode {
+    codec::decode(bytes).map_err(|source| of_record(key, source))
+}
+
+fn of_record(key: &[u8], source: DecodeError) -> StoreError {
+    StoreError::Decode {
         key: key.escape_ascii().to_string(),
         source,
-    })
+    }
 }
 
 pub(crate) fn malformed(key: &[u8]) -> StoreError {

@@ -783,6 +783,35 @@ fn a_queue_from_before_there_were_levels_is_served_as_it_was() {
     assert!(counters.languages.is_empty());
 }
 
+/// Programs from before rules had a number would leave that out, and go on by their own rules with a ledger that a snapshot
+/// has brought them: no command that they do not know need be behind it.
+#[test]
+fn a_program_that_knows_no_numbers_of_rules_cannot_read_a_ledger_that_has_one() {
+    use quorun_ledger::{Counters, Store as _, codec};
+    let mut ledger = Ledger::default();
+    let version = |ledger: &Ledger| {
+        let bytes = ledger.store.get(quorun_ledger::keys::COUNTERS).unwrap();
+        bytes.unwrap()[0]
+    };
+    ledger.run(submit(1));
+    assert_eq!(version(&ledger), codec::VERSION);
+    ledger.run(Command::OrderByAge { limit: 9 });
+    ledger.run(Command::OrderByAge { limit: 9 });
+    assert_eq!(version(&ledger), codec::VERSION, "those know this");
+    ledger.run(Command::Reweigh { limit: 9 });
+    assert_eq!(version(&ledger), codec::RULED);
+    ledger.run(submit(2));
+    assert_eq!(version(&ledger), codec::RULED);
+    let counters = ledger.view().counters().unwrap();
+    assert_eq!(
+        (counters.rules, counters.queued),
+        (quorun_ledger::BY_RECORDS, 2)
+    );
+    // Ledgers that a program in between has written.
+    let read = Counters::decode(&codec::encode(&counters)).unwrap();
+    assert_eq!(read, counters);
+}
+
 #[test]
 fn lists_are_narrowed_and_turned_round() {
     let mut ledger = Ledger::default();

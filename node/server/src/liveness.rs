@@ -125,7 +125,7 @@ impl Liveness {
     }
 
     /// Leader only: whether every node of the ledger that is not lost runs a program that knows these rules. One that was lost
-    /// meanwhile, and does not know them, stops at the first command that it cannot read.
+    /// meanwhile, and does not know them, stops at the first command or counters that it cannot read.
     #[must_use]
     pub fn all_know(&self, nodes: &[Node], rules: u32) -> bool {
         let state = self.lock();

@@ -589,8 +589,10 @@ fn closed() -> io::Error {
 /// # Errors
 /// When they cannot be read, or are of a ledger whose rules only a newer program knows.
 fn decode_hash(counters: &[u8]) -> io::Result<StateHash> {
-    let counters = codec::decode::<Counters>(counters)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    let counters = Counters::decode(counters).map_err(|error| match error {
+        codec::DecodeError::Version(newer) => NewerFormat::error(newer, codec::RULED),
+        other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
+    })?;
     if counters.rules > RULES {
         let number = |rules: u32| u8::try_from(rules).unwrap_or(u8::MAX);
         return Err(NewerFormat::error(number(counters.rules), number(RULES)));

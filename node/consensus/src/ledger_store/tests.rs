@@ -7,7 +7,7 @@ use openraft::EntryPayload;
 use openraft::storage::RaftStateMachine;
 use proptest::prelude::*;
 use quorun_ledger::{
-    Batch, Command, Counters, JobId, JobSpec, Limits, MemoryStore, SourceFile, Transaction, codec,
+    Batch, Command, Counters, JobId, JobSpec, Limits, MemoryStore, SourceFile, Transaction,
 };
 use tokio::sync::mpsc;
 
@@ -925,7 +925,7 @@ fn a_newer_format_is_refused_and_nothing_is_touched() {
                 rules: 7,
                 ..Counters::default()
             };
-            let later = chunks::whole(keys::COUNTERS, &codec::encode(&later));
+            let later = chunks::whole(keys::COUNTERS, &later.encode());
             disk.tree().insert(keys::COUNTERS, later).unwrap();
             disk.sync().unwrap();
         },

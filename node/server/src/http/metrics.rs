@@ -12,7 +12,6 @@ use super::problem::Problem;
 use crate::jobs::Error;
 use crate::ledger;
 use crate::metrics::Shown;
-use crate::scheduler::now_ms;
 
 /// Callbacks that are to be sent are counted as far as this: it is done anew each time.
 const COUNTED: usize = 20_000;
@@ -29,8 +28,10 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 )]
 pub async fn show(State(app): State<App>) -> Result<Response, Problem> {
     let id = app.config.id;
+    // Deliveries are due by the ledger's time, which is not that of this node's own clock.
+    let now = app.consensus.time_ms();
     let read = ledger::read(&app.consensus, move |view| {
-        let now = now_ms().max(view.counters()?.time_ms);
+        let now = now.max(view.counters()?.time_ms);
         let overdue = view.next_due()?.map_or(0, |at| now.saturating_sub(at));
         let pending = view.due(None, u64::MAX, COUNTED)?.len();
         Ok((view.node(id)?, pending, overdue / 1000))
