@@ -220,26 +220,25 @@ fn scenario(seed: u64, confirmed: bool) -> Read {
     Read::Silent
 }
 
-const SEEDS: std::ops::Range<u64> = 0..6;
+/// Seeds with which the scenario is known to bring the stale read out are looked for among so many.
+const SEEDS: std::ops::Range<u64> = 0..60;
+/// So many of them are found.
+const FOUND: usize = 2;
 
-fn all(confirmed: bool) -> Vec<Read> {
+/// Without the confirmation there are seeds with which the read is stale, and with it none of those is. When none is found,
+/// openraft may have been mended, or the scenario proves nothing any more.
+#[test]
+fn a_deposed_leader_does_not_take_old_acknowledgements_for_new_ones() {
     let _alone = ONE_AT_A_TIME
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    SEEDS.map(|seed| scenario(seed, confirmed)).collect()
-}
-
-#[test]
-fn a_deposed_leader_does_not_take_old_acknowledgements_for_new_ones() {
-    let reads = all(true);
-    assert!(!reads.contains(&Read::Stale), "{reads:?}");
-}
-
-/// Without the confirmation, the scenario is one in which reads are stale. When this fails, openraft may have been mended,
-/// or the scenario proves nothing any more.
-#[test]
-fn without_confirmation_it_does() {
-    let reads = all(false);
-    eprintln!("without confirmation: {reads:?}");
-    assert!(reads.contains(&Read::Stale), "{reads:?}");
+    let stale: Vec<u64> = SEEDS
+        .filter(|seed| scenario(*seed, false) == Read::Stale)
+        .take(FOUND)
+        .collect();
+    eprintln!("stale without confirmation: {stale:?}");
+    assert!(!stale.is_empty(), "nothing is proved");
+    for seed in stale {
+        assert_ne!(scenario(seed, true), Read::Stale, "{seed}");
+    }
 }
