@@ -523,7 +523,7 @@ async fn a_configuration_that_is_wrong_is_one_line_and_exit_code_2() {
         (with(&|s| s.peers = "127.0.0.1:1".into()), "ID=HOST:PORT"),
         (with(&|s| s.slots = 5000), "--slots 5000 is out of range"),
         (
-            with(&|s| s.args = vec!["--election-ms=50".into()]),
+            with(&|s| s.args = vec!["--election-ms=50".into(), "--heartbeat-ms=40".into()]),
             "--election-ms 50",
         ),
         (
