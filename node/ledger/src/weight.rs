@@ -56,7 +56,6 @@ impl Weights {
         self != Self::Payload
     }
 
-    /// For serde.
     #[allow(clippy::trivially_copy_pass_by_ref)] // for serde
     pub(crate) fn is_payload(&self) -> bool {
         *self == Self::Payload

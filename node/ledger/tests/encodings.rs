@@ -17,12 +17,12 @@ use common::{Ledger, complete, id, language, node_up, result, spec, submit, subm
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Ages, Batch, Callback, Checker, CheckerProgram, Command, Compile, Completion,
-    Counters, Definition, Delivery, DeliveryAttempt, DeliveryState, Entry, IdempotencyKey, Job,
-    JobResult, JobSpec, Judged, Language, Limits, Node, Outcome, Output, OutputFile, Owner,
-    OwnerLoad, Pinned, Priority, QueueBound, Rejection, Reply, Score, Secret, Settings, SourceFile,
-    StepLimits, Submission, Taken, Terminal, TestCase, TestResult, Tolerance, Verdict, Weights,
-    keys,
+    Admission, Ages, BY_RECORDS, Batch, Callback, Checker, CheckerProgram, Command, Compile,
+    Completion, Counters, Definition, Delivery, DeliveryAttempt, DeliveryState, Entry,
+    IdempotencyKey, Job, JobResult, JobSpec, Judged, Language, Limits, Node, Outcome, Output,
+    OutputFile, Owner, OwnerLoad, Pinned, Priority, QueueBound, Rejection, Reply, Score, Secret,
+    Settings, SourceFile, StepLimits, Submission, Taken, Terminal, TestCase, TestResult, Tolerance,
+    Verdict, Weights, keys,
 };
 use serde::de::DeserializeOwned;
 
@@ -102,15 +102,17 @@ fn shown<T: DeserializeOwned + serde::Serialize + Debug>(
             .unwrap_or_default()
             .to_owned()
     })?;
-    let same = encode(&value) == bytes;
-    Ok(format!(
-        "{value:#?}\n{}",
-        if same {
-            "written the same"
-        } else {
-            "written anew"
-        }
-    ))
+    Ok(compared(&value, &encode(&value), bytes))
+}
+
+/// A value, and whether it is written today as it was read.
+fn compared(value: &impl Debug, today: &[u8], read: &[u8]) -> String {
+    let same = if today == read {
+        "written the same"
+    } else {
+        "written anew"
+    };
+    format!("{value:#?}\n{same}")
 }
 
 fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
@@ -124,7 +126,10 @@ fn read(kind: &str, bytes: &[u8]) -> Result<String, Box<dyn Error>> {
         "node" => shown::<Node>(bytes),
         "key" => shown::<KeyRecord>(bytes),
         "owner-load" => shown::<OwnerLoad>(bytes),
-        "counters" => shown::<Counters>(bytes),
+        "counters" => {
+            let counters = Counters::decode(bytes)?;
+            Ok(compared(&counters, &counters.encode(), bytes))
+        }
         "admission" => shown::<Admission>(bytes),
         "settings" => shown::<Settings>(bytes),
         "delivery" => shown::<Delivery>(bytes),
@@ -491,7 +496,7 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
             due_ms: Some(1),
             attempts: vec![full_attempt()],
         }),
-        "counters" => encode(&view.counters()?),
+        "counters" => view.counters()?.encode(),
         "levels" => encode(&levels()?),
         "begun-ages" => encode(&Counters {
             ages: Ages::Begun {
@@ -504,18 +509,22 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
             ages: Ages::Kept,
             ..Counters::default()
         }),
-        "begun-weights" => encode(&Counters {
+        "begun-weights" => Counters {
             weights: Weights::Begun {
                 seen: id(1),
                 last: id(2),
             },
             undelivered_bytes: 300,
+            rules: BY_RECORDS,
             ..Counters::default()
-        }),
-        "records-weights" => encode(&Counters {
+        }
+        .encode(),
+        "records-weights" => Counters {
             weights: Weights::Records,
+            rules: BY_RECORDS,
             ..Counters::default()
-        }),
+        }
+        .encode(),
         "pinned-spec" => encode(&JobSpec {
             definition: Some(Box::new(Pinned::new(&full_definition()))),
             ..spec("zig")
