@@ -21,7 +21,7 @@ use quorun_ledger::NodeId;
 use quorun_proto::{QUIET_KEY, v1};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::client::{CONNECT, Connection, ConsensusClient, RaftRpcError, unreachable_peer};
@@ -367,13 +367,9 @@ pub(super) fn answer(
     });
     let replies: AppendReplies = Box::pin(replies);
     let mut response = Response::new(replies);
-    say_quiet(response.metadata_mut());
+    let known = MetadataValue::from_static("1");
+    response.metadata_mut().insert(QUIET_KEY, known);
     response
-}
-
-/// Says that quiet requests are known here.
-fn say_quiet(metadata: &mut MetadataMap) {
-    metadata.insert(QUIET_KEY, tonic::metadata::MetadataValue::from_static("1"));
 }
 
 #[cfg(test)]
