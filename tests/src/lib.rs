@@ -22,6 +22,7 @@ pub mod figures;
 pub mod fleet;
 pub mod mix;
 pub mod node;
+mod packages;
 pub mod ports;
 pub mod program;
 pub mod proxy;

@@ -1,10 +1,9 @@
 //! Python, with the packages that some tests need: schemathesis, and the generator of clients.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
-use crate::program::profile_dir;
-use crate::wait::say;
+use crate::packages::{done, folder, or_skipped};
 
 /// Every package with its version, so that what a test finds depends on nothing but the tree.
 const REQUIREMENTS: &str = include_str!("../python/requirements.txt");
@@ -23,32 +22,18 @@ impl Python {
     /// When there must be one and is none.
     #[must_use]
     pub fn find(test: &str) -> Option<Self> {
-        let reason = match Self::make() {
-            Ok(python) => return Some(python),
-            Err(reason) => reason,
-        };
-        let required = std::env::var_os("QUORUN_REQUIRE_PYTHON").is_some_and(|v| v == "1");
-        assert!(
-            !required,
-            "QUORUN_REQUIRE_PYTHON=1, and no Python with what the tests need: {reason}"
-        );
-        say(&format!(
-            "SKIPPED {test}: it needs python3 with venv and packages from an index ({reason})"
-        ));
-        None
+        or_skipped(
+            Self::make(),
+            test,
+            "QUORUN_REQUIRE_PYTHON",
+            "python3 with venv and packages from an index",
+        )
     }
 
     fn make() -> Result<Self, String> {
-        let profile = profile_dir();
-        let target = profile.parent().unwrap_or(&profile);
         let said = |error: std::io::Error| error.to_string();
-        std::fs::create_dir_all(target).map_err(said)?;
-        // Several test programs may want it at the same time.
-        let lock = std::fs::File::create(target.join("python.lock")).map_err(said)?;
-        lock.lock().map_err(said)?;
-        let python = Self {
-            folder: target.join("python"),
-        };
+        let (folder, _lock) = folder("python")?;
+        let python = Self { folder };
         let made_of = python.folder.join("requirements.txt");
         if std::fs::read_to_string(&made_of).is_ok_and(|text| text == REQUIREMENTS) {
             return Ok(python);
@@ -86,17 +71,5 @@ impl Python {
     #[must_use]
     pub fn scripts() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
-    }
-}
-
-fn done(output: std::io::Result<Output>, what: &str) -> Result<(), String> {
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            let stdout = String::from_utf8_lossy(&output.stdout);
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            Err(format!("{what}: {}: {stdout}{stderr}", output.status))
-        }
-        Err(error) => Err(format!("{what}: {error}")),
     }
 }

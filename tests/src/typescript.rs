@@ -1,10 +1,9 @@
 //! TypeScript, with the packages that the example of a client needs: its compiler, and the generator of the client.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
-use crate::program::profile_dir;
-use crate::wait::say;
+use crate::packages::{done, folder, or_skipped};
 
 /// Every package with its version and its hash, so that what a test finds depends on nothing but the tree.
 const PACKAGE: &str = include_str!("../typescript/package.json");
@@ -24,30 +23,17 @@ impl TypeScript {
     /// When they must be there and are not.
     #[must_use]
     pub fn find(test: &str) -> Option<Self> {
-        let reason = match Self::make() {
-            Ok(found) => return Some(found),
-            Err(reason) => reason,
-        };
-        let required = std::env::var_os("QUORUN_REQUIRE_NPM").is_some_and(|v| v == "1");
-        assert!(
-            !required,
-            "QUORUN_REQUIRE_NPM=1, and no npm with what the tests need: {reason}"
-        );
-        say(&format!(
-            "SKIPPED {test}: it needs node with npm and packages from a registry ({reason})"
-        ));
-        None
+        or_skipped(
+            Self::make(),
+            test,
+            "QUORUN_REQUIRE_NPM",
+            "node with npm and packages from a registry",
+        )
     }
 
     fn make() -> Result<Self, String> {
-        let profile = profile_dir();
-        let target = profile.parent().unwrap_or(&profile);
         let said = |error: std::io::Error| error.to_string();
-        std::fs::create_dir_all(target).map_err(said)?;
-        // Several test programs may want it at the same time.
-        let lock = std::fs::File::create(target.join("typescript.lock")).map_err(said)?;
-        lock.lock().map_err(said)?;
-        let folder = target.join("typescript");
+        let (folder, _lock) = folder("typescript")?;
         let made_of = folder.join("made-of");
         let wanted = format!("{PACKAGE}{LOCK}");
         if std::fs::read_to_string(&made_of).is_ok_and(|text| text == wanted) {
@@ -81,17 +67,5 @@ impl TypeScript {
         let mut command = Command::new(self.folder.join("node_modules/.bin").join(program));
         command.args(args);
         command
-    }
-}
-
-fn done(output: std::io::Result<Output>, what: &str) -> Result<(), String> {
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            let stdout = String::from_utf8_lossy(&output.stdout);
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            Err(format!("{what}: {}: {stdout}{stderr}", output.status))
-        }
-        Err(error) => Err(format!("{what}: {error}")),
     }
 }
