@@ -14,6 +14,7 @@ use super::client::{JobView, Nodes, Outcome, Wanted, submit};
 use super::cluster::{Local, LocalArgs};
 use super::loops::{self, End, Sender};
 use super::mix::{Expected, Jobs, Mix, Program};
+use super::processor::{Look, Spent};
 use super::record::Record;
 use super::report::{Report, Table, digits, json::round, per_second};
 use super::{Interrupt, OutArgs, TargetArgs, run_label};
@@ -82,6 +83,8 @@ struct Round {
     bare_rate: f64,
     cluster_rate: f64,
     docker_rate: Option<f64>,
+    bare_spent: Spent,
+    cluster_spent: Spent,
 }
 
 /// One of the ways.
@@ -250,9 +253,12 @@ impl Bench {
             }
         }
         let mut rates = [None; 3];
+        let mut spent = [Spent::default(); 3];
         if !args.slice.is_zero() {
             for way in &ways {
+                let before = Look::now(&self.nodes).await;
                 rates[*way as usize] = Some(self.rate(*way, args, number).await?);
+                spent[*way as usize] = Look::now(&self.nodes).await.since(&before);
             }
         }
         let [bare, cluster, docker] = times;
@@ -263,6 +269,8 @@ impl Bench {
             bare_rate: rates[0].unwrap_or(0.0),
             cluster_rate: rates[1].unwrap_or(0.0),
             docker_rate: rates[2],
+            bare_spent: spent[0],
+            cluster_spent: spent[1],
         })
     }
 
@@ -425,6 +433,21 @@ fn lines(rounds: &[Round], rates: bool) -> Vec<Line> {
             "cluster_over_docker_rate",
             &|r| Some(r.cluster_rate / r.docker_rate?),
         );
+        let each = |processors: Option<f64>, rate: f64| Some(1e3 * processors? / rate);
+        line("bare, processor ms for a job", "bare_processor_ms", &|r| {
+            each(r.bare_spent.machine, r.bare_rate)
+        });
+        line(
+            "cluster, processor ms for a job",
+            "cluster_processor_ms",
+            &|r| each(r.cluster_spent.machine, r.cluster_rate),
+        );
+        line("of which the nodes", "nodes_processor_ms", &|r| {
+            each(r.cluster_spent.nodes, r.cluster_rate)
+        });
+        line("cluster, processors idle %", "cluster_idle_percent", &|r| {
+            r.cluster_spent.idle_percent
+        });
     }
     lines
 }
@@ -482,7 +505,8 @@ fn told(
         columns: ["", "min", "median", "max"].map(str::to_owned).to_vec(),
         rows: Vec::new(),
         note:
-            "least, median and largest of the rounds; a ratio is of two figures of the same round"
+            "least, median and largest of the rounds; a ratio is of two figures of the same round. \
+             Processor time is of all that ran on this machine while as many as --clients were at work"
                 .to_owned(),
     };
     table

@@ -12,6 +12,7 @@ mod failover;
 mod loops;
 mod mix;
 mod noop;
+mod processor;
 mod progress;
 mod record;
 mod report;
