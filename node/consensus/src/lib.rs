@@ -48,6 +48,7 @@ mod network;
 mod node;
 mod options;
 mod proposer;
+mod raft_runtime;
 mod read;
 mod recall;
 #[cfg(feature = "simulation")]

@@ -27,7 +27,7 @@ use crate::recall::{Marks, Recall};
 use crate::status::Status;
 use crate::transfers::Transfers;
 use crate::types::Raft;
-use crate::{proposer, read, status, transfers};
+use crate::{proposer, raft_runtime, read, status, transfers};
 
 /// Threads for Raft and the peer port. One would mean fewer changes of thread, but whatever holds it up holds up Raft.
 const WORKERS: usize = 2;
@@ -78,8 +78,10 @@ fn run<F>(
 ) where
     F: FnOnce(&Handle) -> Routes + Send + 'static,
 {
+    let heartbeat = options.heartbeat;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
+        .on_thread_start(move || raft_runtime::tick_rarely(heartbeat))
         .thread_name(format!("raft-{}", options.id))
         .enable_all()
         .build();

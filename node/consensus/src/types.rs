@@ -7,11 +7,7 @@ use bytes::Bytes;
 use quorun_ledger::{Batch, NodeId, QueueBound, Reply, codec};
 
 use crate::options::Member;
-
-#[cfg(not(feature = "simulation"))]
-type AsyncRuntime = openraft_rt_tokio::TokioRuntime;
-#[cfg(feature = "simulation")]
-type AsyncRuntime = crate::simulation::RaftRuntime;
+use crate::raft_runtime::RaftRuntime;
 
 openraft::declare_raft_types!(
     /// Textbook Raft: one leader for a term, u64 ids.
@@ -22,7 +18,7 @@ openraft::declare_raft_types!(
         Node = Member,
         Term = u64,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, NodeId>,
-        AsyncRuntime = AsyncRuntime,
+        AsyncRuntime = RaftRuntime,
 );
 
 pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;

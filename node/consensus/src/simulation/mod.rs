@@ -14,9 +14,9 @@
 //!
 //! A build with this feature works as ever on threads that have not entered a simulation.
 
+mod chance;
 pub(crate) mod disk;
 pub(crate) mod net;
-mod raft_runtime;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ use crate::node;
 use crate::options::Options;
 use crate::types::{EncodedBatch, Entry};
 
-pub(crate) use self::raft_runtime::RaftRuntime;
+pub(crate) use self::chance::Chance;
 
 struct World {
     rng: SmallRng,
