@@ -1,6 +1,5 @@
 //! The command line.
 
-mod arenas;
 mod bench;
 pub mod client;
 mod cluster;
@@ -10,6 +9,7 @@ mod health;
 mod jobs;
 mod languages_set;
 mod local;
+mod malloc;
 mod openapi;
 mod run;
 mod serve;
@@ -75,7 +75,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if matches!(cli.command, Command::Serve(_)) {
-        arenas::make_few();
+        malloc::tune();
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
