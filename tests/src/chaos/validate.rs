@@ -161,7 +161,7 @@ fn run(scenario: &Scenario, bug: Option<&str>, program: &Path) -> Result<Value, 
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let json = folder.path().join("report.json");
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let mut command = Command::new(own);
+    let mut command = Command::new(&own);
     command
         .env("QUORUN_BIN", program)
         .args(["--seed", "7", "--nodes", "3"])
@@ -178,7 +178,9 @@ fn run(scenario: &Scenario, bug: Option<&str>, program: &Path) -> Result<Value, 
         scenario.bug,
         bug.unwrap_or("no bug")
     ));
-    let status = command.status().map_err(|error| error.to_string())?;
+    let status = command
+        .status()
+        .map_err(|error| format!("start {own:?} again: {error}"))?;
     let text = std::fs::read_to_string(&json).map_err(|error| {
         format!(
             "a run of {} has left no report ({status}): {error}",
