@@ -25,13 +25,13 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         bug: "ack_before_sync",
         control: None,
-        // What was forgotten is missed, or done again.
+        // What was forgotten is missed, or done again. Not every failure comes between an answer and its sync.
         breaks: &["I1", "I2", "I3", "I4", "I6", "I9"],
         args: &[
             "--faults",
             "power-loss-all",
             "--minutes",
-            "0.4",
+            "1.2",
             "--rate",
             "40",
             "--pause-ms",
