@@ -269,6 +269,18 @@ pub enum Command {
         /// At most so many jobs are looked at.
         limit: u32,
     },
+    /// Begins rules for which nothing of what there is has to be changed, if those before them hold for all that there is. A node
+    /// stops that does not know them, and an earlier version does not know this command.
+    Begin {
+        /// Their number.
+        rules: u32,
+    },
+    /// Removes a finished job, and all that was submitted and printed, before its retention is over. An earlier version does not
+    /// know this command, and stops instead of keeping the job.
+    Purge {
+        /// The job.
+        job: JobId,
+    },
     /// Removes the oldest finished jobs, whatever their retention, while all together hold more than they may: those that are
     /// still to be delivered last, unless they alone hold more than half of that. Does nothing as long as the order of age does
     /// not hold all of them.
@@ -306,6 +318,8 @@ impl Command {
             Self::Expire { .. } => "expire",
             Self::OrderByAge { .. } => "order_by_age",
             Self::Reweigh { .. } => "reweigh",
+            Self::Begin { .. } => "begin",
+            Self::Purge { .. } => "purge",
             Self::ExpireOldest { .. } => "expire_oldest",
         }
     }
@@ -399,6 +413,13 @@ pub enum Reply {
         /// Jobs that were looked at.
         jobs: u32,
     },
+    /// The rules that hold from now on: those that were to begin, or former ones if these do not hold for everything yet.
+    Begun {
+        /// Their number.
+        rules: u32,
+    },
+    /// The job is no longer there.
+    Purged,
     /// Nothing changed.
     Rejected(Rejection),
 }
@@ -424,6 +445,12 @@ pub enum Rejection {
     /// The job already has its result.
     #[error("the job has already finished")]
     AlreadyFinished,
+    /// The job has no result yet.
+    #[error("the job has not finished")]
+    NotFinished,
+    /// Somebody is still to be told that the job has finished.
+    #[error("the job's callback is still to be delivered")]
+    Undelivered,
     /// The idempotency key belongs to a job with another body.
     #[error("the idempotency key was used for job {job} with a different request")]
     KeyConflict {

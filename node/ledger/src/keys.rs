@@ -5,7 +5,7 @@
 //! | `a` | node, job | number of the attempt that holds a slot of the node |
 //! | `c` | | [`Counters`](crate::view::Counters), not part of the state hash |
 //! | `d` | node | empty: nodes that were removed for ever |
-//! | `e` | time, job | empty: finished jobs by the time at which they may be expired |
+//! | `e` | time, job | empty: finished jobs by the time at which they may be expired; purged ones by the time at which that may be forgotten |
 //! | `f` | time, job | empty: finished jobs by the time at which they finished, as far as [`Ages`](crate::view::Ages) says |
 //! | `g` | | how often the entries of languages have been changed |
 //! | `g` | language | [`Entry`](crate::language::Entry) of a language that is set in the ledger |
@@ -17,11 +17,12 @@
 //! | `n` | node | [`Node`](crate::node::Node) |
 //! | `o` | job | [`Output`](crate::job::Output) |
 //! | `p` | | [`Settings`](crate::settings::Settings) of the cluster |
-//! | `q` | what a node needs, 0, order | the queued job; what is needed is a language, see [`needed`](crate::language::needed), and the order says the level, [`Priority`](crate::priority::Priority) |
+//! | `q` | what a node needs, 0, order; behind it the job where the order is one of [`Rounds`](crate::rounds::Rounds) | the queued job; what is needed is a language, see [`needed`](crate::language::needed), and the order says the level, [`Priority`](crate::priority::Priority) |
 //! | `s` | job | [`JobSpec`](crate::job::JobSpec) |
 //! | `u` | owner, 0, job | empty: the jobs of each owner |
 //! | `v` | owner | [`OwnerLoad`](crate::owner::OwnerLoad) of an owner with unfinished jobs |
 //! | `w` | time, job | the receiver's host: deliveries that are to be sent, by when |
+//! | `x` | job | empty: jobs that were purged a moment ago |
 //!
 //! Numbers are big-endian, so that keys sort as they do. All tables start with a letter below `z`; keys from `z` on
 //! belong to whoever keeps the records.
@@ -238,19 +239,31 @@ pub fn queued(language: &str, order: u64) -> Vec<u8> {
     key(b'q', &[language.as_bytes(), &[0], &order.to_be_bytes()])
 }
 
+/// A place of a round in the queue: several jobs may have the same order.
+#[must_use]
+pub fn queued_in_round(language: &str, order: u64, job: JobId) -> Vec<u8> {
+    let order = order.to_be_bytes();
+    key(b'q', &[language.as_bytes(), &[0], &order, job.as_bytes()])
+}
+
 /// The whole queue: by language, then by order.
 #[must_use]
 pub fn queue() -> Range {
     table(b'q')
 }
 
-/// Language and order of a [`queued`] key.
+/// Language and order of a [`queued`] key, or of a [`queued_in_round`] one.
 #[must_use]
 pub fn parts_of_queued(key: &[u8]) -> Option<(&str, u64)> {
     let body = key.get(1..)?;
-    let (name, order) = body.split_at_checked(body.len().checked_sub(9)?)?;
-    let order = u64::from_be_bytes(order.get(1..)?.try_into().ok()?);
-    Some((std::str::from_utf8(name).ok()?, order))
+    // No language has this byte in its name.
+    let end = body.iter().position(|byte| *byte == 0)?;
+    let (name, place) = body.split_at(end);
+    let (order, job) = place.get(1..)?.split_first_chunk()?;
+    if !matches!(job.len(), 0 | 16) {
+        return None;
+    }
+    Some((std::str::from_utf8(name).ok()?, u64::from_be_bytes(*order)))
 }
 
 /// The first key after all places of a language.
@@ -269,6 +282,12 @@ pub fn expiry(time_ms: u64, job: JobId) -> Vec<u8> {
 #[must_use]
 pub fn expiries() -> Range {
     table(b'e')
+}
+
+/// That a job was purged a moment ago.
+#[must_use]
+pub fn purged(job: JobId) -> Vec<u8> {
+    key(b'x', &[job.as_bytes()])
 }
 
 /// A finished job in the order of age.

@@ -12,7 +12,7 @@
 //! fenced otherwise. [`Command::NodeLost`] and a [`Command::NodeUp`] with a new incarnation put what the node was
 //! running back to the front of the queue. A job whose attempts are used up ends with `internal_error`.
 //!
-//! WHERE THINGS ARE. [`job`], [`judging`], [`priority`], [`node`], [`owner`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
+//! WHERE THINGS ARE. [`job`], [`judging`], [`priority`], [`rounds`], [`node`], [`owner`], [`language`] and [`settings`] are the words; [`command`] is what goes in and [`event`] what
 //! comes out; `rules` has one file for each kind of command; [`keys`] is the layout of the records, [`store`] the
 //! trait beneath and the transaction above it, [`emptied`] what both skip; [`weight`] is what a job counts for; [`view`] answers questions.
 
@@ -31,6 +31,7 @@ pub mod language;
 pub mod node;
 pub mod owner;
 pub mod priority;
+pub mod rounds;
 mod rules;
 pub mod settings;
 pub mod store;
@@ -56,7 +57,8 @@ pub use language::{Definition, Entry, Language, Pinned};
 pub use node::{Admission, Node, NodeId};
 pub use owner::{Owner, OwnerLoad};
 pub use priority::{Priority, Waiting};
-pub use rules::{BY_AGE, BY_RECORDS, MAX_LANGUAGES, RULES};
+pub use rounds::{Rounds, Turn};
+pub use rules::{BY_AGE, BY_OWNER, BY_RECORDS, MAX_LANGUAGES, PURGED_MS, RULES};
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};

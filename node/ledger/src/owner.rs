@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::{QueueBound, Rejection};
+use crate::rounds::Turn;
 
 /// Who submits a job, and what that owner may have at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +82,9 @@ pub struct OwnerLoad {
     pub queued: u64,
     /// What those weigh, bytes.
     pub queued_bytes: u64,
+    /// How the owner stands in each level, in the order of the levels.
+    #[serde(default, skip_serializing_if = "Turn::are_unused")]
+    pub turns: [Turn; 3],
 }
 
 #[cfg(test)]
@@ -105,6 +109,7 @@ mod tests {
             unfinished,
             queued,
             queued_bytes,
+            ..OwnerLoad::default()
         }
     }
 

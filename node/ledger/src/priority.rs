@@ -1,6 +1,6 @@
 //! The levels of the queue, and whose turn it is when several of them wait.
 //!
-//! Each level is a queue of its own: first come, first served, and what is put back goes to the front of its level. Of the
+//! Each level is a queue of its own, in which the owners have their turns ([`crate::rounds`]), and what is put back goes to the front of its level. Of the
 //! levels that wait, high gets sixteen turns for four of normal and one of low, so that a high job passes everything that
 //! is below it, and yet nobody starves: whoever is first in the low level waits for some twenty jobs of the others, however
 //! many come after it.
@@ -157,9 +157,14 @@ impl Level {
 
     /// The place behind all others of the level.
     pub(crate) const fn behind(&mut self, priority: Priority) -> u64 {
-        let order = priority.middle() + self.back;
+        let order = self.next(priority);
         self.back += 1;
         order
+    }
+
+    /// The place that the next job would get.
+    pub(crate) const fn next(&self, priority: Priority) -> u64 {
+        priority.middle() + self.back
     }
 
     /// For serde.

@@ -14,6 +14,7 @@ use crate::language::Entry;
 use crate::node::{Admission, Node, NodeId};
 use crate::owner::OwnerLoad;
 use crate::priority::{Level, Priority, Turns, Waiting};
+use crate::rounds::{Rounds, Turn};
 use crate::settings::Settings;
 use crate::store::{Store, StoreError};
 use crate::weight::Weights;
@@ -68,6 +69,12 @@ pub struct Counters {
     /// that knows only former ones must not go on with this ledger: it would come to another one than the other nodes.
     #[serde(default, skip_serializing_if = "is_none_begun")]
     pub rules: u32,
+    /// Whose turn it is within each level, in the order of the levels.
+    #[serde(default, skip_serializing_if = "Rounds::are_unused")]
+    pub rounds: [Rounds; 3],
+    /// Jobs that were purged a moment ago.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub purged: u64,
     /// Over all records but this one.
     pub hash: StateHash,
 }
@@ -131,6 +138,8 @@ impl Default for Counters {
             weights: Weights::Payload,
             undelivered_bytes: 0,
             rules: 0,
+            rounds: [Rounds::default(); 3],
+            purged: 0,
             hash: StateHash::default(),
         }
     }
@@ -170,15 +179,44 @@ impl Counters {
         }
     }
 
-    /// How many jobs have their turn before one that enters a level now.
-    #[must_use]
-    pub fn ahead_of_new(&self, level: Priority) -> u64 {
-        let in_level = self.waiting(level).jobs;
+    /// How many jobs have their turn before one that enters a level now and has so many before it there.
+    fn ahead_of_new(&self, level: Priority, in_level: u64) -> u64 {
         let mut turns = self.turns;
-        if in_level == 0 {
+        if self.waiting(level).jobs == 0 {
             turns.enters(level);
         }
         in_level + self.ahead_elsewhere(&turns, level, in_level)
+    }
+
+    /// The turns within a level.
+    #[must_use]
+    pub const fn rounds(&self, level: Priority) -> &Rounds {
+        &self.rounds[level as usize]
+    }
+
+    pub(crate) const fn rounds_mut(&mut self, level: Priority) -> &mut Rounds {
+        &mut self.rounds[level as usize]
+    }
+
+    /// Lets owners have their turns within the levels: from now on whoever comes gets a place of a round.
+    pub(crate) fn begin_rounds(&mut self) {
+        for level in Priority::ALL {
+            let next = match self.level_mut(level) {
+                Some(other) => other.next(level),
+                None => self.back,
+            };
+            self.rounds[level as usize] = Rounds::beginning(next);
+        }
+    }
+
+    /// The key of a job's place in the queue.
+    #[must_use]
+    pub fn queued(&self, job: &Job, order: u64) -> Vec<u8> {
+        if self.rounds(job.priority).have(order) {
+            keys::queued_in_round(&job.needs(), order, job.id)
+        } else {
+            keys::queued(&job.needs(), order)
+        }
     }
 
     /// How many jobs of other levels have their turn before one with so many before it in its own.
@@ -439,6 +477,14 @@ impl<S: Store> View<S> {
         self.read(&keys::job(id))
     }
 
+    /// Whether a job was purged a moment ago.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn was_purged(&self, id: JobId) -> Result<bool, StoreError> {
+        Ok(self.store.get(&keys::purged(id))?.is_some())
+    }
+
     /// What was submitted.
     ///
     /// # Errors
@@ -643,7 +689,7 @@ impl<S: Store> View<S> {
     }
 
     /// When the finished jobs that may be expired by a time have finished, Unix milliseconds: the first of them in the order of
-    /// expiry, up to a number.
+    /// expiry, up to a number. That a job was purged may be forgotten as well; of such a one it is 0.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -655,10 +701,13 @@ impl<S: Store> View<S> {
             if expires > until_ms {
                 break;
             }
-            let job = self.job(id)?.ok_or_else(|| {
-                StoreError::Inconsistent(format!("job {id} is to expire but is not there"))
-            })?;
-            finished.push(job.finished_ms.unwrap_or(0));
+            let job = self.job(id)?;
+            if job.is_none() && !self.was_purged(id)? {
+                return Err(StoreError::Inconsistent(format!(
+                    "job {id} is to expire but is not there"
+                )));
+            }
+            finished.push(job.and_then(|job| job.finished_ms).unwrap_or(0));
         }
         Ok(finished)
     }
@@ -693,7 +742,8 @@ impl<S: Store> View<S> {
 
     /// Where a queued job stands; `None` for a job that is not queued. Counted from what is kept, without a look at the
     /// jobs before it: in its own level from its place and the first one that is taken there, so that places that became
-    /// free in between count as jobs, but never more than wait; in the others from whose turn it is.
+    /// free in between count as jobs, but never more than wait; in the others from whose turn it is. Of other owners' jobs as
+    /// many are counted as may have a turn before it, see [`Rounds::ahead`].
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -703,22 +753,76 @@ impl<S: Store> View<S> {
         };
         let counters = self.counters()?;
         let level = job.priority;
-        let mut first = order;
-        self.each_language(|view, language| {
-            let (from, to) = level.places(language);
-            if let Some((key, _)) = view.store.first(&from, &to)? {
-                let (_, order) = keys::parts_of_queued(&key).ok_or_else(|| malformed(&key))?;
-                first = first.min(order);
-            }
-            Ok(())
-        })?;
-        let others = counters.waiting(level).jobs.saturating_sub(1);
-        let in_level = (order - first).min(others);
+        let rounds = counters.rounds(level);
+        let waiting = counters.waiting(level).jobs;
+        let in_level = if rounds.have(order) {
+            let turn = self.turn(&counters, job.owner.as_deref(), level)?;
+            let first = self.first_taken(level, rounds.begin())?.unwrap_or(order);
+            let own = turn.jobs.saturating_sub(1);
+            waiting.saturating_sub(rounds.jobs()) + rounds.ahead(order, first, turn, own)
+        } else {
+            let first = self.first_taken(level, level.first_order())?;
+            order - first.unwrap_or(order).min(order)
+        };
+        let in_level = in_level.min(waiting.saturating_sub(1));
         let elsewhere = counters.ahead_elsewhere(&counters.turns, level, in_level);
         Ok(Some(Place {
             ahead: in_level + elsewhere,
             in_level,
         }))
+    }
+
+    /// How many jobs would have their turn before one of an owner that entered each level now, at most: in the order of
+    /// the levels.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn ahead_of_new(&self, owner: Option<&str>) -> Result<[u64; 3], StoreError> {
+        let counters = self.counters()?;
+        let mut ahead = [0; 3];
+        for level in Priority::ALL {
+            let rounds = counters.rounds(level);
+            let waiting = counters.waiting(level).jobs;
+            let in_level = if rounds.have_begun() {
+                let turn = self.turn(&counters, owner, level)?;
+                let place = rounds.next(turn);
+                let first = self.first_taken(level, rounds.begin())?.unwrap_or(place);
+                let before = waiting.saturating_sub(rounds.jobs());
+                before + rounds.ahead(place, first, turn, turn.jobs)
+            } else {
+                waiting
+            };
+            ahead[level as usize] = counters.ahead_of_new(level, in_level);
+        }
+        Ok(ahead)
+    }
+
+    /// How an owner stands in a level.
+    fn turn(
+        &self,
+        counters: &Counters,
+        owner: Option<&str>,
+        level: Priority,
+    ) -> Result<Turn, StoreError> {
+        Ok(match owner {
+            None => counters.rounds(level).nobody,
+            Some(owner) => self.owner_load(owner)?.turns[level as usize],
+        })
+    }
+
+    /// The first place of a level that is taken, of those from one on.
+    fn first_taken(&self, level: Priority, from: u64) -> Result<Option<u64>, StoreError> {
+        let mut first = None;
+        self.each_language(|view, language| {
+            let (_, to) = level.places(language);
+            let from = keys::queued(language, from);
+            if let Some((key, _)) = view.store.first(&from, &to)? {
+                let (_, order) = keys::parts_of_queued(&key).ok_or_else(|| malformed(&key))?;
+                first = Some(first.map_or(order, |first: u64| first.min(order)));
+            }
+            Ok(())
+        })?;
+        Ok(first)
     }
 
     /// For each level, when the oldest of the first jobs of each language was submitted, Unix milliseconds: in a level the

@@ -13,12 +13,14 @@ use std::error::Error;
 use std::fmt::{Debug, Write as _};
 
 use bytes::Bytes;
-use common::{Ledger, complete, id, language, node_up, result, spec, submit, submit_with};
+use common::{
+    Ledger, complete, id, language, node_up, result, spec, submit, submit_of, submit_with,
+};
 use quorun_ledger::codec::{decode, encode};
 use quorun_ledger::view::KeyRecord;
 use quorun_ledger::{
-    Admission, Ages, BY_RECORDS, Batch, Callback, Checker, CheckerProgram, Command, Compile,
-    Completion, Counters, Definition, Delivery, DeliveryAttempt, DeliveryState, Entry,
+    Admission, Ages, BY_OWNER, BY_RECORDS, Batch, Callback, Checker, CheckerProgram, Command,
+    Compile, Completion, Counters, Definition, Delivery, DeliveryAttempt, DeliveryState, Entry,
     IdempotencyKey, Job, JobResult, JobSpec, Judged, Language, Limits, Node, Outcome, Output,
     OutputFile, Owner, OwnerLoad, Pinned, Priority, QueueBound, Rejection, Reply, Score, Secret,
     Settings, SourceFile, StepLimits, Submission, Taken, Terminal, TestCase, TestResult, Tolerance,
@@ -488,7 +490,10 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
             unfinished: 3,
             queued: 2,
             queued_bytes: 1 << 20,
+            ..OwnerLoad::default()
         }),
+        "owner-turns" => encode(&with_turns().view().owner_load("o")?),
+        "rounds" => with_turns().view().counters()?.encode(),
         "settings" => encode(&full_settings()),
         "delivery" => encode(&Delivery {
             url: "https://host/path".to_owned(),
@@ -556,6 +561,22 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         }),
         other => return Err(format!("there is no sample {other}").into()),
     })
+}
+
+/// Owners that have had turns, and wait; and a job that was purged.
+fn with_turns() -> Ledger {
+    let mut ledger = Ledger::default();
+    ledger.run(submit(1));
+    ledger.begin_rules();
+    ledger.run(node_up(1, 1, 2));
+    for n in 2..=7 {
+        let owner = (n % 2 == 0).then_some("o");
+        ledger.run(submit_of(id(n), owner, Priority::Normal));
+    }
+    ledger.run(submit_of(id(8), Some("o"), Priority::Low));
+    ledger.run(Command::Cancel { job: id(7) });
+    ledger.run(Command::Purge { job: id(7) });
+    ledger
 }
 
 /// Jobs in every level, and turns taken.
@@ -658,6 +679,8 @@ fn sample_command(name: &str) -> Option<Command> {
         },
         "order-by-age" => Command::OrderByAge { limit: 300 },
         "reweigh" => Command::Reweigh { limit: 300 },
+        "begin" => Command::Begin { rules: BY_OWNER },
+        "purge" => Command::Purge { job: id(1) },
         "expire-oldest" => Command::ExpireOldest {
             limit: 300,
             finished_ms: 1 << 40,
@@ -701,6 +724,10 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "expired" => Reply::Expired { jobs: 1 },
         "ordered" => Reply::Ordered { jobs: 300 },
         "reweighed" => Reply::Reweighed { jobs: 300 },
+        "begun" => Reply::Begun { rules: BY_OWNER },
+        "purged" => Reply::Purged,
+        "not-finished" => return rejected(Rejection::NotFinished),
+        "undelivered" => return rejected(Rejection::Undelivered),
         "unknown-job" => return rejected(Rejection::UnknownJob),
         "unknown-node" => return rejected(Rejection::UnknownNode),
         "already-finished" => return rejected(Rejection::AlreadyFinished),
@@ -746,7 +773,12 @@ fn all_keys() -> String {
         ("output", keys::output(id(3))),
         ("owned", keys::owned("o", id(3))),
         ("owner-load", keys::owner_load("o")),
+        ("purged", keys::purged(id(3))),
         ("queued", keys::queued("c", 1 << 63)),
+        (
+            "queued-in-round",
+            keys::queued_in_round("c", 1 << 63, id(3)),
+        ),
         ("removed", keys::removed(258)),
         ("settings", keys::SETTINGS.to_vec()),
         ("spec", keys::spec(id(3))),

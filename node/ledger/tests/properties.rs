@@ -6,13 +6,14 @@
 mod common;
 
 use common::witness::{Witness, submitted};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Ledger, complete, id, node_up, spec, submit_with};
+use common::{Ledger, complete, id, node_up, spec, submit_of, submit_with};
 use proptest::prelude::*;
 use quorun_ledger::{
     Batch, Callback, Command, DeliveryAttempt, Event, IdempotencyKey, JobId, JobSpec, MemoryStore,
-    NodeId, Owner, Priority, QueueBound, Reply, Submission, Transaction, View, Weights, codec,
+    NodeId, Owner, Priority, QueueBound, RULES, Reply, Submission, Transaction, View, Weights,
+    codec,
 };
 
 const NODES: NodeId = 4;
@@ -91,6 +92,8 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         1 => (0..40_u32).prop_map(|limit| Command::OrderByAge { limit }),
         1 => (0..6_u32).prop_map(|limit| Command::Reweigh { limit }),
+        1 => (0..=RULES).prop_map(|rules| Command::Begin { rules }),
+        1 => (0..JOBS).prop_map(|n| Command::Purge { job: id(n) }),
         1 => (0..3_u32, 0..200_000_u64, 0..40_u64).prop_map(|(limit, finished_ms, keep_bytes)| {
             Command::ExpireOldest { limit, finished_ms, keep_bytes }
         }),
@@ -201,13 +204,60 @@ fn log() -> impl Strategy<Value = Vec<Batch>> {
     prop::collection::vec(batch(), 1..60)
 }
 
+/// Nobody in particular, and three owners.
+const OWNERS: [Option<&str>; 4] = [None, Some("a"), Some("ab"), Some("b")];
+
+/// Ids that do not come in the order of their jobs: the nodes that draw them have clocks of their own.
+fn scrambled(number: u64, with: u64) -> JobId {
+    let number = (number + 1).wrapping_mul(with | 1);
+    JobId::from_slice(&u128::from(number).to_be_bytes()).unwrap()
+}
+
+/// Completes all that runs, and gives the free slots to who is next, or to nobody.
+fn serve(ledger: &mut Ledger, next: bool) {
+    let done = ledger.view().attempts(1).unwrap().into_iter();
+    let done = done.map(|(job, attempt)| Command::Complete {
+        job,
+        attempt,
+        node: 1,
+        result: common::result(""),
+    });
+    if !next {
+        ledger.eligible.clear();
+    }
+    ledger.batch(done.collect());
+    ledger.eligible.insert(1);
+}
+
+/// The jobs that wait, in the order in which a single slot takes them.
+fn order_of(mut ledger: Ledger) -> Vec<JobId> {
+    serve(&mut ledger, false);
+    ledger.eligible.clear();
+    let known = ledger.view().node(1).unwrap().unwrap();
+    ledger.run(node_up(1, known.incarnation, 1));
+    ledger.eligible.insert(1);
+    let mut order = Vec::new();
+    ledger.batch(Vec::new());
+    while let [(job, _)] = ledger.view().attempts(1).unwrap()[..] {
+        order.push(job);
+        serve(&mut ledger, true);
+    }
+    let seen: BTreeSet<_> = order.iter().collect();
+    assert_eq!(seen.len(), order.len());
+    order
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_job_is_lost_and_no_result_changes(log in log()) {
+    fn no_job_is_lost_and_no_result_changes(log in log(), last_rules: bool) {
         let mut ledger = Ledger::default();
         let mut witness = Witness::default();
+        for commands in common::begin_rules().into_iter().filter(|_| last_rules) {
+            let applied = ledger.batch(commands);
+            witness.check(&[], &applied, &ledger.store);
+        }
         for batch in log {
             ledger.time_ms = batch.time_ms;
             ledger.eligible = batch.eligible;
@@ -229,7 +279,16 @@ proptest! {
     }
 
     #[test]
-    fn equal_logs_give_equal_ledgers(log in log(), cuts in prop::collection::vec(1..7_usize, 60)) {
+    fn equal_logs_give_equal_ledgers(
+        mut log in log(),
+        cuts in prop::collection::vec(1..7_usize, 63),
+        rules_at in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        if let Some(at) = rules_at {
+            let at = at.index(log.len());
+            let batch = |commands| Batch { time_ms: 0, eligible: [].into(), queue: None, commands };
+            log.splice(at..at, common::begin_rules().map(batch));
+        }
         let mut one_by_one = Ledger::default();
         for batch in &log {
             one_by_one.time_ms = batch.time_ms;
@@ -259,8 +318,11 @@ proptest! {
 
     /// Any node that stays away long enough is made up for: with nodes enough, everything accepted comes to an end.
     #[test]
-    fn everything_ends_once_there_are_nodes(log in log()) {
+    fn everything_ends_once_there_are_nodes(log in log(), last_rules: bool) {
         let mut ledger = Ledger::default();
+        if last_rules {
+            ledger.begin_rules();
+        }
         for batch in log {
             ledger.time_ms = batch.time_ms;
             ledger.eligible = batch.eligible;
@@ -293,7 +355,10 @@ proptest! {
     /// Within a level first come, first served; and whoever is first in its level is passed by no more jobs of the others
     /// than the turns between two of its own.
     #[test]
-    fn nobody_starves(steps in prop::collection::vec(prop::option::weighted(0.6, priority()), 1..100)) {
+    fn nobody_starves(
+        steps in prop::collection::vec(prop::option::weighted(0.6, priority()), 1..100),
+        rules_at in 0..100_usize,
+    ) {
         let mut ledger = Ledger::default();
         ledger.run(node_up(1, 1, 1));
         let mut waiting: BTreeMap<Priority, Vec<JobId>> = BTreeMap::new();
@@ -301,6 +366,10 @@ proptest! {
         let mut running = None;
         let drain = std::iter::repeat_n(None, steps.len());
         for (number, step) in steps.iter().copied().chain(drain).enumerate() {
+            // Where there is one owner, nothing is different with turns between owners, nor while they begin.
+            if number == rules_at {
+                ledger.begin_rules();
+            }
             let command = match (step, running) {
                 (Some(priority), _) => {
                     let id = JobId::from_slice(&(number as u128).to_be_bytes()).unwrap();
@@ -354,6 +423,111 @@ proptest! {
             }
         }
         prop_assert!(waiting.values().all(Vec::is_empty));
+    }
+
+    /// Each owner's jobs come in their order, and between the coming of a job and its turn no other owner has more turns than the
+    /// owner itself has jobs before it, that one, and one more; not even that one more where the owner has nothing waiting and ids come in the
+    /// order of their jobs.
+    #[test]
+    fn owners_have_their_turns(
+        steps in prop::collection::vec(prop::option::weighted(0.6, 0..4_usize), 1..150),
+        scramble in prop::option::of(any::<u64>()),
+    ) {
+        let mut ledger = Ledger::default();
+        ledger.begin_rules();
+        ledger.run(node_up(1, 1, 1));
+        // For each owner its jobs, how many were before each, and who has passed it how often.
+        type Waits = (JobId, u64, [u64; 4]);
+        let mut waiting: [Vec<Waits>; 4] = Default::default();
+        let mut running = None;
+        let drain = std::iter::repeat_n(None, steps.len());
+        for (number, step) in steps.iter().copied().chain(drain).enumerate() {
+            let command = match (step, running) {
+                (Some(owner), _) => {
+                    let id = scrambled(number as u64, scramble.unwrap_or(1));
+                    let before = waiting[owner].len() as u64;
+                    waiting[owner].push((id, before, [0; 4]));
+                    submit_of(id, OWNERS[owner], Priority::Normal)
+                }
+                (None, Some(job)) => Command::Complete {
+                    job, attempt: 1, node: 1, result: common::result(""),
+                },
+                (None, None) => continue,
+            };
+            if matches!(command, Command::Complete { .. }) {
+                running = None;
+            }
+            let (_, events) = ledger.run(command);
+            for event in events {
+                let Event::Assigned { job, .. } = event else { continue };
+                prop_assert_eq!(running.replace(job), None);
+                let owner = waiting.iter().position(|jobs| jobs.first().is_some_and(|(id, ..)| *id == job));
+                let owner = owner.expect("the first one of an owner");
+                waiting[owner].remove(0);
+                for (other, jobs) in waiting.iter_mut().enumerate() {
+                    for (_, before, passed) in jobs.iter_mut().filter(|_| other != owner) {
+                        passed[owner] += 1;
+                        let most = if *before == 0 && scramble.is_none() { 1 } else { *before + 2 };
+                        prop_assert!(passed[owner] <= most, "{owner} has passed {other}: {passed:?} of {most}");
+                    }
+                }
+            }
+        }
+        prop_assert!(waiting.iter().all(Vec::is_empty));
+    }
+
+    /// What a client is told of its place is never less than what goes before it if nothing else comes, whatever was there before
+    /// the rules, is put back or cancelled; and it is never more than what waits.
+    #[test]
+    fn a_place_is_never_better_than_it_is_said(
+        steps in prop::collection::vec((0..8_u8, 0..4_usize, priority(), any::<prop::sample::Index>()), 1..60),
+        rules_at in 0..60_usize,
+        scramble in any::<u64>(),
+    ) {
+        let mut ledger = Ledger::default();
+        ledger.run(node_up(1, 1, 2));
+        let mut jobs = Vec::new();
+        for (number, (kind, owner, priority, which)) in steps.into_iter().enumerate() {
+            if number == rules_at {
+                ledger.begin_rules();
+            }
+            match kind {
+                0 => {
+                    let known = ledger.view().node(1).unwrap().unwrap();
+                    ledger.run(node_up(1, known.incarnation + 1, 2));
+                }
+                1 if !jobs.is_empty() => {
+                    let job = jobs[which.index(jobs.len())];
+                    ledger.run(Command::Cancel { job });
+                }
+                2 => serve(&mut ledger, false),
+                _ => {
+                    let id = scrambled(number as u64, scramble);
+                    jobs.push(id);
+                    ledger.run(submit_of(id, OWNERS[owner], priority));
+                }
+            }
+        }
+        // Jobs that come now, whoever's they are, are as far behind as is said beforehand.
+        let newcomer = scrambled(1_000, scramble);
+        for owner in OWNERS {
+            let ahead = ledger.view().ahead_of_new(owner).unwrap();
+            for level in Priority::ALL {
+                let mut then = Ledger { store: ledger.store.clone(), ..Ledger::default() };
+                then.eligible.clear();
+                then.run(submit_of(newcomer, owner, level));
+                let said = ahead[level as usize];
+                let turn = order_of(then).into_iter().position(|id| id == newcomer);
+                prop_assert!(turn.unwrap() as u64 <= said, "{turn:?} is after {said}");
+            }
+        }
+        let order = order_of(Ledger { store: ledger.store.clone(), ..Ledger::default() });
+        for (turn, id) in order.iter().enumerate() {
+            let job = ledger.view().job(*id).unwrap().unwrap();
+            let place = ledger.view().place(&job).unwrap().unwrap();
+            prop_assert!(turn as u64 <= place.ahead, "{turn} is after {place:?}");
+            prop_assert!(place.ahead < order.len() as u64, "{place:?} of {}", order.len());
+        }
     }
 
     /// All of a batch, or nothing of it.

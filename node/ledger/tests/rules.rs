@@ -1093,3 +1093,166 @@ fn what_is_heavy_is_weighed_anew_a_few_at_a_time() {
     assert_eq!(replies, jobs);
     assert_eq!(ledger.view().counters().unwrap().weights, Weights::Records);
 }
+
+/// A store that counts what is asked of it.
+struct Counted<'a> {
+    store: &'a quorun_ledger::MemoryStore,
+    reads: std::cell::Cell<u32>,
+}
+
+impl Counted<'_> {
+    fn one_more(&self) {
+        self.reads.set(self.reads.get() + 1);
+    }
+}
+
+impl quorun_ledger::Store for &Counted<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<bytes::Bytes>, quorun_ledger::StoreError> {
+        self.one_more();
+        self.store.get(key)
+    }
+
+    fn first(
+        &self,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<Option<quorun_ledger::store::Pair>, quorun_ledger::StoreError> {
+        self.one_more();
+        self.store.first(from, to)
+    }
+
+    fn last(
+        &self,
+        from: &[u8],
+        to: &[u8],
+    ) -> Result<Option<quorun_ledger::store::Pair>, quorun_ledger::StoreError> {
+        self.one_more();
+        self.store.last(from, to)
+    }
+}
+
+/// A job number that ids are made of, for more jobs than [`id`] knows.
+fn numbered(number: u64) -> JobId {
+    JobId::from_slice(&u128::from(number).to_be_bytes()).unwrap()
+}
+
+/// Runs commands in one batch, and says how often the store was asked.
+fn reads(ledger: &mut Ledger, commands: Vec<Command>) -> (quorun_ledger::Applied, u32) {
+    let counted = Counted {
+        store: &ledger.store,
+        reads: std::cell::Cell::default(),
+    };
+    let mut tx = quorun_ledger::Transaction::begin(&counted).unwrap();
+    let applied = tx
+        .apply(quorun_ledger::Batch {
+            time_ms: ledger.time_ms,
+            eligible: ledger.eligible.clone(),
+            queue: None,
+            commands,
+        })
+        .unwrap();
+    let writes = tx.finish().unwrap();
+    let reads = counted.reads.get();
+    ledger.store.commit(writes);
+    (applied, reads)
+}
+
+#[test]
+fn however_many_jobs_an_owner_has_anothers_is_next_and_costs_the_same() {
+    let cost_behind = |many: u64, owners: u64| {
+        let mut ledger = Ledger::default();
+        ledger.begin_rules();
+        ledger.run(node_up(1, 1, 1));
+        let names: Vec<String> = (0..owners).map(|n| format!("many{n}")).collect();
+        let owner = |n: u64| names[usize::try_from(n % owners).unwrap()].as_str();
+        let submit = |n| common::submit_of(numbered(n), Some(owner(n)), Priority::Normal);
+        ledger.batch((0..many).map(submit).collect());
+        let complete = |job| Command::Complete {
+            job,
+            attempt: 1,
+            node: 1,
+            result: result(""),
+        };
+        ledger.run(complete(numbered(0)));
+        let one = numbered(many + 1);
+        let command = common::submit_of(one, Some("one"), Priority::Normal);
+        let (_, to_submit) = reads(&mut ledger, vec![command]);
+        let counted = Counted {
+            store: &ledger.store,
+            reads: std::cell::Cell::default(),
+        };
+        let view = quorun_ledger::View::new(&counted);
+        let job = view.job(one).unwrap().unwrap();
+        let place = view.place(&job).unwrap().unwrap();
+        assert!(place.ahead < owners + 1, "{place:?}");
+        let ahead = view.ahead_of_new(Some("other")).unwrap();
+        assert!(ahead[Priority::Normal as usize] <= owners + 1, "{ahead:?}");
+        let to_look = counted.reads.get();
+        // The others have one turn each at most.
+        let (mut running, mut to_take) = (numbered(1), 0);
+        for turn in 0..=owners {
+            let (applied, cost) = reads(&mut ledger, vec![complete(running)]);
+            to_take = to_take.max(cost);
+            let assigned = |event: &Event| match event {
+                Event::Assigned { job, .. } => Some(*job),
+                _ => None,
+            };
+            running = applied.events.iter().find_map(assigned).unwrap();
+            if running == one {
+                return (to_submit, to_look, to_take);
+            }
+            assert!(turn < owners, "still not");
+        }
+        unreachable!("it is returned or panicked before");
+    };
+    let few = cost_behind(10, 1);
+    assert_eq!(few, cost_behind(30_000, 1));
+    assert_eq!(few, cost_behind(5_000, 50));
+}
+
+#[test]
+fn a_program_stops_at_rules_that_it_does_not_know() {
+    let mut ledger = Ledger::default();
+    ledger.begin_rules();
+    let mut tx = quorun_ledger::Transaction::begin(&ledger.store).unwrap();
+    let begun = tx.apply(quorun_ledger::Batch {
+        time_ms: 0,
+        eligible: [].into(),
+        queue: None,
+        commands: vec![Command::Begin {
+            rules: quorun_ledger::RULES + 1,
+        }],
+    });
+    let error = begun.unwrap_err().to_string();
+    assert!(error.contains("a newer one is needed"), "{error}");
+}
+
+#[test]
+fn what_an_owner_cancels_gives_it_no_turns_and_takes_none_from_it() {
+    let mut ledger = Ledger::default();
+    ledger.begin_rules();
+    ledger.eligible.clear();
+    let of = |n: u8, owner| common::submit_of(id(n), Some(owner), Priority::Normal);
+    ledger.batch((1..=20).map(|n| of(n, "a")).collect());
+    ledger.batch((21..=40).map(|n| of(n, "b")).collect());
+    // All of them: what comes then is as if there had been none.
+    ledger.batch((1..=20).map(|n| Command::Cancel { job: id(n) }).collect());
+    ledger.batch((41..=42).map(|n| of(n, "a")).collect());
+    ledger.eligible.insert(1);
+    ledger.run(node_up(1, 1, 4));
+    let running = ledger.view().attempts(1).unwrap();
+    let running: Vec<_> = running.into_iter().map(|(job, _)| job).collect();
+    assert_eq!(running, [id(21), id(22), id(41), id(42)]);
+}
+
+#[test]
+fn what_comes_late_does_not_bring_former_rules_back() {
+    let mut ledger = Ledger::default();
+    ledger.begin_rules();
+    ledger.run(submit(1));
+    let before = ledger.view().counters().unwrap();
+    for commands in common::begin_rules() {
+        ledger.batch(commands);
+    }
+    assert_eq!(ledger.view().counters().unwrap(), before);
+}

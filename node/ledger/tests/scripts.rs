@@ -11,11 +11,13 @@
 //! up n1 slots=2 incarnation=1 languages="python,c"
 //! lost n1 incarnation=1
 //! drain n1 | undrain n1
-//! submit j1 lang=python key=k1 request=a attempts=3 keep=60000 size=8
+//! submit j1 lang=python key=k1 request=a attempts=3 keep=60000 size=8 owner=a level=high callback=http://host/
 //! assign j1 n1
 //! complete j1 attempt=1 node=1 text=hello verdict=accepted
 //! release j1 attempt=1 node=1 reason="no engine"
-//! cancel j1
+//! cancel j1 | purge j1
+//! order | reweigh | begin rules=3
+//! tried j1 attempt=1 status=200
 //! expire limit=10 bytes=1000
 //! admit address floor=3 | remove n1
 //! define zig image=x aliases=a,b run=r disabled=true expected=3
@@ -43,8 +45,8 @@ use common::witness::{Witness, submitted};
 use common::{Ledger, id, language, node_up, result, spec};
 use goldenscript::{ArgumentConsumer, Context};
 use quorun_ledger::{
-    Ages, Applied, Command, Definition, IdempotencyKey, JobFilter, JobId, NodeId, Pinned,
-    QueueBound, Settings, Verdict, Weights, keys,
+    Ages, Applied, Callback, Command, Definition, DeliveryAttempt, IdempotencyKey, JobFilter,
+    JobId, NodeId, Owner, Pinned, Priority, QueueBound, RULES, Settings, Verdict, Weights, keys,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -74,6 +76,7 @@ scripts!(
     life,
     membership,
     placement,
+    purge,
     queue_bound,
     release,
     repeated,
@@ -81,6 +84,7 @@ scripts!(
     retention,
     settings,
     time,
+    turns,
     weights,
 );
 
@@ -266,6 +270,10 @@ impl Stage {
             let record = view.key(None, &key)?.ok_or("a key without a record")?;
             writeln!(text, "key {key}: {}", short(record.job))?;
         }
+        for (key, _) in self.ledger.store.iter().filter(|(key, _)| key[0] == b'x') {
+            let job = JobId::from_slice(&key[1..]).ok_or("a malformed key")?;
+            writeln!(text, "purged: {}", short(job))?;
+        }
         for (what, range) in [("expires", keys::expiries()), ("finished", keys::ages())] {
             for (key, _) in self.ledger.store.iter() {
                 if (&range.0[..]..&range.1[..]).contains(&&key[..]) {
@@ -385,6 +393,20 @@ fn command(kind: &str, args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
             reason: args.take_key("reason").unwrap_or("no engine").to_owned(),
         },
         "cancel" => Command::Cancel { job: job(args)? },
+        "purge" => Command::Purge { job: job(args)? },
+        "begin" => Command::Begin {
+            rules: option(args, "rules", RULES)?,
+        },
+        "tried" => Command::CallbackTried {
+            job: job(args)?,
+            attempt: option(args, "attempt", 1)?,
+            outcome: DeliveryAttempt {
+                at_ms: 1,
+                status: args.take_key("status").map(str::parse).transpose()?,
+                error: None,
+            },
+            retry_ms: None,
+        },
         "up" => up(args)?,
         "lost" => Command::NodeLost {
             node: name(args, 'n')?,
@@ -455,6 +477,17 @@ fn submit(args: &mut ArgumentConsumer<'_>) -> Outcome<Command> {
     spec.max_attempts = option(args, "attempts", spec.max_attempts)?;
     spec.retention_ms = option(args, "keep", spec.retention_ms)?;
     spec.stdin = Bytes::from(vec![b'x'; option(args, "size", 0)?]);
+    spec.owner = args.take_key("owner").map(|name| Owner {
+        name: name.to_owned(),
+        ..Owner::default()
+    });
+    spec.callback = args.take_key("callback").map(|url| Callback {
+        url: url.to_owned(),
+        ..Callback::default()
+    });
+    if let Some(level) = args.take_key("level") {
+        spec.priority = Priority::named(level).ok_or("no such level")?;
+    }
     let request = args.take_key("request").unwrap_or("a");
     let digit = *request.as_bytes().first().ok_or("an empty request")?;
     let key = args.take_key("key").map(|key| IdempotencyKey {

@@ -7,7 +7,7 @@ use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 use crate::view::{self, Ages};
 
-use super::{callback, owners};
+use super::{callback, owners, purge};
 
 /// Removes jobs in the order of their expiry, as long as they are over their time or all together over `keep_bytes`.
 pub(super) fn expire<S: Store>(
@@ -25,7 +25,10 @@ pub(super) fn expire<S: Store>(
         if expires > tx.counters.time_ms && tx.counters.finished_bytes <= keep_bytes {
             break;
         }
-        remove(tx, id)?;
+        match tx.view().job(id)? {
+            Some(job) => remove(tx, &job)?,
+            None => purge::forget(tx, id, expires)?,
+        }
         jobs += 1;
     }
     Ok(Reply::Expired { jobs })
@@ -54,7 +57,8 @@ pub(super) fn oldest<S: Store>(
         let Some(id) = next else {
             break;
         };
-        remove(tx, id)?;
+        let job = tx.view().job(id)?.ok_or_else(|| not_there(id))?;
+        remove(tx, &job)?;
         jobs += 1;
     }
     Ok(Reply::Expired { jobs })
@@ -78,18 +82,21 @@ fn oldest_of<S: Store>(
     Ok((finished <= finished_ms).then_some(id))
 }
 
+/// That a job is not there which stands in an order of those that have finished.
+pub(super) fn not_there(id: JobId) -> StoreError {
+    StoreError::Inconsistent(format!("job {id} is to expire but is not there"))
+}
+
 /// Removes a finished job and all that belongs to it.
-fn remove<S: Store>(tx: &mut Transaction<S>, id: JobId) -> Result<(), StoreError> {
-    let job = tx.view().job(id)?.ok_or_else(|| {
-        StoreError::Inconsistent(format!("job {id} is to expire but is not there"))
-    })?;
+pub(super) fn remove<S: Store>(tx: &mut Transaction<S>, job: &Job) -> Result<(), StoreError> {
+    let id = job.id;
     tx.counters.finished -= 1;
-    no_longer_kept(tx, &job)?;
+    no_longer_kept(tx, job)?;
     if let Some(value) = &job.key {
         tx.remove(keys::idempotency(job.owner.as_deref(), value))?;
     }
-    owners::expired(tx, &job)?;
-    callback::forget(tx, &job)?;
+    owners::expired(tx, job)?;
+    callback::forget(tx, job)?;
     if let Some(expires) = job.expires_ms() {
         tx.remove(keys::expiry(expires, id))?;
     }

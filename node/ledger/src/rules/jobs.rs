@@ -9,39 +9,61 @@ use crate::transaction::Transaction;
 
 use super::{callback, expire, owners};
 
-/// Queues a job behind all others of its level.
+/// Queues a job behind all others of its owner in its level; where owners have no turns, behind all others.
 pub(super) fn enqueue_back<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
+    if tx.counters.rounds(job.priority).have_begun() {
+        return enqueue(tx, job, None);
+    }
     let order = tx.counters.place_behind(job.priority);
-    enqueue(tx, job, order)
+    enqueue(tx, job, Some(order))
 }
 
 /// Queues a job before all others of its level.
 fn enqueue_front<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
     let order = tx.counters.place_before(job.priority);
-    enqueue(tx, job, order)
+    enqueue(tx, job, Some(order))
 }
 
-fn enqueue<S: Store>(tx: &mut Transaction<S>, mut job: Job, order: u64) -> Result<(), StoreError> {
+/// Queues a job at a place, or at its owner's next one.
+fn enqueue<S: Store>(
+    tx: &mut Transaction<S>,
+    mut job: Job,
+    order: Option<u64>,
+) -> Result<(), StoreError> {
     job.state = JobState::Queued;
-    job.order = Some(order);
     tx.counters
         .enters_queue(&job.language, job.priority, job.weight);
-    owners::queued(tx, &job)?;
-    tx.put(keys::queued(&job.needs(), order), &job.id)?;
+    let order = owners::queued(tx, &job, order)?;
+    job.order = Some(order);
+    tx.put(tx.counters.queued(&job, order), &job.id)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Queued { job: job.id });
     Ok(())
 }
 
-/// Takes a queued job out of the queue; the caller writes its record.
-fn dequeue<S: Store>(tx: &mut Transaction<S>, job: &mut Job) -> Result<(), StoreError> {
+/// Takes a queued job out of the queue, and says at which place it was; the caller writes its record.
+fn dequeue<S: Store>(tx: &mut Transaction<S>, job: &mut Job) -> Result<u64, StoreError> {
     let order = job.order.take().ok_or_else(|| {
         StoreError::Inconsistent(format!("job {} is queued but has no place", job.id))
     })?;
     tx.counters
         .leaves_queue(&job.language, job.priority, job.weight);
-    owners::dequeued(tx, job)?;
-    tx.remove(keys::queued(&job.needs(), order))
+    owners::dequeued(tx, job, order)?;
+    tx.remove(tx.counters.queued(job, order))?;
+    Ok(order)
+}
+
+/// Gives the job whose turn it is to a node, see [`start`].
+pub(super) fn serve<S: Store>(
+    tx: &mut Transaction<S>,
+    job: Job,
+    node: NodeId,
+) -> Result<u32, StoreError> {
+    // Not where somebody is served out of turn: those who come afterwards would be behind all that were passed over.
+    if let Some(order) = job.order {
+        tx.counters.rounds_mut(job.priority).served(order);
+    }
+    start(tx, job, node)
 }
 
 /// Gives a queued job to a node as its next attempt. The caller has checked that the node has room.
@@ -96,7 +118,7 @@ pub(super) fn finish<S: Store>(
     result: JobResult,
 ) -> Result<(), StoreError> {
     match job.state {
-        JobState::Queued => dequeue(tx, &mut job)?,
+        JobState::Queued => dequeue(tx, &mut job).map(drop)?,
         JobState::Running => tx.counters.running -= 1,
         JobState::Finished => {
             return Err(StoreError::Inconsistent(format!(

@@ -1,6 +1,7 @@
 //! What each command does to the ledger. One file for each kind; `jobs` holds the steps that several of them share.
 
 mod assign;
+mod begin;
 mod callback;
 mod cancel;
 mod complete;
@@ -10,6 +11,7 @@ mod languages;
 mod nodes;
 mod owners;
 pub(crate) mod placement;
+mod purge;
 mod reweigh;
 mod submit;
 
@@ -23,11 +25,14 @@ use crate::transaction::Transaction;
 pub const BY_AGE: u32 = 1;
 /// Those by which a job weighs what its records hold, and what is still to be delivered is removed last.
 pub const BY_RECORDS: u32 = 2;
+/// Those with which owners have their turns within a level of the queue, and finished jobs can be purged.
+pub const BY_OWNER: u32 = 3;
 /// The last rules that this program knows, by number. What a command does may only change by another command, which begins
 /// the new rules once every node knows them.
-pub const RULES: u32 = BY_RECORDS;
+pub const RULES: u32 = BY_OWNER;
 
 pub use languages::MAX_ENTRIES as MAX_LANGUAGES;
+pub use purge::PURGED_MS;
 
 /// Applies one command.
 pub(crate) fn apply<S: Store>(
@@ -100,6 +105,8 @@ pub(crate) fn apply<S: Store>(
         Command::Expire { limit, keep_bytes } => expire::expire(tx, limit, keep_bytes),
         Command::OrderByAge { limit } => expire::order_by_age(tx, limit),
         Command::Reweigh { limit } => reweigh::reweigh(tx, limit),
+        Command::Begin { rules } => begin::begin(tx, rules),
+        Command::Purge { job } => purge::purge(tx, job),
         Command::ExpireOldest {
             limit,
             finished_ms,

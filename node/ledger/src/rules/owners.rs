@@ -4,6 +4,7 @@ use crate::command::{QueueBound, Rejection};
 use crate::job::{Job, JobId};
 use crate::keys;
 use crate::owner::{Owner, OwnerLoad};
+use crate::rounds::Turn;
 use crate::store::{Store, StoreError};
 use crate::transaction::Transaction;
 
@@ -29,12 +30,34 @@ pub(super) fn accepted<S: Store>(
     change(tx, Some(owner), |load| load.unfinished += 1)
 }
 
-/// The job waits from now on.
-pub(super) fn queued<S: Store>(tx: &mut Transaction<S>, job: &Job) -> Result<(), StoreError> {
-    change(tx, job.owner.as_deref(), |load| {
-        load.queued += 1;
-        load.queued_bytes += job.weight;
-    })
+/// The job waits from now on, at a place or else at its owner's next one. Returns its place.
+pub(super) fn queued<S: Store>(
+    tx: &mut Transaction<S>,
+    job: &Job,
+    place: Option<u64>,
+) -> Result<u64, StoreError> {
+    let level = job.priority as usize;
+    let mut rounds = tx.counters.rounds[level];
+    let mut enters = |turn: &mut Turn| place.unwrap_or_else(|| rounds.enters(turn));
+    let place = match job.owner.as_deref() {
+        None => {
+            let mut turn = tx.counters.rounds[level].nobody;
+            let place = enters(&mut turn);
+            rounds.nobody = turn;
+            place
+        }
+        owner => {
+            let mut given = 0;
+            change(tx, owner, |load| {
+                load.queued += 1;
+                load.queued_bytes += job.weight;
+                given = enters(&mut load.turns[level]);
+            })?;
+            given
+        }
+    };
+    tx.counters.rounds[level] = rounds;
+    Ok(place)
 }
 
 /// The job, which waits, has had another weight.
@@ -48,12 +71,33 @@ pub(super) fn weighed_anew<S: Store>(
     })
 }
 
-/// The job no longer waits.
-pub(super) fn dequeued<S: Store>(tx: &mut Transaction<S>, job: &Job) -> Result<(), StoreError> {
-    change(tx, job.owner.as_deref(), |load| {
-        load.queued = load.queued.saturating_sub(1);
-        load.queued_bytes = load.queued_bytes.saturating_sub(job.weight);
-    })
+/// The job no longer waits at its place.
+pub(super) fn dequeued<S: Store>(
+    tx: &mut Transaction<S>,
+    job: &Job,
+    place: u64,
+) -> Result<(), StoreError> {
+    let level = job.priority as usize;
+    let mut rounds = tx.counters.rounds[level];
+    let mut leaves = |turn: &mut Turn| {
+        if rounds.have(place) {
+            rounds.leaves(turn);
+        }
+    };
+    match job.owner.as_deref() {
+        None => {
+            let mut turn = tx.counters.rounds[level].nobody;
+            leaves(&mut turn);
+            rounds.nobody = turn;
+        }
+        owner => change(tx, owner, |load| {
+            load.queued = load.queued.saturating_sub(1);
+            load.queued_bytes = load.queued_bytes.saturating_sub(job.weight);
+            leaves(&mut load.turns[level]);
+        })?,
+    }
+    tx.counters.rounds[level] = rounds;
+    Ok(())
 }
 
 /// The job has its result.

@@ -2,7 +2,7 @@
 //!
 //! The node is the least busy one, busy being attempts divided by slots; ties go round, starting behind the node that
 //! was assigned a job last. The level of the queue is the one whose turn it is ([`crate::priority`]), and in it the job is
-//! the one nearest to the front that any of the nodes can run, so that a job whose language nobody can run just now holds
+//! the one nearest to the front that any of the nodes can run (of equals, whose owners have their turns in the same round, the one with the smaller id), so that a job whose language nobody can run just now holds
 //! nobody up, and neither does a level of such jobs. Nothing here looks at more of the queue than the first job of each
 //! language in each level.
 
@@ -30,7 +30,7 @@ pub(crate) fn place<S: Store>(
         let job = tx.view().job(id)?.ok_or_else(|| {
             StoreError::Inconsistent(format!("the queue names job {id}, which is not there"))
         })?;
-        jobs::start(tx, job, node)?;
+        jobs::serve(tx, job, node)?;
     }
     Ok(())
 }
@@ -58,9 +58,10 @@ fn next<S: Store>(
             from = keys::after_language(language);
             continue;
         };
+        let job = view::decode(&key, &value)?;
         let best = &mut best[level as usize];
-        if best.is_none_or(|(first, _, _)| order < first) {
-            *best = Some((order, view::decode(&key, &value)?, node));
+        if best.is_none_or(|(first, other, _)| (order, job) < (first, other)) {
+            *best = Some((order, job, node));
         }
         from = if one_level {
             keys::after_language(language)

@@ -22,7 +22,8 @@ pub(super) fn reweigh<S: Store>(tx: &mut Transaction<S>, limit: u32) -> Result<R
     if tx.counters.ages != Ages::Kept {
         return Ok(Reply::Reweighed { jobs: 0 });
     }
-    tx.counters.rules = BY_RECORDS;
+    // One may come late, when later rules have begun.
+    tx.counters.rules = tx.counters.rules.max(BY_RECORDS);
     let (mut from, to) = keys::jobs();
     let last = match tx.counters.weights {
         Weights::Records => return Ok(Reply::Reweighed { jobs: 0 }),

@@ -142,6 +142,10 @@ fn earlier<S: Store>(
     if tx.view().job(id)?.is_some() {
         return Ok(Ok(Some(id)));
     }
+    // The proposal of a job that has come to its end, and was purged.
+    if tx.counters.purged > 0 && tx.view().was_purged(id)? {
+        return Ok(Ok(Some(id)));
+    }
     let Some(key) = key else {
         return Ok(Ok(None));
     };

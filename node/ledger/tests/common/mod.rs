@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quorun_ledger::{
-    Applied, Batch, Command, Event, JobId, JobResult, JobSpec, Language, Limits, MemoryStore,
-    NodeId, Outcome, Output, Priority, QueueBound, Reply, SourceFile, StepLimits, Transaction,
-    Verdict, View,
+    Applied, BY_OWNER, Batch, Command, Event, JobId, JobResult, JobSpec, Language, Limits,
+    MemoryStore, NodeId, Outcome, Output, Owner, Priority, QueueBound, RULES, Reply, SourceFile,
+    StepLimits, Transaction, Verdict, View,
 };
 
 pub struct Ledger {
@@ -56,6 +56,25 @@ impl Ledger {
     pub fn view(&self) -> View<&MemoryStore> {
         View::new(&self.store)
     }
+
+    /// Goes by the last rules from now on, one after the other.
+    pub fn begin_rules(&mut self) {
+        for commands in begin_rules() {
+            self.batch(commands);
+        }
+        assert_eq!(self.view().counters().unwrap().rules, RULES);
+    }
+}
+
+/// The commands by which a ledger comes to the last rules.
+pub fn begin_rules() -> [Vec<Command>; 3] {
+    let limit = u32::MAX;
+    let (order, reweigh) = (Command::OrderByAge { limit }, Command::Reweigh { limit });
+    [
+        vec![order.clone(), order],
+        vec![reweigh.clone(), reweigh],
+        vec![Command::Begin { rules: BY_OWNER }],
+    ]
 }
 
 pub fn id(n: u8) -> JobId {
@@ -175,5 +194,22 @@ pub fn complete(n: u8, attempt: u32, node: NodeId, text: &str) -> Command {
         attempt,
         node,
         result: result(text),
+    }
+}
+
+/// A job of an owner, or of nobody in particular.
+pub fn submit_of(id: JobId, owner: Option<&str>, priority: Priority) -> Command {
+    let owner = owner.map(|name| Owner {
+        name: name.to_owned(),
+        ..Owner::default()
+    });
+    Command::Submit {
+        id,
+        spec: JobSpec {
+            owner,
+            priority,
+            ..spec("python")
+        },
+        key: None,
     }
 }

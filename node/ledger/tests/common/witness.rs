@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorun_ledger::callback::MAX_ATTEMPTS;
 use quorun_ledger::{
-    Ages, Applied, Command, DeliveryState, Event, Job, JobId, JobState, MemoryStore, NodeId,
-    Output, OwnerLoad, Priority, Reply, StateHash, View, Waiting, Weights, keys, weight,
+    Ages, Applied, BY_OWNER, Command, DeliveryState, Event, Job, JobId, JobState, MemoryStore,
+    NodeId, Output, OwnerLoad, Priority, Reply, StateHash, View, Waiting, Weights, keys, weight,
 };
 
 /// For each command the job that it submits, if it submits one.
@@ -127,9 +127,13 @@ impl Witness {
         let apart = store.iter().filter(|(key, _)| key[0] == b'k');
         assert!(apart.map(|(key, _)| key.to_vec()).eq(undelivered));
         if weights == Weights::Records {
+            let of_purged = |key: &[u8]| {
+                let job = keys::parts_of_expiry(key).map(|(_, job)| job);
+                key[0] == b'e' && view.job(job.unwrap()).unwrap().is_none()
+            };
             let of_jobs = store
                 .iter()
-                .filter(|(key, _)| b"aefhijkoqsuw".contains(&key[0]));
+                .filter(|(key, _)| b"aefhijkoqsuw".contains(&key[0]) && !of_purged(key));
             let held: usize = of_jobs.map(|(key, value)| key.len() + value.len()).sum();
             assert!(held as u64 <= all, "{held} bytes weigh {all}");
         }
@@ -138,6 +142,7 @@ impl Witness {
     /// What is kept of the owners is what their jobs say, and nothing else is kept.
     fn look_at_owners(&self, store: &MemoryStore) {
         let view = View::new(store);
+        let counters = view.counters().unwrap();
         let mut loads: BTreeMap<String, OwnerLoad> = BTreeMap::new();
         let mut owned = BTreeSet::new();
         for job in self.accepted.iter().filter_map(|id| view.job(*id).unwrap()) {
@@ -153,9 +158,14 @@ impl Witness {
             }
             let load = loads.entry(owner.clone()).or_default();
             load.unfinished += 1;
-            if job.state == JobState::Queued {
+            if let Some(order) = job.order {
                 load.queued += 1;
                 load.queued_bytes += job.weight;
+                if counters.rounds(job.priority).have(order) {
+                    let turn = &mut load.turns[job.priority as usize];
+                    turn.jobs += 1;
+                    turn.last = turn.last.max(order);
+                }
             }
         }
         let kept = |letter: u8| store.iter().filter(move |(key, _)| key[0] == letter);
@@ -163,7 +173,36 @@ impl Witness {
         assert!(kept(b'u').all(|(key, _)| owned.contains(&key[..])));
         assert_eq!(kept(b'v').count(), loads.len());
         for (owner, load) in &loads {
-            assert_eq!(view.owner_load(owner).unwrap(), *load, "{owner}");
+            let mut kept = view.owner_load(owner).unwrap();
+            for (kept, turn) in kept.turns.iter_mut().zip(&load.turns) {
+                // The last one may have been cancelled.
+                assert!(kept.last >= turn.last && (kept.jobs > 0 || kept.last == 0));
+                kept.last = turn.last;
+            }
+            assert_eq!(kept, *load, "{owner}");
+        }
+    }
+
+    /// What is kept of the rounds is what the jobs say that wait; no owner has two of them in one round.
+    fn look_at_rounds(&self, store: &MemoryStore) {
+        let view = View::new(store);
+        let counters = view.counters().unwrap();
+        for level in Priority::ALL {
+            let rounds = counters.rounds(level);
+            assert_eq!(rounds.have_begun(), counters.rules >= BY_OWNER);
+            let mut of_owners: BTreeMap<Option<String>, BTreeSet<u64>> = BTreeMap::new();
+            let mut jobs = 0;
+            for job in self.accepted.iter().filter_map(|id| view.job(*id).unwrap()) {
+                let order = job.order.filter(|order| rounds.have(*order));
+                let Some(order) = order.filter(|_| job.priority == level) else {
+                    continue;
+                };
+                jobs += 1;
+                let rounds = of_owners.entry(job.owner).or_default();
+                assert!(rounds.insert(order / 2), "two in one round");
+            }
+            assert_eq!(rounds.jobs(), jobs);
+            assert_eq!(rounds.owners(), of_owners.len() as u64);
         }
     }
 
@@ -256,7 +295,8 @@ impl Witness {
                         waiting.jobs += 1;
                         waiting.bytes += job.weight;
                     }
-                    let place = keys::queued(&job.needs(), order);
+                    let place = view.counters().unwrap().queued(&job, order);
+                    assert_eq!(keys::parts_of_queued(&place), Some((&*job.needs(), order)));
                     assert!(store.iter().any(|(key, _)| key[..] == place[..]));
                     assert!(!held.contains_key(id), "queued, but {:?}", held[id]);
                 }
@@ -289,6 +329,7 @@ impl Witness {
             }
         }
         self.look_at_owners(store);
+        self.look_at_rounds(store);
         let places = |table: u8| store.iter().filter(move |(key, _)| key[0] == table);
         assert!(places(b'w').map(|(key, _)| key.to_vec()).eq(due));
         let deliveries = places(b'h').count();
@@ -303,8 +344,15 @@ impl Witness {
             assert_eq!(counters.waiting(level), waiting, "{level:?}");
         }
         assert_eq!(counters.languages, languages);
-        let places = store.iter().filter(|(key, _)| key[0] == b'q').count();
-        assert_eq!(places as u64, queued, "one place for each queued job");
+        let count = |table: u8| store.iter().filter(|(key, _)| key[0] == table).count() as u64;
+        assert_eq!(count(b'q'), queued, "one place for each queued job");
+        assert_eq!(count(b'x'), counters.purged);
+        // Of what has finished or was purged, each has one place in the order of expiry.
+        assert_eq!(count(b'e'), finished + counters.purged);
+        for id in &self.accepted {
+            let purged = view.was_purged(*id).unwrap();
+            assert!(!purged || view.job(*id).unwrap().is_none());
+        }
         let mut hash = StateHash::default();
         for (key, value) in store.iter().filter(|(key, _)| key[..] != *keys::COUNTERS) {
             hash.add(key, value);
