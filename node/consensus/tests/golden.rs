@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use common::{CLUSTER, PATIENCE, complete, job, node_up, soon, submit};
 use quorun_consensus::{Handle, Member, Options};
-use quorun_ledger::Command;
+use quorun_ledger::{Command, JobId, JobState, NodeId, Owner, RULES};
 use tokio::sync::watch;
 use tonic::service::Routes;
 
@@ -33,7 +33,7 @@ fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
-async fn start(data_dir: &Path) -> Handle {
+async fn start(data_dir: &Path) -> (Handle, watch::Sender<BTreeSet<NodeId>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     // The folder remembers the first address; nobody else is there to be told.
     let member = Member {
@@ -50,7 +50,7 @@ async fn start(data_dir: &Path) -> Handle {
     options.election_min = Duration::from_millis(100);
     options.election_max = Duration::from_millis(200);
     options.snapshot_after = 15;
-    let (_, eligible) = watch::channel(BTreeSet::new());
+    let (sender, eligible) = watch::channel(BTreeSet::new());
     let started = quorun_consensus::start(options, listener, |_| Routes::default(), eligible).await;
     let (handle, _) = started.unwrap();
     handle.bootstrap().await.unwrap();
@@ -58,7 +58,7 @@ async fn start(data_dir: &Path) -> Handle {
         .await
         .unwrap()
         .unwrap();
-    handle
+    (handle, sender)
 }
 
 /// What a node's ledger holds, in words. Its hash is over every record of it.
@@ -155,7 +155,7 @@ fn unpack(mut packed: &[u8], dir: &Path) {
 async fn a_new_golden_folder() {
     let name = std::env::var("QUORUN_GOLDEN").expect("QUORUN_GOLDEN: its name");
     let dir = tempfile::tempdir().unwrap();
-    let handle = start(dir.path()).await;
+    let (handle, _) = start(dir.path()).await;
     let propose = async |command: Command| handle.propose(command, soon()).await.unwrap();
     propose(node_up(1, 1)).await;
     for number in 0..JOBS {
@@ -176,6 +176,51 @@ async fn a_new_golden_folder() {
     fs::write(golden().join(format!("{name}.expected")), expected).unwrap();
 }
 
+/// What waits is served in its order, also when owners have their turns from now on, and what comes then behind it.
+async fn goes_on(handle: &Handle, eligible: &watch::Sender<BTreeSet<NodeId>>) {
+    let propose = async |command: Command| handle.propose(command, soon()).await.unwrap();
+    propose(submit(JOBS, 100)).await;
+    let queued = |number: &u64| {
+        let found = handle.view().job(job(*number)).unwrap().unwrap();
+        found.state == JobState::Queued
+    };
+    let mut expected: Vec<JobId> = (0..=JOBS).filter(queued).map(job).collect();
+    assert!(expected.len() > 10);
+    let limit = u32::MAX;
+    for _ in 0..2 {
+        propose(Command::OrderByAge { limit }).await;
+    }
+    for _ in 0..2 {
+        propose(Command::Reweigh { limit }).await;
+    }
+    propose(Command::Begin { rules: RULES }).await;
+    assert_eq!(handle.view().counters().unwrap().rules, RULES);
+    for (number, owner) in (JOBS + 1..).zip(["a", "a", "a", "b"]) {
+        let mut command = submit(number, 100);
+        if let Command::Submit { spec, .. } = &mut command {
+            spec.owner = Some(Owner {
+                name: owner.to_owned(),
+                ..Owner::default()
+            });
+        }
+        propose(command).await;
+    }
+    expected.extend([1, 4, 2, 3].map(|behind| job(JOBS + behind)));
+    let mut up = node_up(1, 2);
+    if let Command::NodeUp { slots, .. } = &mut up {
+        *slots = 1;
+    }
+    eligible.send_replace([1].into());
+    propose(up).await;
+    let mut served = Vec::new();
+    while let [(next, attempt)] = handle.view().attempts(1).unwrap()[..] {
+        served.push(next);
+        let number = u64::from_be_bytes(next.as_bytes()[8..].try_into().unwrap());
+        propose(complete(number, attempt, 1)).await;
+    }
+    assert_eq!(served, expected);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_earlier_programs_have_written_is_read() {
     let mut count = 0;
@@ -186,10 +231,9 @@ async fn what_earlier_programs_have_written_is_read() {
         let dir = tempfile::tempdir().unwrap();
         unpack(&fs::read(&path).unwrap(), dir.path());
         let expected = fs::read_to_string(path.with_extension("expected")).unwrap();
-        let handle = start(dir.path()).await;
+        let (handle, eligible) = start(dir.path()).await;
         assert_eq!(describe(&handle), expected, "{}", path.display());
-        // And it goes on.
-        handle.propose(submit(JOBS, 100), soon()).await.unwrap();
+        goes_on(&handle, &eligible).await;
         handle.shutdown().await;
         count += 1;
     }

@@ -2,6 +2,7 @@
 //! concerns several jobs at once.
 
 mod many;
+mod purge;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -85,6 +86,17 @@ pub enum Error {
     /// It has its result.
     #[error("job {0} has already finished")]
     AlreadyFinished(JobId),
+    /// It has no result yet.
+    #[error("job {0} has not finished")]
+    Unfinished(JobId),
+    /// Somebody is still to be told of its end.
+    #[error("the callback of job {0} is still to be delivered")]
+    Undelivered(JobId),
+    /// Not all nodes know what is asked for, or they have known it only for a moment.
+    #[error(
+        "finished jobs cannot be removed yet: some nodes run an older program that does not know how"
+    )]
+    OlderNodes,
     /// Nothing was changed: no leader was reached.
     #[error("no leader was reached within {DEADLINE:?}; nothing was changed")]
     NoLeader,
@@ -384,6 +396,8 @@ impl Jobs {
                     }
                     return Ok(Some(details));
                 }
+                // It was there, and has been purged.
+                None if watch.finished().is_some() => return Err(Error::NotFound(job)),
                 _ => watch.ended().await,
             }
         }

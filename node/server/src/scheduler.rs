@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{Handle, LedgerStore};
 use quorun_ledger::{
-    Ages, BY_AGE, BY_RECORDS, Command, Counters, NodeId, Reply, Store, StoreError, View, Weights,
+    Ages, BY_AGE, BY_OWNER, BY_RECORDS, Command, Counters, NodeId, Reply, Store, StoreError, View,
+    Weights,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -177,6 +178,9 @@ fn next_rules(counters: &Counters) -> Option<(u32, Command)> {
     if counters.weights != Weights::Records {
         let limit = REWEIGH_AT_ONCE;
         return Some((BY_RECORDS, Command::Reweigh { limit }));
+    }
+    if counters.rules < BY_OWNER {
+        return Some((BY_OWNER, Command::Begin { rules: BY_OWNER }));
     }
     None
 }
@@ -529,7 +533,8 @@ mod tests {
             asked.push(rules);
             kept.run(vec![command]);
         }
-        assert_eq!(asked, [1, 1, 1, 2, 2, 2]);
+        assert_eq!(asked, [1, 1, 1, 2, 2, 2, 3]);
+        assert_eq!(kept.view().counters().unwrap().rules, quorun_ledger::RULES);
         assert!(kept.bytes() > 500 * jobs.len() as u64);
     }
 }

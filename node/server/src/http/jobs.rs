@@ -10,7 +10,6 @@ use axum::{Extension, Json};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use quorun_ledger::JobState;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::gate::{self, Entry};
 use super::judged::Show;
@@ -187,22 +186,6 @@ pub async fn get(
         show.cases = Some(app.jobs.cases(id).await?);
     }
     Ok(Json(view::details_as(&details, &show)).into_response())
-}
-
-/// Cancel a job
-#[utoipa::path(
-    delete, path = "/v1/jobs/{id}", operation_id = "cancel_job", tag = "jobs",
-    params(("id" = String, Path, format = Uuid, description = "The job")),
-    responses((status = 200, description = "It is cancelled, or will be as soon as its node has ended it", body = view::JobShape,
-        example = json!(view::example_of_queued()))),
-    extensions(("x-problems" = json!(["unknown-job", "already-finished", "no-quorum", "unconfirmed", "node-failing"]))),
-)]
-pub async fn cancel(
-    State(app): State<App>,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<Json<Value>, Problem> {
-    let details = app.jobs.cancel(job_id(&path(id)?)?).await?;
-    Ok(Json(view::details(&details)))
 }
 
 fn answer(status: StatusCode, details: &Details, show: &Show) -> Response {

@@ -217,9 +217,9 @@ kinds! {
         example r#"{"detail": "256 languages are set, which is the most; remove one first", "limit": 256}"#
 
     OlderNodes "older-nodes" CONFLICT "Some nodes are too old for this"
-        means "Some nodes run a program that does not know languages at run time, and would stop at such a change."
+        means "Some nodes run a program that does not know this (languages at run time, or how a finished job is removed), and would stop at it."
         remedy "Upgrade all nodes first."
-        member "nodes" "their ids"
+        member "nodes" "their ids, where they are known"
         example r#"{"detail": "some nodes run an older program that does not know languages at run time; upgrade all nodes first", "nodes": [2]}"#
 
     UnknownJob "unknown-job" NOT_FOUND "There is no such job"
@@ -233,6 +233,18 @@ kinds! {
         remedy "Nothing needs to be done."
         member "job" "its id"
         example r#"{"detail": "job 01900000-0000-7000-8000-000000000000 has already finished, and a result never changes", "job": "01900000-0000-7000-8000-000000000000"}"#
+
+    Unfinished "unfinished" CONFLICT "The job has no result yet"
+        means "Only a finished job can be removed; this one waits or runs."
+        remedy "Cancel it first, or wait for its end."
+        member "job" "its id"
+        example r#"{"detail": "job 01900000-0000-7000-8000-000000000000 has not finished; cancel it first, or wait for its end", "job": "01900000-0000-7000-8000-000000000000"}"#
+
+    Undelivered "undelivered" CONFLICT "The job's callback is still to be delivered"
+        means "A job cannot be removed as long as its callback is still to be delivered, which takes the job."
+        remedy "Wait until `callback.state` is `delivered` or `failed`."
+        member "job" "its id"
+        example r#"{"detail": "the callback of job 01900000-0000-7000-8000-000000000000 is still to be delivered; it can be removed once it is delivered, or has failed for good", "job": "01900000-0000-7000-8000-000000000000"}"#
 
     IdempotencyConflict "idempotency-conflict" CONFLICT "The Idempotency-Key was used for another request"
         means "A job has this key, and was submitted with another request."

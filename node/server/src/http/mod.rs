@@ -17,6 +17,7 @@ mod gate;
 mod health;
 mod heavy;
 mod interactive;
+mod job_end;
 mod jobs;
 mod judged;
 mod judging;
@@ -128,7 +129,7 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(lang::run))
         .routes(routes!(jobs::submit, list::list, list::cancel))
-        .routes(routes!(jobs::get, jobs::cancel))
+        .routes(routes!(jobs::get, job_end::delete))
         .routes(routes!(queue::show))
         .routes(routes!(batch::submit))
         .routes(routes!(many::wait))

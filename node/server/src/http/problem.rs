@@ -347,6 +347,17 @@ impl From<jobs::Error> for Problem {
                 format!("{detail}, and a result never changes"),
             )
             .with("job", job.to_string()),
+            jobs::Error::Unfinished(job) => Self::new(Kind::Unfinished,
+                format!("{detail}; cancel it first, or wait for its end"),
+            )
+            .with("job", job.to_string()),
+            jobs::Error::Undelivered(job) => Self::new(Kind::Undelivered,
+                format!("{detail}; it can be removed once it is delivered, or has failed for good"),
+            )
+            .with("job", job.to_string()),
+            jobs::Error::OlderNodes => Self::new(Kind::OlderNodes,
+                format!("{detail}; upgrade all nodes first, and try again a few seconds after the last one"),
+            ),
             jobs::Error::NoLeader | jobs::Error::Stopped => Self::new(Kind::NoQuorum,
                 format!("{detail}; try again, at any node"),
             )
@@ -379,6 +390,9 @@ mod tests {
             (Error::KeyConflict { job }, Kind::IdempotencyConflict),
             (Error::NotFound(job), Kind::UnknownJob),
             (Error::AlreadyFinished(job), Kind::AlreadyFinished),
+            (Error::Unfinished(job), Kind::Unfinished),
+            (Error::Undelivered(job), Kind::Undelivered),
+            (Error::OlderNodes, Kind::OlderNodes),
             (Error::NoLeader, Kind::NoQuorum),
             (Error::Stopped, Kind::NoQuorum),
             (Error::Unknown { job }, Kind::Unconfirmed),

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::{Extension, Json};
 use quorun_ledger::{Priority, Waiting};
 use serde::Serialize;
 use serde_json::Value;
@@ -16,6 +16,7 @@ use super::jobs::stale;
 use super::openapi::words;
 use super::problem::Problem;
 use super::query::Parameters;
+use crate::access::Caller;
 use crate::insight::WINDOW_S;
 use crate::jobs::wait_estimate;
 use crate::scheduler::now_ms;
@@ -70,7 +71,7 @@ pub struct Level {
     /// How long its first job has waited; null if there is none.
     #[schema(required = true)]
     oldest_wait_ms: Option<u64>,
-    /// How many would go before a job that entered it now.
+    /// How many would go before a job of yours that entered it now, at most.
     ahead: u64,
     /// How long that one would wait; null if that is not known.
     #[schema(required = true)]
@@ -114,17 +115,19 @@ pub struct Throughput {
 )]
 pub async fn show(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Json<Queue>, Problem> {
     let parameters = Parameters::new(query, &["consistency"])?;
     let stale = stale(parameters.one("consistency")?)?;
-    let queue = app.jobs.queue(stale).await?;
+    let owner = caller.owner().map(|owner| owner.name);
+    let queue = app.jobs.queue(owner, stale).await?;
     let counters = &queue.counters;
     let now = now_ms();
     let level = |level: Priority| {
         let Waiting { jobs, bytes } = counters.waiting(level);
         let oldest = queue.oldest[level as usize];
-        let ahead = counters.ahead_of_new(level);
+        let ahead = queue.ahead[level as usize];
         // Nobody who finds a free slot waits.
         let estimate = if ahead == 0 && queue.free > 0 {
             Some(Duration::ZERO)

@@ -56,6 +56,8 @@ pub struct Queue {
     pub counters: Counters,
     /// For each level when its oldest job was submitted, Unix milliseconds.
     pub oldest: [Option<u64>; 3],
+    /// For each level how many go before a job of whoever asks, at most, if it entered now.
+    pub ahead: [u64; 3],
     /// Slots of the nodes that take work.
     pub slots: u64,
     /// Those that are free.
@@ -334,22 +336,25 @@ impl Jobs {
         Ok(swept)
     }
 
-    /// The queue. Linearizable unless `stale`.
+    /// The queue, for an owner or for those without one. Linearizable unless `stale`.
     ///
     /// # Errors
     /// When the cluster cannot be asked.
-    pub async fn queue(&self, stale: bool) -> Result<Queue, Error> {
+    pub async fn queue(&self, owner: Option<String>, stale: bool) -> Result<Queue, Error> {
         if !stale {
             self.inner.linearize().await?;
         }
-        let (counters, oldest, nodes) = ledger::read(&self.inner.consensus, |view| {
-            Ok((view.counters()?, view.oldest_waiting()?, view.nodes()?))
-        })
-        .await?;
+        let read = ledger::read(&self.inner.consensus, move |view| {
+            let ahead = view.ahead_of_new(owner.as_deref())?;
+            let (counters, oldest) = (view.counters()?, view.oldest_waiting()?);
+            Ok((counters, oldest, ahead, view.nodes()?))
+        });
+        let (counters, oldest, ahead, nodes) = read.await?;
         let working = || nodes.iter().filter(|node| !node.lost && !node.draining);
         Ok(Queue {
             counters,
             oldest,
+            ahead,
             slots: working().map(|node| u64::from(node.slots)).sum(),
             free: working()
                 .map(|node| u64::from(node.slots.saturating_sub(node.busy)))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorun_consensus::Handle;
 use quorun_ledger::{
-    Command, IdempotencyKey, JobId, JobSpec, JobState, NodeId, Rejection, Reply, SourceFile,
+    Command, IdempotencyKey, JobId, JobSpec, JobState, NodeId, Owner, Rejection, Reply, SourceFile,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -42,8 +42,15 @@ pub(super) enum Request {
     Move(Option<NodeId>),
 }
 
-fn spec(weight: usize) -> JobSpec {
+/// Every other client is an owner, and the rest are nobody in particular.
+fn spec(key: &str, weight: usize) -> JobSpec {
+    let number = key.split('-').next().unwrap_or_default();
+    let odd = number.parse().is_ok_and(|number: usize| number % 2 == 1);
     JobSpec {
+        owner: odd.then(|| Owner {
+            name: number.to_owned(),
+            ..Owner::default()
+        }),
         language: LANGUAGE.to_owned(),
         files: vec![SourceFile {
             name: "main".to_owned(),
@@ -77,7 +84,7 @@ async fn answer(consensus: Handle, request: Request) {
             fingerprint[..8].copy_from_slice(&weight.to_be_bytes());
             let command = Command::Submit {
                 id,
-                spec: spec(weight),
+                spec: spec(&key, weight),
                 key: Some(IdempotencyKey { key, fingerprint }),
             };
             if let Ok(Reply::Submitted { job, .. }) = consensus.propose(command, deadline).await {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use quorun_consensus::{ClusterId, Handle, Member, Options, simulation};
-use quorun_ledger::{Ages, JobState, NodeId, Weights};
+use quorun_ledger::{Ages, JobState, NodeId, RULES, Weights};
 use quorun_proto::v1::peer_server::PeerServer;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -647,6 +647,9 @@ impl Run<'_> {
                     "node {id} does not weigh all jobs by their records: {:?}",
                     counters.weights
                 ));
+            }
+            if counters.rules != RULES {
+                return Some(format!("node {id} goes by rules {}", counters.rules));
             }
             if counters.ages != Ages::Kept {
                 return Some(format!(
