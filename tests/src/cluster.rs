@@ -26,6 +26,7 @@ pub struct Plan {
     env: Vec<(String, String)>,
     name: String,
     program: Option<PathBuf>,
+    token: Option<String>,
 }
 
 impl Plan {
@@ -43,6 +44,7 @@ impl Plan {
             args: Vec::new(),
             env: Vec::new(),
             program: None,
+            token: None,
             name: format!("test-{}-{now:x}", std::process::id()),
         }
     }
@@ -82,6 +84,13 @@ impl Plan {
         self
     }
 
+    /// The harness says by this token who it is; all nodes need to know it.
+    #[must_use]
+    pub fn bearing(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self
+    }
+
     /// The nodes, none of them started, on ports that are free.
     fn lay_out(&self, folder: &TempDir) -> BTreeMap<u64, Node> {
         let first = ports::free(2 * self.nodes, &[]);
@@ -103,6 +112,7 @@ impl Plan {
                     program: self.program.clone(),
                     args: self.args.clone(),
                     env: self.env.clone(),
+                    token: self.token.clone(),
                 };
                 let log = folder.path().join(format!("node{id}.log"));
                 (id, Node::new(settings, log))
@@ -279,6 +289,23 @@ impl Cluster {
                 Ok(())
             } else {
                 Err(format!("{idle:?} have not"))
+            }
+        })
+        .await;
+    }
+
+    /// Waits until the cluster goes by the last rules of the ledger, which it does some seconds after all nodes know them:
+    /// a finished job can be removed then.
+    pub async fn last_rules(&self) {
+        let job = serde_json::json!({ "language": "bash", "source": "true" });
+        let id = self.any().submit(&job).await;
+        self.any().finished(&id).await;
+        eventually("a finished job can be removed", async || {
+            let answer = self.any().delete(&format!("/v1/jobs/{id}?purge=true"));
+            let answer = answer.await;
+            match answer.status.as_u16() {
+                204 => Ok(()),
+                _ => Err(answer.text()),
             }
         })
         .await;

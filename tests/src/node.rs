@@ -74,6 +74,8 @@ pub struct Settings {
     pub args: Vec<String>,
     /// More variables.
     pub env: Vec<(String, String)>,
+    /// What the harness says who it is by.
+    pub token: Option<String>,
 }
 
 impl Settings {
@@ -137,7 +139,10 @@ impl Node {
     /// A node that has not been started. It writes all its logs into one file.
     #[must_use]
     pub fn new(settings: Settings, log: PathBuf) -> Self {
-        let client = Client::new(&format!("http://127.0.0.1:{}", settings.http));
+        let mut client = Client::new(&format!("http://127.0.0.1:{}", settings.http));
+        if let Some(token) = &settings.token {
+            client = client.bearing(token);
+        }
         Self {
             settings,
             log,

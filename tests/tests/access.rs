@@ -311,6 +311,118 @@ async fn what_is_about_many_jobs_is_about_ones_own_alone() {
     }
 }
 
+/// When a job was begun.
+fn started(job: &Value) -> &str {
+    job["started_at"].as_str().expect("a time")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_have_their_turns_however_many_jobs_another_has() {
+    let tokens = Tokens::new();
+    let many = tokens.draw("many", "submit", &[]);
+    let few = tokens.draw("few", "submit", &[]);
+    let admin = tokens.draw("root", "admin", &[]);
+    let plan = tokens.plan().nodes(1).slots(1).bearing(&admin);
+    let cluster = Cluster::start(plan).await;
+    cluster.last_rules().await;
+    let [many, few] = [many, few].map(|token| cluster.any().bearing(&token));
+    let witness = Witness::new();
+    let first = many.submit(&witness.gated("first")).await;
+    witness.began("first", 1).await;
+    let mut jobs = Vec::new();
+    for n in 0..20 {
+        jobs.push(many.submit(&witness.gated(&format!("many-{n}"))).await);
+    }
+    // What each is told that a job of its own would have before it.
+    let queue = async |client: &Client| {
+        let queue = client.get("/v1/queue").await.expect(200);
+        queue["priorities"]["normal"]["ahead"].clone()
+    };
+    assert_eq!(queue(&many).await, 20);
+    assert_eq!(queue(&few).await, 1);
+    let one = few.submit(&witness.gated("one")).await;
+    assert_eq!(few.job(&one).await["queue_position"], 2);
+    let last = &jobs[19];
+    assert_eq!(many.job(last).await["queue_position"], 21);
+    witness.open_gate();
+    let one = few.finished(&one).await;
+    many.finished(&first).await;
+    let mut before = 0;
+    for job in &jobs {
+        let job = many.finished(job).await;
+        before += usize::from(started(&job) < started(&one));
+    }
+    assert!(before <= 1, "{before} of the others went before it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_job_is_removed_by_its_owner_or_an_admin() {
+    let tokens = Tokens::new();
+    let [a, b] = ["a", "b"].map(|name| tokens.draw(name, "submit", &[]));
+    let read = tokens.draw("a", "read", &[]);
+    let admin = tokens.draw("root", "admin", &[]);
+    let cluster = Cluster::start(tokens.plan().bearing(&admin)).await;
+    cluster.last_rules().await;
+    let [a, b, read] = [a, b, read].map(|token| cluster.client(2).bearing(&token));
+    let witness = Witness::new();
+    let running = a.submit(&witness.gated("running")).await;
+    witness.began("running", 1).await;
+    let purge = |job: &str| format!("/v1/jobs/{job}?purge=true");
+    let problem = a.delete(&purge(&running)).await.problem(409, "unfinished");
+    assert_eq!(problem["job"], running);
+    witness.open_gate();
+    a.finished(&running).await;
+    cluster.agree().await;
+    let before = cluster.any().cluster().await["finished"].clone();
+
+    let _ = b.delete(&purge(&running)).await.problem(404, "unknown-job");
+    let _ = read
+        .delete(&purge(&running))
+        .await
+        .problem(403, "not-allowed");
+    for wrong in ["purge=yes", "purge=true&purge=true", "force=true"] {
+        let answer = a.delete(&format!("/v1/jobs/{running}?{wrong}")).await;
+        let _ = answer.problem(422, "invalid-request");
+    }
+    let still = a.delete(&format!("/v1/jobs/{running}?purge=false")).await;
+    let _ = still.problem(409, "already-finished");
+    assert_eq!(a.delete(&purge(&running)).await.status, 204);
+    for client in cluster.clients() {
+        let path = format!("/v1/jobs/{running}");
+        let _ = client.get(&path).await.problem(404, "unknown-job");
+        let _ = client
+            .get(&format!("{path}/events"))
+            .await
+            .problem(404, "unknown-job");
+    }
+    let list = a.get("/v1/jobs").await.expect(200);
+    assert_eq!(list["jobs"], json!([]));
+    let _ = a.delete(&purge(&running)).await.problem(404, "unknown-job");
+    let _ = cluster
+        .any()
+        .delete(&purge(&running))
+        .await
+        .problem(404, "unknown-job");
+    cluster.agree().await;
+    let after = cluster.any().cluster().await["finished"].clone();
+    let figure = |finished: &Value, name: &str| finished[name].as_u64().expect("a figure");
+    assert_eq!(figure(&after, "jobs") + 1, figure(&before, "jobs"));
+    assert!(figure(&after, "bytes") < figure(&before, "bytes"));
+
+    // Its key is free again; and an admin may remove everybody's.
+    let keyed = async || {
+        let request = b.request(Method::POST, "/v1/jobs?wait=60");
+        let request = request.header("Idempotency-Key", "k").json(&hello());
+        let job = b.send(request).await.expect(200);
+        job["id"].as_str().expect("an id").to_owned()
+    };
+    let job = keyed().await;
+    assert_eq!(keyed().await, job);
+    assert_eq!(cluster.any().delete(&purge(&job)).await.status, 204);
+    assert_ne!(keyed().await, job);
+    cluster.agree().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_jobs_of_an_owner_are_bounded_exactly_through_all_nodes_at_once() {
     const MOST: usize = 5;

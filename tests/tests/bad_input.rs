@@ -469,6 +469,7 @@ impl Lone {
             data: self.folder.path().join(format!("data{id}")),
             args: Vec::new(),
             env: Vec::new(),
+            token: None,
         }
     }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use quorun_tests::{Client, Cluster, Executor, Plan, Witness, eventually, say};
+use quorun_tests::{Client, Cluster, Plan, Tokens, Witness, eventually, say};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -502,19 +502,26 @@ async fn load(clients: Vec<Client>, stop: Arc<AtomicBool>, done: Arc<AtomicUsize
     failed
 }
 
-/// Restarts one node after the other while clients go on, with the program under test.
-async fn restart_one_by_one(plan: Plan) {
+/// Restarts one node after the other while clients of two owners go on, with the program under test.
+async fn restart_one_by_one(plan: impl FnOnce(Plan) -> Plan) {
     // It may have to be built, which is not to happen while a node is down.
     let _ = quorun_tests::program::quorun();
+    let tokens = Tokens::new();
+    let owners = ["a", "b"].map(|name| tokens.draw(name, "submit", &[]));
+    let admin = tokens.draw("root", "admin", &[]);
+    let plan = plan(tokens.plan().bearing(&admin));
     let mut cluster = Cluster::start(plan.slots(4)).await;
     cluster.all_work().await;
     let (stop, done) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicUsize::new(0)),
     );
-    let clients: Vec<Client> = cluster.clients().into_iter().cloned().collect();
     let loads: Vec<_> = (0..4)
-        .map(|_| tokio::spawn(load(clients.clone(), stop.clone(), done.clone())))
+        .map(|n| {
+            let of_owner = |client: &Client| client.bearing(&owners[n % 2]);
+            let clients = cluster.clients().into_iter().map(of_owner).collect();
+            tokio::spawn(load(clients, stop.clone(), done.clone()))
+        })
         .collect();
     for id in cluster.ids() {
         let before = done.load(Ordering::Relaxed);
@@ -527,6 +534,14 @@ async fn restart_one_by_one(plan: Plan) {
         cluster.node(id).settings().program = None;
         cluster.node(id).restart().await;
     }
+    // Also while they begin to go by the last rules.
+    cluster.last_rules().await;
+    let before = done.load(Ordering::Relaxed);
+    eventually("the load goes on", async || {
+        let now = done.load(Ordering::Relaxed);
+        if now > before + 20 { Ok(()) } else { Err(now) }
+    })
+    .await;
     stop.store(true, Ordering::Relaxed);
     for load in loads {
         let failed = load.await.expect("a client");
@@ -552,7 +567,7 @@ async fn restart_one_by_one(plan: Plan) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_under_load_fails_no_request() {
-    restart_one_by_one(Plan::new(Executor::Process)).await;
+    restart_one_by_one(|plan| plan).await;
 }
 
 /// From an older version, which `QUORUN_OLD_BIN` names.
@@ -564,5 +579,5 @@ async fn a_rolling_upgrade_under_load_fails_no_request() {
         );
         return;
     };
-    restart_one_by_one(Plan::new(Executor::Process).program(old.into())).await;
+    restart_one_by_one(|plan| plan.program(old.into())).await;
 }

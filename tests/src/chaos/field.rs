@@ -113,6 +113,7 @@ impl Field {
                 data,
                 args,
                 env,
+                token: None,
             };
             let node = Node::new(settings, folder.path().join(format!("node{id}.log")));
             clients.insert(id, node.client().clone());

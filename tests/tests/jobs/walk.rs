@@ -304,6 +304,7 @@ async fn the_examples_of_the_documentation_answer_what_they_say_and_no_call_has_
         return;
     }
     let cluster = Cluster::of_processes().await;
+    cluster.last_rules().await;
     let examples: Vec<_> = PAGES.into_iter().flat_map(examples).collect();
     assert!(examples.len() > 40, "the examples are not found");
     let answered = run(&examples, cluster.client(1).url()).await;
