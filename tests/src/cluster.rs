@@ -300,9 +300,9 @@ impl Cluster {
         let job = serde_json::json!({ "language": "bash", "source": "true" });
         let id = self.any().submit(&job).await;
         self.any().finished(&id).await;
+        let path = format!("/v1/jobs/{id}?purge=true");
         eventually("a finished job can be removed", async || {
-            let answer = self.any().delete(&format!("/v1/jobs/{id}?purge=true"));
-            let answer = answer.await;
+            let answer = self.any().delete(&path).await;
             match answer.status.as_u16() {
                 204 => Ok(()),
                 _ => Err(answer.text()),
