@@ -731,6 +731,7 @@ async fn clients_speak_tls_where_there_is_a_certificate_and_see_the_newest_one()
             option("tokens", &tokens.file()),
         ],
         env: Vec::new(),
+        token: None,
     };
     let mut node = quorun_tests::Node::new(settings, folder.path().join("log"));
     node.start();
