@@ -21,7 +21,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
-use common::{complete, id, node_up, spec};
+use common::{begin_rules, complete, id, node_up, spec};
 use quorun_ledger::{
     Applied, Batch, Command, Completion, Event, IdempotencyKey, JobFilter, JobId, JobState,
     MemoryStore, NodeId, Reply, Transaction, Verdict, View,
@@ -267,6 +267,10 @@ impl Model for Cluster {
             repeats: 0,
             cancels: 0,
         };
+        // As every cluster does in its first seconds.
+        for command in begin_rules().into_iter().flatten() {
+            state.apply(command, self.nodes);
+        }
         for node in 1..=self.nodes {
             let worker = Worker {
                 incarnation: 1,
