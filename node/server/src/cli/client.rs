@@ -15,6 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
+use super::errors::{NoAnswer, Refused};
 use crate::access::tls::certificates;
 
 /// What makes a request one that may be sent again.
@@ -180,8 +181,8 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     let heard = !error.is_connect();
-                    let error = anyhow::Error::new(error)
-                        .context(format!("no answer from {base}; is a node running there?"));
+                    let words = format!("no answer from {base}; is a node running there?");
+                    let error = anyhow::Error::new(error).context(NoAnswer(words));
                     if heard && !repeatable {
                         return Err(error);
                     }
@@ -241,7 +242,7 @@ impl Client {
 pub async fn good(answer: Answer) -> anyhow::Result<Value> {
     let (status, body) = read(answer).await?;
     if !status.is_success() {
-        bail!("{status}: {}", problem(&body));
+        return Err(Refused::new(status, body).into());
     }
     Ok(body)
 }

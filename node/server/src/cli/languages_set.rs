@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Subcommand;
 use http::Method;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::client::problem;
+use super::errors::Refused;
 use super::target::Target;
 use super::usage;
 
@@ -82,7 +82,8 @@ pub async fn languages(command: LanguagesCommand) -> anyhow::Result<ExitCode> {
         LanguagesCommand::Disable { name, target } => switch(&target, &name, true).await,
         LanguagesCommand::Enable { name, target } => switch(&target, &name, false).await,
         LanguagesCommand::Remove { name, target } => {
-            let answer = ask(&target, Method::DELETE, &path(&name), None).await?;
+            let answer = ask(&target, Method::DELETE, &path(&name), None).await;
+            let answer = answer.map_err(|error| of_file(error, &name))?;
             if target.json {
                 println!("{answer}");
             } else if answer.is_null() {
@@ -92,6 +93,19 @@ pub async fn languages(command: LanguagesCommand) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+    }
+}
+
+/// That a language of the nodes' files cannot be removed, with the command that does what may have been meant.
+fn of_file(error: anyhow::Error, name: &str) -> anyhow::Error {
+    match error.downcast::<Refused>() {
+        Ok(refused) if refused.is("language-of-file") => refused
+            .in_words(format!(
+                "{name} is not set in the cluster but in the files of the nodes, which have it anyway; this has it take no more submissions: quorun languages disable {name}"
+            ))
+            .into(),
+        Ok(refused) => refused.into(),
+        Err(error) => error,
     }
 }
 
@@ -163,7 +177,13 @@ async fn ask(
         )
     })?;
     if !status.is_success() {
-        bail!("{}", problem(&value));
+        let refused = Refused::new(status, value);
+        // That there is no such language is no more a wrong command line than that there is no such job.
+        return Err(if refused.is("unknown-language") {
+            refused.of_the_cluster().into()
+        } else {
+            refused.into()
+        });
     }
     Ok(value)
 }

@@ -5,12 +5,14 @@ pub mod client;
 mod cluster;
 mod completions;
 mod dev;
+mod errors;
 mod health;
 mod jobs;
 mod languages_set;
 mod local;
 mod malloc;
 mod openapi;
+mod outcome;
 mod run;
 mod serve;
 mod stream;
@@ -22,11 +24,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::telemetry;
-
 /// Exit code for a command line or configuration that is not right.
 const USAGE: u8 = 2;
-/// Exit code of `quorun run` when Quorun, not the program, is the reason; as `docker run` has it.
+/// Exit code of what exits as a program does (`quorun run`, `quorun logs`) when Quorun, not the program, is the reason; as
+/// `docker run` has it.
 const NOT_RUN: u8 = 125;
 
 /// Run other people's code on a small cluster of identical nodes.
@@ -73,7 +74,19 @@ enum Command {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let json = errors::json_is_asked::<Cli>(std::env::args_os());
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if json && error.use_stderr() => {
+            errors::tell(&errors::of_clap(&error), json);
+            return ExitCode::from(USAGE);
+        }
+        Err(error) => error.exit(),
+    };
+    let failed = match cli.command {
+        Command::Run(_) | Command::Logs(_) => NOT_RUN,
+        _ => 1,
+    };
     if matches!(cli.command, Command::Serve(_)) {
         malloc::tune();
     }
@@ -109,12 +122,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            telemetry::last_words(&format!("{error:#}"));
-            if error.is::<UsageError>() {
-                ExitCode::from(USAGE)
-            } else {
-                ExitCode::FAILURE
-            }
+            errors::tell(&error, json);
+            ExitCode::from(if errors::is_usage(&error) { USAGE } else { failed })
         }
     }
 }

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use serde_json::Value;
 
 use super::client::{Client, problem, read};
+use super::errors::{NoAnswer, Refused};
 
 /// How long no node may answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -138,7 +139,7 @@ impl Events {
             }
             status => {
                 let (_, body) = read(answer).await?;
-                bail!("{status}: {}", problem(&body));
+                return Err(Refused::new(status, body).into());
             }
         }
         Ok(())
@@ -149,11 +150,12 @@ impl Events {
         self.body = None;
         self.ready.clear();
         if self.silent.elapsed() > PATIENCE {
-            bail!(
+            let words = format!(
                 "no node has answered for {} s; job {} may go on: {reason}",
                 PATIENCE.as_secs(),
                 self.job
             );
+            return Err(NoAnswer(words).into());
         }
         self.client.next_node();
         tokio::time::sleep(PAUSE).await;

@@ -1,22 +1,20 @@
-//! `quorun run --interactive`: this terminal is the program's.
+//! `quorun run --interactive`: this terminal is the program's; and any run whose stdin does not end soon.
 //!
-//! What is typed goes to the program through a WebSocket, and what it prints comes back. When the node that is asked goes
+//! What is read goes to the program through a WebSocket, and what it prints comes back. When the node that is asked goes
 //! away, another one is asked for what comes behind what was seen; what was typed in the last moment may be lost then.
 
+use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
+use futures::{Sink, SinkExt, StreamExt};
 use http::header;
 use rustix::termios::{OptionalActions, Termios};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -25,8 +23,10 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::either::Either;
 
-use super::super::client::{Client, is_secure, problem};
-use super::{exit_code, write};
+use super::super::client::{Client, is_secure};
+use super::super::errors::{NoAnswer, Refused};
+use super::input::Keys;
+use super::write;
 use crate::http::attach::channel::{CLOSE, SIGNAL, SIZE, STATE, STDERR, STDIN, STDOUT};
 
 /// The subprotocol.
@@ -35,8 +35,6 @@ const PROTOCOL: &str = "quorun.attach.v1";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause before a node is asked again.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Read at once from the keyboard.
-const PIECE: usize = 16 << 10;
 /// How long a conversation may take if nobody says otherwise, where the cluster lets it.
 pub const WALL_MS: u64 = 600_000;
 
@@ -92,35 +90,22 @@ struct Seen {
 
 type Socket = WebSocketStream<Either<TcpStream, TlsStream<TcpStream>>>;
 
-/// What is said to the program: read from the keyboard once, whatever connection it goes by.
+/// What is said to the program, whatever connection it goes by.
 struct Said {
-    keys: mpsc::Receiver<Bytes>,
+    keys: Keys,
     interrupt: Signal,
     terminate: Signal,
     resized: Signal,
     /// The end of this program's stdin was passed on.
     ended: bool,
-    /// Signals that were passed on.
+    /// Signals to this program.
     signals: u32,
+    /// Those that came while something else was sent.
+    owed: VecDeque<Message>,
 }
 
 impl Said {
-    fn begin() -> anyhow::Result<Self> {
-        let (to, keys) = mpsc::channel(4);
-        // A read of the keyboard cannot be taken back; this program ends without it.
-        tokio::spawn(async move {
-            let mut stdin = tokio::io::stdin();
-            let mut buffer = vec![0; PIECE];
-            while let Ok(length @ 1..) = stdin.read(&mut buffer).await {
-                if to
-                    .send(Bytes::copy_from_slice(&buffer[..length]))
-                    .await
-                    .is_err()
-                {
-                    return;
-                }
-            }
-        });
+    fn begin(keys: Keys) -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("listen for signals");
         Ok(Self {
             keys,
@@ -129,14 +114,18 @@ impl Said {
             resized: listen(SignalKind::window_change())?,
             ended: false,
             signals: 0,
+            owed: VecDeque::new(),
         })
     }
 
     /// The next thing to say.
     async fn next(&mut self) -> anyhow::Result<Message> {
+        if let Some(owed) = self.owed.pop_front() {
+            return Ok(owed);
+        }
         loop {
             tokio::select! {
-                keys = self.keys.recv(), if !self.ended => {
+                keys = self.keys.next(), if !self.ended => {
                     return Ok(match keys {
                         Some(keys) => frame(STDIN, &keys),
                         None => {
@@ -157,6 +146,20 @@ impl Said {
         }
     }
 
+    /// Hears signals while something is being sent: a program that does not read may hold that up for as long as it runs.
+    async fn hear_signals(&mut self) -> anyhow::Error {
+        loop {
+            let name = tokio::select! {
+                _ = self.interrupt.recv() => "INT",
+                _ = self.terminate.recv() => "TERM",
+            };
+            match self.signal(name) {
+                Ok(message) => self.owed.push_back(message),
+                Err(error) => return error,
+            }
+        }
+    }
+
     /// The program may handle a signal and go on; at the third one, this program does not wait for it any more.
     fn signal(&mut self, name: &str) -> anyhow::Result<Message> {
         self.signals += 1;
@@ -165,6 +168,23 @@ impl Said {
         }
         let signal = json!({ "signal": name });
         Ok(frame(SIGNAL, signal.to_string().as_bytes()))
+    }
+
+    /// Says everything by a connection, until that breaks; returns why it has.
+    async fn all(
+        &mut self,
+        mut sink: impl Sink<Message, Error = tungstenite::Error> + Unpin,
+    ) -> anyhow::Result<String> {
+        loop {
+            let message = self.next().await?;
+            let sent = tokio::select! {
+                sent = sink.send(message) => sent,
+                error = self.hear_signals() => return Err(error),
+            };
+            if let Err(error) = sent {
+                return Ok(error.to_string());
+            }
+        }
     }
 }
 
@@ -183,10 +203,12 @@ enum Ended {
     Again(String),
 }
 
-/// Talks to the program of a job until it has ended. Returns the exit code.
-pub async fn talk(client: &Client, id: &str) -> anyhow::Result<u8> {
+/// Passes on what is read, and prints what the program says (not if it is `silent`), until it has ended. Returns the job
+/// without what it printed.
+pub async fn talk(client: &Client, id: &str, keys: Keys, silent: bool) -> anyhow::Result<Value> {
     let raw = Raw::begin();
-    let mut said = Said::begin()?;
+    let mut said = Said::begin(keys)?;
+    let shows = !silent;
     let mut seen = Seen::default();
     let mut silent = Instant::now();
     let mut before = false;
@@ -198,7 +220,7 @@ pub async fn talk(client: &Client, id: &str) -> anyhow::Result<u8> {
                     write(true, note.as_bytes())?;
                 }
                 before = true;
-                match converse(&mut socket, &mut said, &mut seen, raw.is_some()).await? {
+                match converse(&mut socket, &mut said, &mut seen, raw.is_some(), shows).await? {
                     Ended::Program(state) => break state,
                     Ended::Again(reason) => {
                         silent = Instant::now();
@@ -206,28 +228,28 @@ pub async fn talk(client: &Client, id: &str) -> anyhow::Result<u8> {
                     }
                 }
             }
-            Err(Refused::Final(error)) => return Err(error),
-            Err(Refused::Again(reason)) => reason,
+            Err(NotConnected::Final(error)) => return Err(error),
+            Err(NotConnected::Again(reason)) => reason,
         };
         if silent.elapsed() > PATIENCE {
-            bail!("job {id} cannot be reached any more: {reason}");
+            let words = format!("job {id} cannot be reached any more: {reason}");
+            return Err(NoAnswer(words).into());
         }
         client.next_node();
         tokio::time::sleep(PAUSE).await;
     };
     drop(raw);
-    let job = &state["job"];
-    Ok(exit_code(job, job.is_null()))
+    Ok(state["job"].clone())
 }
 
 /// Why there is no connection.
-enum Refused {
+enum NotConnected {
     Final(anyhow::Error),
     Again(String),
 }
 
-async fn connect(client: &Client, id: &str, seen: &Seen) -> Result<Socket, Refused> {
-    let again = |error: &dyn std::fmt::Display| Refused::Again(error.to_string());
+async fn connect(client: &Client, id: &str, seen: &Seen) -> Result<Socket, NotConnected> {
+    let again = |error: &dyn std::fmt::Display| NotConnected::Again(error.to_string());
     let base = client.base();
     let secure = is_secure(base);
     let (scheme, usual_port) = if secure { ("wss", 443) } else { ("ws", 80) };
@@ -242,7 +264,7 @@ async fn connect(client: &Client, id: &str, seen: &Seen) -> Result<Socket, Refus
     let url = format!("{scheme}://{host}/v1/jobs/{id}/attach{last}");
     let mut request = url
         .into_client_request()
-        .map_err(|error| Refused::Final(error.into()))?;
+        .map_err(|error| NotConnected::Final(error.into()))?;
     let headers = request.headers_mut();
     headers.insert(
         header::SEC_WEBSOCKET_PROTOCOL,
@@ -264,7 +286,7 @@ async fn connect(client: &Client, id: &str, seen: &Seen) -> Result<Socket, Refus
         .map_err(|error| again(&error))?;
     let _ = stream.set_nodelay(true);
     let stream = if secure {
-        let name = ServerName::try_from(name).map_err(|error| Refused::Final(error.into()))?;
+        let name = ServerName::try_from(name).map_err(|error| NotConnected::Final(error.into()))?;
         let connector = TlsConnector::from(Arc::clone(client.tls()));
         let stream = connector.connect(name, stream).await;
         Either::Right(stream.map_err(|error| again(&error))?)
@@ -277,11 +299,11 @@ async fn connect(client: &Client, id: &str, seen: &Seen) -> Result<Socket, Refus
             let status = answer.status();
             let body = answer.body().as_deref().unwrap_or_default();
             let body: Value = serde_json::from_slice(body).unwrap_or_default();
-            let text = format!("{status}: {}", problem(&body));
+            let refused = Refused::new(status, body);
             if status.is_server_error() || status.as_u16() == 429 {
-                Err(Refused::Again(text))
+                Err(NotConnected::Again(refused.to_string()))
             } else {
-                Err(Refused::Final(anyhow::anyhow!(text)))
+                Err(NotConnected::Final(refused.into()))
             }
         }
         Err(error) => Err(again(&error)),
@@ -296,21 +318,20 @@ async fn converse(
     said: &mut Said,
     seen: &mut Seen,
     raw: bool,
+    shows: bool,
 ) -> anyhow::Result<Ended> {
     if let Some((rows, columns)) = size().filter(|_| raw) {
         let size = json!({ "rows": rows, "columns": columns });
         let _ = socket.send(frame(SIZE, size.to_string().as_bytes())).await;
     }
-    let (mut sink, mut source) = socket.split();
+    let (sink, mut source) = socket.split();
+    // What is said is not waited for: while it waits for the program, the program goes on to print.
+    let said = said.all(sink);
+    tokio::pin!(said);
     loop {
         let message = tokio::select! {
             message = source.next() => message,
-            message = said.next() => {
-                if let Err(error) = sink.send(message?).await {
-                    return Ok(Ended::Again(error.to_string()));
-                }
-                continue;
-            }
+            broken = &mut said => return broken.map(Ended::Again),
         };
         let data = match message {
             Some(Ok(Message::Binary(data))) => data,
@@ -328,11 +349,15 @@ async fn converse(
         match *channel {
             STDOUT => {
                 seen.printed[0] += data.len() as u64;
-                write(false, data)?;
+                if shows {
+                    write(false, data)?;
+                }
             }
             STDERR => {
                 seen.printed[1] += data.len() as u64;
-                write(true, data)?;
+                if shows {
+                    write(true, data)?;
+                }
             }
             STATE => {
                 let state: Value = serde_json::from_slice(data).context("the job's state")?;

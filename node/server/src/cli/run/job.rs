@@ -10,15 +10,19 @@ use serde_json::{Map, Value, json};
 
 use super::super::client::Client;
 use super::super::usage;
-use super::RunArgs;
+use super::{RunArgs, input};
 
 /// The submission.
 pub async fn request(client: &Client, args: &RunArgs) -> anyhow::Result<Value> {
-    let files: Vec<(&PathBuf, Vec<u8>)> = args
-        .files
-        .iter()
-        .map(|path| Ok((path, read(path)?)))
-        .collect::<anyhow::Result<_>>()?;
+    let mut files: Vec<(&PathBuf, Vec<u8>)> = Vec::new();
+    for path in &args.files {
+        let content = if input::is_stdin(path) {
+            text_of_stdin().await?
+        } else {
+            read(path)?
+        };
+        files.push((path, content));
+    }
     let mut limits = Map::new();
     for limit in &args.limit {
         let (name, number) = pair("--limit", limit)?;
@@ -60,10 +64,21 @@ pub async fn request(client: &Client, args: &RunArgs) -> anyhow::Result<Value> {
             request["files"] = files.collect::<anyhow::Result<Vec<_>>>()?.into();
         }
     }
-    if let Some(path) = &args.stdin {
+    if let Some(path) = args.stdin.as_ref().filter(|path| !input::is_stdin(path)) {
         request["stdin_base64"] = BASE64.encode(read(path)?).into();
     }
     Ok(request)
+}
+
+/// A program from stdin. It has no name, and without one only text can be sent.
+async fn text_of_stdin() -> anyhow::Result<Vec<u8>> {
+    let content = input::all().await?;
+    if std::str::from_utf8(&content).is_err() {
+        return Err(usage(&anyhow!(
+            "the program on stdin (-) is not text in UTF-8; put it into a file"
+        )));
+    }
+    Ok(content)
 }
 
 pub fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

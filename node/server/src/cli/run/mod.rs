@@ -1,8 +1,9 @@
 //! `quorun run`.
 
 mod attach;
-mod cases;
+pub mod cases;
 mod changes;
+mod input;
 mod job;
 
 use std::io::Write;
@@ -18,27 +19,24 @@ use http::Method;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::{self, Client, IDEMPOTENCY_KEY, problem};
+use super::client::{self, Client, IDEMPOTENCY_KEY};
+use super::errors::{self, Refused};
+use super::outcome::{self, SIGNALLED, narrow};
 use super::stream::{Event, Events};
 use super::target::Target;
-use super::{NOT_RUN, UsageError};
 use changes::Changes;
-
-/// Exit code after a time limit; as `timeout` has it.
-const TIMED_OUT: u8 = 124;
-/// What a signal's number is added to for the exit code; as shells have it.
-const SIGNALLED: i32 = 128;
+use input::{Input, Keys};
 
 /// Run a program on a cluster.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// The program; several files are put beside each other, and the first is run
+    /// The program, or - for stdin; several files are put beside each other, and the first is run
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Its language [default: from the first file's extension]
     #[arg(long, value_name = "NAME")]
     lang: Option<String>,
-    /// What the program reads
+    /// What the program reads; - is stdin to its end [default: stdin if it is a pipe, a file or a socket, else nothing]
     #[arg(long, value_name = "FILE")]
     stdin: Option<PathBuf>,
     /// A variable of the program's environment; again for more
@@ -89,46 +87,77 @@ type Job = Mutex<Option<String>>;
 /// Runs the program: prints what it prints while it prints it, and exits as it exits.
 pub async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let client = args.target.client()?;
+    input::check(&args)?;
     let ended = if args.watch {
-        again_and_again(&client, &args).await
+        again_and_again(&client, &args).await?
     } else {
-        once(&client, &args, &Job::default()).await
+        once(&client, &args, &Job::default(), None).await?
     };
-    match ended {
-        Ok(ended) => Ok(ExitCode::from(ended.code)),
-        Err(error) if error.is::<UsageError>() => Err(error),
-        Err(error) => {
-            eprintln!("quorun: {error:#}");
-            Ok(ExitCode::from(NOT_RUN))
-        }
-    }
+    Ok(ExitCode::from(ended.code))
 }
 
-async fn once(client: &Client, args: &RunArgs, job: &Job) -> anyhow::Result<Ended> {
+/// Runs the program once; `read` is what it reads, if that is known already.
+async fn once(
+    client: &Client,
+    args: &RunArgs,
+    job: &Job,
+    read: Option<&[u8]>,
+) -> anyhow::Result<Ended> {
     let mut request = job::request(client, args).await?;
     if let Some(tests) = &args.tests {
         cases::add_to(&mut request, tests)?;
     }
-    if args.interactive {
+    let input = match read {
+        Some(bytes) => Input::Whole(bytes.to_owned()),
+        None => input::of(args).await?,
+    };
+    let keys = match input {
+        Input::Said if args.interactive => Some(Keys::begin()),
+        Input::Said => None,
+        Input::Whole(bytes) => {
+            request["stdin_base64"] = BASE64.encode(bytes).into();
+            None
+        }
+        Input::Flowing(keys) => Some(keys),
+    };
+    if let Some(keys) = keys {
         let id = start_interactive(client, &mut request).await?;
-        return Ok(attach::talk(client, &id).await?.into());
+        return converse(client, &id, keys, args.target.json).await;
     }
     let id = client::good(submit(client, &request).await?).await?;
     let id = id_of(&id)?;
     *job.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.clone());
-    let judged = args.tests.is_some();
-    watch(client, &id, judged, args.target.json).await
+    watch(client, &id, args.target.json).await
+}
+
+/// Has the program read and print while it runs, to its end.
+async fn converse(client: &Client, id: &str, keys: Keys, json: bool) -> anyhow::Result<Ended> {
+    let mut job = attach::talk(client, id, keys, json).await?;
+    if json {
+        let path = format!("/v1/jobs/{id}");
+        job = client.ask(Method::GET, &path, None).await?;
+        println!("{job:#}");
+    } else if !job.is_null() {
+        outcome::say(&outcome::words(&job));
+    }
+    Ok(outcome::code(&job).into())
 }
 
 /// Runs the program now and after every change of a file, until somebody interrupts it.
 async fn again_and_again(client: &Client, args: &RunArgs) -> anyhow::Result<Ended> {
-    let files = args.files.iter().chain(&args.stdin).chain(&args.tests);
+    // It can be read once only.
+    let read = match &args.stdin {
+        Some(path) if input::is_stdin(path) => Some(input::all().await?),
+        _ => None,
+    };
+    let stdin = args.stdin.iter().filter(|path| !input::is_stdin(path));
+    let files = args.files.iter().chain(stdin).chain(&args.tests);
     let mut changes = Changes::of(files.map(PathBuf::as_path))?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
     loop {
         let job = Job::default();
         let ended = tokio::select! {
-            ended = once(client, args, &job) => Some(ended),
+            ended = once(client, args, &job, read.as_deref()) => Some(ended),
             () = changes.next() => None,
         };
         match ended {
@@ -145,6 +174,7 @@ async fn again_and_again(client: &Client, args: &RunArgs) -> anyhow::Result<Ende
             Some(Ok(ended)) if ended.interrupted => return Ok(ended),
             Some(Ok(ended)) => eprintln!("quorun: ended with {}; waiting for a change", ended.code),
             // The file may be there again, or right again, after the next change.
+            Some(Err(error)) if args.target.json => errors::tell(&error, true),
             Some(Err(error)) => eprintln!("quorun: {error:#}; waiting for a change"),
         }
         tokio::select! {
@@ -169,7 +199,7 @@ async fn start_interactive(client: &Client, request: &mut Value) -> anyhow::Resu
         (status, body) = client::read(submit(client, request).await?).await?;
     }
     if !status.is_success() {
-        bail!("{status}: {}", problem(&body));
+        return Err(Refused::new(status, body).into());
     }
     id_of(&body)
 }
@@ -189,7 +219,7 @@ fn id_of(body: &Value) -> anyhow::Result<String> {
 }
 
 /// Follows a job to its end; a signal to this program cancels it.
-async fn watch(client: &Client, id: &str, judged: bool, json: bool) -> anyhow::Result<Ended> {
+async fn watch(client: &Client, id: &str, json: bool) -> anyhow::Result<Ended> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
     let mut events = Events::of(client, id);
@@ -207,22 +237,15 @@ async fn watch(client: &Client, id: &str, judged: bool, json: bool) -> anyhow::R
             }
         };
         let Some(event) = event else {
-            bail!("the end of job {id} was not seen; ask for /v1/jobs/{id}");
+            bail!("the end of job {id} was not seen; see: quorun logs {id}");
         };
         if event.name == "finished" {
-            let code = if json {
+            if json {
                 println!("{:#}", event.data);
-                if judged {
-                    cases::exit_code(&event.data)
-                } else {
-                    exit_code(&event.data, true)
-                }
-            } else if judged {
-                print!("{}", cases::report(&event.data));
-                cases::exit_code(&event.data)
             } else {
-                exit_code(&event.data, false)
-            };
+                show_end(&event.data);
+            }
+            let code = outcome::code(&event.data);
             return Ok(match told {
                 None => code.into(),
                 Some(signal) => Ended {
@@ -254,6 +277,16 @@ async fn cancel(
         .await
         .with_context(|| format!("job {id} may go on, it could not be cancelled"))?;
     Ok(())
+}
+
+/// Shows how a job ended: the table of its test cases, if it has some, and what the program cannot have said itself.
+pub fn show_end(job: &Value) {
+    if outcome::is_judged(job) {
+        outcome::say(&cases::failures(job));
+        print!("{}", cases::report(job));
+    } else {
+        outcome::say(&outcome::words(job));
+    }
 }
 
 /// Shows an event that is not the last.
@@ -294,69 +327,4 @@ pub fn write(stderr: bool, bytes: &[u8]) -> anyhow::Result<()> {
         out.flush()?;
     }
     Ok(())
-}
-
-/// How a job ended, as an exit code; what the program itself cannot have said is said on stderr.
-pub fn exit_code(job: &Value, quiet: bool) -> u8 {
-    let verdict = job["verdict"].as_str().unwrap_or("internal_error");
-    if !quiet {
-        if verdict == "compile_error" {
-            for name in ["stdout", "stderr"] {
-                eprint!("{}", job["compile"][name].as_str().unwrap_or_default());
-            }
-        }
-        if !matches!(verdict, "accepted" | "runtime_error") {
-            let message = job["message"].as_str().unwrap_or_default();
-            eprintln!("quorun: {verdict}: {message}");
-        }
-        for stream in ["stdout", "stderr"] {
-            if job["truncated"][stream] == true {
-                eprintln!("quorun: {stream} was longer than output_kb; the rest was dropped");
-            }
-        }
-    }
-    if let Some(code) = job["exit_code"].as_i64() {
-        return narrow(code);
-    }
-    match (verdict, job["signal"].as_i64()) {
-        ("time_limit", _) => TIMED_OUT,
-        (_, Some(signal)) => narrow(i64::from(SIGNALLED) + signal),
-        ("compile_error", _) => 1,
-        _ => NOT_RUN,
-    }
-}
-
-fn narrow(code: i64) -> u8 {
-    u8::try_from(code & 0xff).unwrap_or(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn the_exit_code_is_the_program_s_or_says_why_there_is_none() {
-        let code = |value: Value| exit_code(&value, true);
-        assert_eq!(code(json!({"verdict": "accepted", "exit_code": 0})), 0);
-        assert_eq!(
-            code(json!({"verdict": "runtime_error", "exit_code": 42})),
-            42
-        );
-        assert_eq!(
-            code(json!({"verdict": "runtime_error", "exit_code": -1})),
-            255
-        );
-        assert_eq!(code(json!({"verdict": "runtime_error", "signal": 11})), 139);
-        assert_eq!(code(json!({"verdict": "memory_limit", "signal": 9})), 137);
-        assert_eq!(
-            code(json!({"verdict": "time_limit", "signal": 9})),
-            TIMED_OUT
-        );
-        assert_eq!(code(json!({"verdict": "compile_error"})), 1);
-        assert_eq!(code(json!({"verdict": "internal_error"})), NOT_RUN);
-        assert_eq!(code(json!({"verdict": "cancelled"})), NOT_RUN);
-        assert_eq!(code(json!({})), NOT_RUN);
-    }
 }
