@@ -22,13 +22,17 @@ Needed: a Docker engine with compose (or --install-engine), and cargo with a C l
 in a container); for test also python3 with venv, and node with npm. The base image is taken from the registry; where none
 is reached, it is made from Debian's packages.
 
-From the environment, all optional:
+From the environment, or from a file .env in this folder, all optional:
   QUORUN_HTTP_PORT_1, _2, _3   ports on 127.0.0.1 (8080, 8081, 8082)
   QUORUN_CLUSTER               name of the cluster (quorun); two clusters on one engine need two names
-  QUORUN_SLOTS                 jobs at a time and node (the number of cores, at least 2)
-  QUORUN_ZYGOTES               true has interpreters started ahead of their programs (false)
-  QUORUN_LOG                   log filter, such as info or debug
-  COMPOSE_PROJECT_NAME         prefix of the containers (the name of this folder)
+  COMPOSE_PROJECT_NAME         prefix of the containers (the name of this folder); two clusters need two
+  QUORUN_FILES                 a folder of this machine that the nodes see as /etc/quorun, such as ./conf
+  QUORUN_TOKENS                API tokens, by their path there: /etc/quorun/tokens.toml
+  QUORUN_SLOTS, QUORUN_LOG, QUORUN_CALLBACK_ALLOW_PRIVATE, QUORUN_MAX_QUEUE, ...
+                               any setting of the nodes (quorun serve --help); docker-compose.yaml lists them
+  QUORUN_TOKEN, QUORUN_TOKEN_FILE
+                               where the nodes want tokens: the one that the first job is posted with, or a file with it
+The environment goes before the file. A change takes effect with the next ./deploy.sh.
 END
 }
 
@@ -414,14 +418,54 @@ prepare_node() {
 # The cluster
 # ---------------------------------------------------------------------------------------------------------------------
 
+# A setting as compose sees it: from the environment, or else from the file .env.
+setting() { # NAME
+    local value=${!1-} line
+    if [[ ! -v $1 && -f .env ]]; then
+        while IFS= read -r line || [[ $line ]]; do
+            line=${line%$'\r'}
+            [[ $line == "$1="* ]] || continue
+            value=${line#*=}
+            if [[ $value == \"*\" || $value == \'*\' ]]; then
+                value=${value:1:-1}
+            fi
+        done < .env
+    fi
+    printf '%s\n' "$value"
+}
+
+# What the nodes are told to read has to be where they will find it; compose would make an empty folder, or a volume.
+check_files() {
+    local folder
+    folder=$(setting QUORUN_FILES)
+    [[ $folder ]] || return 0
+    [[ $folder == /* || $folder == ./* || $folder == ../* ]] \
+        || die "QUORUN_FILES is \"$folder\"; a folder of this machine begins with / or ./"
+    [[ -d $folder ]] || die "QUORUN_FILES is \"$folder\", and there is no such folder"
+}
+
+# The token that jobs are posted with, if one is named.
+TOKEN=
+find_token() {
+    local file
+    TOKEN=$(setting QUORUN_TOKEN)
+    [[ -z $TOKEN ]] || return 0
+    file=$(setting QUORUN_TOKEN_FILE)
+    [[ $file ]] || return 0
+    [[ -r $file ]] || die "QUORUN_TOKEN_FILE is \"$file\", which cannot be read"
+    read -r TOKEN < "$file" || true
+}
+
 compose() { "${COMPOSE[@]}" "${COMPOSE_OPTIONS[@]}" "$@"; }
 
-# One HTTP exchange with a node: the status on the first line, then the body. bash is enough, curl may be missing.
+# One HTTP exchange with a node: the status on the first line, then the body. bash is enough, curl may be missing. A token
+# is in AUTHORIZATION: the environment of a process is its user's alone, its arguments are not.
 http() { # SECONDS METHOD PORT PATH [BODY]
     # shellcheck disable=SC2016
     timeout "$1" bash -c '
         exec 3<> "/dev/tcp/127.0.0.1/$2" || exit 1
-        printf "%s %s HTTP/1.0\r\nHost: 127.0.0.1:%s\r\nContent-Length: %s\r\n\r\n%s" "$1" "$3" "$2" "${#4}" "$4" >&3
+        token=${AUTHORIZATION:+"Authorization: Bearer $AUTHORIZATION"$'\''\r\n'\''}
+        printf "%s %s HTTP/1.0\r\nHost: 127.0.0.1:%s\r\n%sContent-Length: %s\r\n\r\n%s" "$1" "$3" "$2" "$token" "${#4}" "$4" >&3
         read -r _ status _ <&3 || exit 1
         while read -r line <&3 && [[ ${line%?} ]]; do :; done
         printf "%s\n" "$status"
@@ -464,9 +508,13 @@ first_job() { # SERVICE
     local port answer='' end=$((SECONDS + 60))
     port=$(port_of "$1") || die "$1 has no port"
     while ((SECONDS < end)); do
-        answer=$(http 60 POST "$port" /lang/python "$PYTHON_JOB") || true
+        answer=$(AUTHORIZATION=$TOKEN http 60 POST "$port" /lang/python "$PYTHON_JOB") || true
         if [[ $answer == $'200\n45' ]]; then
             say "$PYTHON_JOB, posted to $1: 45"
+            return
+        fi
+        if [[ $answer == 401* && -z $TOKEN ]]; then
+            say "no first job: the nodes want a token, and neither QUORUN_TOKEN nor QUORUN_TOKEN_FILE names one"
             return
         fi
         # a node may be busy just after its start; anything else will not get better
@@ -509,6 +557,8 @@ stop_cluster() { # [--volumes]
 # ---------------------------------------------------------------------------------------------------------------------
 
 up() {
+    check_files
+    find_token
     require_engine
     prepare_base
     build_program
@@ -516,10 +566,14 @@ up() {
     prepare_node
     start_cluster
     first_job node1
-    local node port ports=() name
+    local node port ports=() name header=
     for node in node1 node2 node3; do
         ports+=("$(port_of "$node")")
     done
+    if [[ $(http 10 GET "${ports[0]}" /v1/languages) == 401* ]]; then
+        # shellcheck disable=SC2016
+        header='-H "Authorization: Bearer $QUORUN_TOKEN" '
+    fi
     name=$(docker inspect --format '{{.Name}}' "$(compose ps -q node2)")
     cat <<END
 
@@ -531,8 +585,8 @@ Quorun is up: three nodes, one cluster, after $SECONDS s.
 
 Next, for example:
 
-    curl --data-binary 'puts 6 * 7' http://127.0.0.1:${ports[1]}/lang/ruby
-    curl http://127.0.0.1:${ports[2]}/v1/cluster
+    curl ${header}--data-binary 'puts 6 * 7' http://127.0.0.1:${ports[1]}/lang/ruby
+    curl ${header}http://127.0.0.1:${ports[2]}/v1/cluster
     docker kill ${name#/}     and later     docker start ${name#/}
     ./deploy.sh down
 END
@@ -675,6 +729,12 @@ run_tests() {
     step "program" build_program
     program=$STEP_OK
 
+    # settings are for the cluster that the user runs; what says where the engine is holds for this one too
+    local socket
+    socket=$(setting QUORUN_DOCKER_SOCKET)
+    unset "${!QUORUN_@}" COMPOSE_PROJECT_NAME
+    [[ -z $socket ]] || export QUORUN_DOCKER_SOCKET=$socket
+    : > "$WORK/empty.env"
     # names, ports, volumes and an image of its own: a cluster that the user runs is not touched
     TEST_IMAGE=quorun/node:test-$$
     export QUORUN_NODE_IMAGE=$TEST_IMAGE QUORUN_CLUSTER=quorun-test-$$
@@ -689,7 +749,7 @@ run_tests() {
     fi
     if ((STEP_OK)); then
         TEST_PROJECT=quorun-test-$$
-        COMPOSE_OPTIONS=(-p "$TEST_PROJECT" -f docker-compose.yaml)
+        COMPOSE_OPTIONS=(--env-file "$WORK/empty.env" -p "$TEST_PROJECT" -f docker-compose.yaml)
         step "three nodes up" start_cluster
         if ((STEP_OK)); then
             step "a first job on each node" first_jobs

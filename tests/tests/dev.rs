@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use quorun_tests::turn::Turn;
-use quorun_tests::{Client, eventually, node, ports, program};
+use quorun_tests::{Client, Tokens, eventually, node, ports, program};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -24,6 +24,10 @@ struct Dev {
 
 impl Dev {
     async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(more: &[&str]) -> Self {
         let turn = Turn::take().await;
         let http = ports::free(3, &[PEERS_ABOVE]);
         // Where it puts its own temporary folder.
@@ -33,7 +37,8 @@ impl Dev {
             .env("PATH", node::PATH)
             .env("TMPDIR", folder.path())
             .args(["dev", "--executor", "process", "--nodes", "3"])
-            .args(["--http", &http.to_string()]);
+            .args(["--http", &http.to_string()])
+            .args(more);
         let mut child = Command::from(command)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -177,4 +182,70 @@ async fn no_node_outlives_it_even_when_it_is_killed() {
     dev.signal(Signal::KILL);
     dev.child.wait().await.expect("wait for it");
     dev.all_end(&pids).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_nodes_take_tokens_and_other_options() {
+    let tokens = Tokens::new();
+    let admin = tokens.draw("root", "admin", &[]);
+    let file = tokens.file().display().to_string();
+    let options = [
+        "--tokens",
+        &file,
+        "--callback-allow-private",
+        "--",
+        "--max-source-kb=1",
+    ];
+    let mut dev = Dev::start_with(&options).await;
+    let pids = dev.all_pids().await;
+    let client = dev.client(2);
+    let stranger = client.lang("bash", "echo no").await;
+    stranger.problem(401, "no-token");
+    let post = async |body: serde_json::Value| {
+        let request = client
+            .request(reqwest::Method::POST, "/v1/jobs?wait=60")
+            .bearer_auth(&admin)
+            .json(&body);
+        client.send(request).await
+    };
+    // Only a node that lets callbacks go to private addresses accepts this one.
+    let done = post(json!({
+        "language": "bash", "source": "echo yes", "callback": { "url": "http://127.0.0.1:1/" },
+    }));
+    assert_eq!(done.await.expect(200)["stdout"], "yes\n");
+    let long = post(json!({ "language": "bash", "source": "#".repeat(2000) })).await;
+    long.problem(413, "too-large");
+    let said = dev.said.lock().expect("the lines").join("\n");
+    assert!(said.contains("Authorization: Bearer"), "{said}");
+    dev.signal(Signal::INT);
+    dev.child.wait().await.expect("wait for it");
+    dev.all_end(&pids).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_an_option_is_said_once_and_no_node_is_started() {
+    for (wrong, words) in [
+        (&["--tokens", "/is/not/there"][..], "/is/not/there"),
+        (&["--", "--slots", "0"], "--slots 0"),
+        (&["--", "--nonsense"], "--nonsense"),
+        (&["--", "--id", "7"], "--id"),
+        (&["--nodes", "9"], "--nodes 9"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut command = program::command();
+        command
+            .env("TMPDIR", folder.path())
+            .args(["dev", "--executor", "process"])
+            .args(wrong);
+        let output = Command::from(command).output().await.expect("run quorun");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            said.contains(words) && said.lines().count() == 1,
+            "{wrong:?}: {said}"
+        );
+        assert_eq!(output.stdout, b"", "{output:?}");
+        let left = std::fs::read_dir(folder.path()).expect("its folder");
+        assert_eq!(left.count(), 0, "{wrong:?}");
+    }
 }

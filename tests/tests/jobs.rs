@@ -4,6 +4,10 @@
 mod attach;
 #[path = "jobs/cli.rs"]
 mod cli;
+#[path = "jobs/cli_ends.rs"]
+mod cli_ends;
+#[path = "jobs/cli_input.rs"]
+mod cli_input;
 #[path = "jobs/live.rs"]
 mod live;
 

@@ -13,15 +13,13 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
 /// The program, with nothing of this test's own surroundings.
-fn command(home: &Path, args: &[&str]) -> Command {
+pub(super) fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = program::command();
     command
         .args(args)
         .env("HOME", home)
         .env("PATH", node::PATH)
         .env_remove("XDG_CONFIG_HOME")
-        .env_remove("QUORUN_URL")
-        .env_remove("QUORUN_TOKEN")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -30,19 +28,19 @@ fn command(home: &Path, args: &[&str]) -> Command {
     command
 }
 
-async fn quorun(home: &Path, args: &[&str]) -> Output {
+pub(super) async fn quorun(home: &Path, args: &[&str]) -> Output {
     command(home, args).output().await.expect("run quorun")
 }
 
-fn out(output: &Output) -> String {
+pub(super) fn out(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn err(output: &Output) -> String {
+pub(super) fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn write(path: &Path, text: &str) -> String {
+pub(super) fn write(path: &Path, text: &str) -> String {
     let mut file = std::fs::File::create(path).expect("a file");
     file.write_all(text.as_bytes()).expect("write");
     path.display().to_string()
@@ -53,7 +51,7 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_raw(pid).expect("a pid"), signal).expect("send a signal");
 }
 
-fn json_of(output: &Output) -> Value {
+pub(super) fn json_of(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
@@ -101,8 +99,16 @@ async fn jobs_are_listed_shown_and_cancelled() {
     assert_eq!(listed["jobs"][0]["id"], done.as_str(), "{listed}");
     assert_eq!(listed["jobs"][1], Value::Null, "{listed}");
     let wrong = quorun(home, &["jobs", "--url", url, "--state", "gone"]).await;
-    assert_eq!(wrong.status.code(), Some(1));
-    assert!(err(&wrong).contains("state is \"gone\""), "{wrong:?}");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(err(&wrong).contains("queued, running"), "{wrong:?}");
+    let ended = async |verdict: &str| {
+        let args = ["jobs", "--json", "--url", url, "--verdict", verdict];
+        let listed = json_of(&quorun(home, &args).await);
+        let jobs = listed["jobs"].as_array().expect("jobs").clone();
+        jobs.iter().map(|job| job["id"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(ended("accepted,time_limit").await, [done.as_str()]);
+    assert_eq!(ended("cancelled").await, [""; 0]);
 
     let shown = quorun(home, &["logs", &done, "--url", url]).await;
     assert_eq!(
@@ -140,7 +146,10 @@ async fn jobs_are_listed_shown_and_cancelled() {
     let cancelled = quorun(home, &["cancel", &runs, "--url", url]).await;
     assert!(cancelled.status.success(), "{cancelled:?}");
     assert!(out(&cancelled).contains(&runs));
-    assert!(follows.wait().await.expect("its end").success());
+    let followed = follows.wait_with_output().await.expect("its end");
+    assert_eq!(followed.status.code(), Some(125), "{followed:?}");
+    let cancelled = format!("job {runs} was cancelled");
+    assert!(err(&followed).contains(&cancelled), "{followed:?}");
     assert_eq!(client.job(&runs).await["verdict"], "cancelled");
 
     let again = quorun(home, &["cancel", &runs, &done, "--url", url]).await;
@@ -154,7 +163,7 @@ async fn jobs_are_listed_shown_and_cancelled() {
     assert_eq!(no_id.status.code(), Some(2), "{no_id:?}");
     let unknown = "01900000-0000-7000-8000-000000000000";
     let unknown = quorun(home, &["logs", unknown, "--url", url]).await;
-    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(unknown.status.code(), Some(125));
     assert!(err(&unknown).contains("there is no job"), "{unknown:?}");
 }
 
@@ -167,9 +176,15 @@ async fn languages_and_completions_are_shown() {
     let shown = quorun(home, &["languages", "--url", url]).await;
     let python = out(&shown);
     let python = python.lines().find(|line| line.starts_with("python "));
-    assert!(python.expect("python").contains("py"), "{shown:?}");
+    let python: Vec<_> = python.expect("python").split_whitespace().collect();
+    assert_eq!(&python[..3], ["python", "yes", "Python"], "{shown:?}");
     let shown = json_of(&quorun(home, &["languages", "--json", "--url", url]).await);
     assert_eq!(shown, cluster.any().get("/v1/languages").await.json());
+    let disabled = quorun(home, &["languages", "disable", "ruby", "--url", url]).await;
+    assert!(disabled.status.success(), "{disabled:?}");
+    let shown = out(&quorun(home, &["languages", "--url", url]).await);
+    let ruby = shown.lines().find(|line| line.starts_with("ruby "));
+    assert!(ruby.expect("ruby").contains("  no: disabled  "), "{shown}");
     let settings = quorun(home, &["cluster", "settings", "--json", "--url", url]).await;
     assert!(json_of(&settings)["effective"]["retention_s"].is_u64());
     for shell in ["bash", "zsh", "fish"] {
@@ -226,7 +241,7 @@ async fn the_cluster_is_found_by_flag_environment_or_file() {
         &[&run[..], &["--limit", "cpu_ms=99999999999"]].concat(),
     )
     .await;
-    assert_eq!(done.status.code(), Some(125));
+    assert_eq!(done.status.code(), Some(2));
     assert!(
         err(&done).contains("limits.cpu_ms is 99999999999"),
         "{done:?}"

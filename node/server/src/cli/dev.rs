@@ -10,7 +10,8 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::local::{self, Folder, Node, Plan};
-use super::usage;
+use super::{UsageError, serve, usage};
+use crate::access::config::named;
 use crate::config::ExecutorKind;
 
 /// Pause before a node that was killed is started again.
@@ -37,10 +38,47 @@ pub struct DevArgs {
     /// What the nodes log: error, warn, info, debug, or a filter
     #[arg(long, default_value = "warn", value_name = "FILTER")]
     log: String,
+    /// API tokens, as the nodes' own option has them [default: none, and whoever is on this machine may do everything]
+    #[arg(long, env = "QUORUN_TOKENS", value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// Let callbacks of jobs go to addresses that are not on the public internet, such as this machine's
+    #[arg(long, env = "QUORUN_CALLBACK_ALLOW_PRIVATE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    callback_allow_private: Option<bool>,
+    /// Further CAs whose certificates receivers of callbacks may have, PEM
+    #[arg(long, env = "QUORUN_CALLBACK_CA_FILE", value_name = "FILE")]
+    callback_ca_file: Option<PathBuf>,
+    /// Any other options of `quorun serve`, for every node: quorun dev -- --max-queue 100
+    #[arg(last = true, value_name = "OPTION")]
+    serve: Vec<String>,
+}
+
+impl DevArgs {
+    /// What the nodes get beside what their plan says. An empty value is a variable that is not set.
+    fn more(&self) -> anyhow::Result<Vec<String>> {
+        let mut more = Vec::new();
+        let files = [
+            ("--tokens", &self.tokens),
+            ("--callback-ca-file", &self.callback_ca_file),
+        ];
+        for (option, path) in files {
+            if let Some(path) = named(path.as_deref()) {
+                let path = path.to_str().with_context(|| {
+                    format!("{option}: the name {} is not UTF-8", path.display())
+                })?;
+                more.push(format!("{option}={path}"));
+            }
+        }
+        if let Some(allowed) = self.callback_allow_private {
+            more.push(format!("--callback-allow-private={allowed}"));
+        }
+        more.extend(self.serve.iter().cloned());
+        Ok(more)
+    }
 }
 
 /// Runs the cluster until Ctrl-C.
 pub async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
+    let more = args.more().map_err(|error| usage(&error))?;
     let mut plan = Plan {
         nodes: args.nodes,
         http: args.http,
@@ -50,7 +88,7 @@ pub async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
         cluster: "dev".to_owned(),
         log: args.log,
         log_files: false,
-        more: Vec::new(),
+        more,
     };
     plan.check().map_err(|error| usage(&error))?;
     let temporary = match args.data {
@@ -60,17 +98,26 @@ pub async fn dev(args: DevArgs) -> anyhow::Result<ExitCode> {
     if let Some(folder) = &temporary {
         folder.path().clone_into(&mut plan.data);
     }
+    // So that what is wrong is said once, and not by each of the nodes.
+    let settings = serve::check(&plan.arguments(1))?;
+    if named(settings.tls_cert.as_deref()).is_some() {
+        return Err(UsageError(
+            "--tls-cert: quorun dev talks to its nodes without TLS; leave it out".to_owned(),
+        )
+        .into());
+    }
+    let tokens = named(settings.tokens.as_deref()).is_some();
     let mut nodes = Vec::new();
     for id in 1..=plan.nodes {
         nodes.push(plan.start(id)?);
     }
-    let result = supervise(&plan, &mut nodes).await;
+    let result = supervise(&plan, &mut nodes, tokens).await;
     local::end(nodes).await;
     drop(temporary);
     result.map(|()| ExitCode::SUCCESS)
 }
 
-async fn supervise(plan: &Plan, nodes: &mut Vec<Node>) -> anyhow::Result<()> {
+async fn supervise(plan: &Plan, nodes: &mut Vec<Node>, tokens: bool) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     println!(
@@ -94,7 +141,7 @@ async fn supervise(plan: &Plan, nodes: &mut Vec<Node>) -> anyhow::Result<()> {
                 result?;
                 announced = true;
                 drop(ended);
-                announce(plan, nodes);
+                announce(plan, nodes, tokens);
                 continue;
             }
             Some((place, status)) = ended.next() => (place, status.context("wait for a node")?),
@@ -131,7 +178,12 @@ fn was_killed(status: ExitStatus) -> bool {
     std::os::unix::process::ExitStatusExt::signal(&status).is_some()
 }
 
-fn announce(plan: &Plan, nodes: &[Node]) {
+fn announce(plan: &Plan, nodes: &[Node], tokens: bool) {
+    let header = if tokens {
+        "-H \"Authorization: Bearer $QUORUN_TOKEN\" "
+    } else {
+        ""
+    };
     println!();
     for node in nodes {
         println!(
@@ -143,7 +195,7 @@ fn announce(plan: &Plan, nodes: &[Node]) {
     }
     println!();
     println!(
-        "run a program:  curl --data-binary 'print(6*7)' {}/lang/python",
+        "run a program:  curl {header}--data-binary 'print(6*7)' {}/lang/python",
         plan.url(1)
     );
     println!(

@@ -157,7 +157,9 @@ mod tests {
         assert_eq!(to_json(&error)["detail"], "so it is");
         assert!(!is_usage(&error));
         assert!(is_usage(&refused("invalid-request").into()));
-        assert!(!is_usage(&refused("unknown-language").of_the_cluster().into()));
+        assert!(!is_usage(
+            &refused("unknown-language").of_the_cluster().into()
+        ));
         let other = refused("language-of-file").in_words("say it so".to_owned());
         assert_eq!(other.to_string(), "409 Conflict: say it so");
         assert_eq!(to_json(&other.into())["detail"], "so it is");

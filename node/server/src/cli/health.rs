@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use http::{Method, StatusCode};
 
+use super::errors::NoAnswer;
 use super::target::Target;
 
 /// How long a node may take to say how it is.
@@ -25,7 +26,7 @@ pub async fn health(args: HealthArgs) -> anyhow::Result<ExitCode> {
     let answer = client.json(Method::GET, "/readyz", None);
     let (status, body) = tokio::time::timeout(PATIENCE, answer)
         .await
-        .with_context(|| format!("no answer within {PATIENCE:?}"))??;
+        .with_context(|| NoAnswer(format!("no answer within {PATIENCE:?}")))??;
     println!("{body}");
     Ok(if status == StatusCode::OK {
         ExitCode::SUCCESS

@@ -1,5 +1,6 @@
 //! A cluster of child processes on this machine, for `quorun dev` and for `quorun bench`.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -114,34 +115,47 @@ impl Plan {
         self.data.join(format!("node{id}.log"))
     }
 
-    /// Starts a node.
-    pub fn start(&self, id: u16) -> anyhow::Result<Node> {
-        let program = std::env::current_exe().context("find this program")?;
+    /// What a node is started with, behind `serve`.
+    pub fn arguments(&self, id: u16) -> Vec<OsString> {
         let peers: Vec<String> = (1..=self.nodes)
             .map(|id| format!("{id}=127.0.0.1:{}", self.http_port(id) + PEER_OFFSET))
             .collect();
+        let mut arguments: Vec<OsString> = Vec::new();
+        let options: [(&str, OsString); 8] = [
+            ("--id", id.to_string().into()),
+            ("--peers", peers.join(",").into()),
+            ("--http", format!("127.0.0.1:{}", self.http_port(id)).into()),
+            ("--data", self.data.join(format!("node{id}")).into()),
+            ("--executor", self.executor.name().into()),
+            ("--cluster", self.cluster.as_str().into()),
+            (
+                "--cluster-secret-file",
+                self.data.join("cluster-secret").into(),
+            ),
+            ("--log", self.log.as_str().into()),
+        ];
+        for (option, value) in options {
+            arguments.extend([option.into(), value]);
+        }
+        arguments.push("--cluster-secret-create".into());
+        if let Some(slots) = self.slots {
+            arguments.extend(["--slots".into(), slots.to_string().into()]);
+        }
+        arguments.extend(self.more.iter().map(OsString::from));
+        arguments
+    }
+
+    /// Starts a node.
+    pub fn start(&self, id: u16) -> anyhow::Result<Node> {
+        let program = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(&program);
         command
             .arg("serve")
-            .args(["--id", &id.to_string()])
-            .args(["--peers", &peers.join(",")])
-            .args(["--http", &format!("127.0.0.1:{}", self.http_port(id))])
-            .arg("--data")
-            .arg(self.data.join(format!("node{id}")))
-            .args(["--executor", self.executor.name()])
-            .args(["--cluster", &self.cluster])
-            .arg("--cluster-secret-file")
-            .arg(self.data.join("cluster-secret"))
-            .arg("--cluster-secret-create")
-            .args(["--log", &self.log])
+            .args(self.arguments(id))
             .arg("--until-stdin-closes")
-            .args(&self.more)
             .stdin(Stdio::piped())
             // Ctrl-C at a terminal goes to the group of the foreground; these are ended one by one, by SIGTERM.
             .process_group(0);
-        if let Some(slots) = self.slots {
-            command.args(["--slots", &slots.to_string()]);
-        }
         if self.log_files {
             let path = self.log_file(id);
             let file = OpenOptions::new().create(true).append(true).open(&path);

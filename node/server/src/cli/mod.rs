@@ -123,7 +123,11 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             errors::tell(&error, json);
-            ExitCode::from(if errors::is_usage(&error) { USAGE } else { failed })
+            ExitCode::from(if errors::is_usage(&error) {
+                USAGE
+            } else {
+                failed
+            })
         }
     }
 }

@@ -44,8 +44,7 @@ pub fn words(job: &Value) -> String {
     }
     for stream in ["stdout", "stderr"] {
         if job["truncated"][stream] == true {
-            words +=
-                &format!("quorun: {stream} was longer than output_kb; the rest was dropped\n");
+            words += &format!("quorun: {stream} was longer than output_kb; the rest was dropped\n");
         }
     }
     words

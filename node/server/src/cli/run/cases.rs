@@ -230,9 +230,7 @@ mod tests {
         assert_eq!(shown.lines().count(), 5, "{shown}");
         assert!(!shown.contains("name"), "{shown}");
         assert!(
-            shown.ends_with(
-                "wrong_answer: test 2 of 3\n1 of 3 accepted, 1 not run; score 0.25\n"
-            ),
+            shown.ends_with("wrong_answer: test 2 of 3\n1 of 3 accepted, 1 not run; score 0.25\n"),
             "{shown}"
         );
         job["tests"][1]["name"] = "large\u{1b}".into();
