@@ -115,7 +115,8 @@ async fn test_cases_are_shown_with_their_names_the_score_and_what_they_wrote_on_
         "{printed}"
     );
     // A job without cases has no score.
-    let plain = quorun(home, &["run", "--lang", "bash", &program, "--url", url]).await;
+    let plain = write(&home.join("plain.sh"), "true");
+    let plain = quorun(home, &["run", &plain, "--url", url]).await;
     assert_eq!(plain.status.code(), Some(0), "{plain:?}");
     let listed = quorun(home, &["jobs", "--url", url]).await;
     let listed = out(&listed);
@@ -201,7 +202,7 @@ async fn with_json_an_error_is_json_in_every_command() {
             2,
             "invalid-request",
         ),
-        (&["run", &empty, "--label", ""], 2, "invalid-request"),
+        (&["run", &empty], 2, "empty-source"),
         (&["jobs", "--lang", "cobol"], 2, "unknown-language"),
         (&["languages", "remove", "python"], 1, "language-of-file"),
         (&["cluster", "drain", "9"], 1, "unknown-node"),
