@@ -18,12 +18,10 @@ pub fn is_judged(job: &Value) -> bool {
     !job["tests_total"].is_null()
 }
 
-/// What is to be said of a finished job beside what it printed.
-pub fn words(job: &Value) -> String {
-    let verdict = job["verdict"].as_str().unwrap_or("internal_error");
-    let message = job["message"].as_str().unwrap_or_default();
+/// What the compiler said, if that is why the job ended.
+pub fn compiler(job: &Value) -> String {
     let mut words = String::new();
-    if verdict == "compile_error" {
+    if job["verdict"] == "compile_error" {
         for name in ["stdout", "stderr"] {
             words += job["compile"][name].as_str().unwrap_or_default();
         }
@@ -32,6 +30,14 @@ pub fn words(job: &Value) -> String {
             words += "quorun: the compiler said more; the rest was dropped\n";
         }
     }
+    words
+}
+
+/// What is to be said of a finished job beside what it printed.
+pub fn words(job: &Value) -> String {
+    let verdict = job["verdict"].as_str().unwrap_or("internal_error");
+    let message = job["message"].as_str().unwrap_or_default();
+    let mut words = compiler(job);
     match verdict {
         "accepted" => {}
         // The exit code says it.

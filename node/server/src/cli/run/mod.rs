@@ -282,6 +282,7 @@ async fn cancel(
 /// Shows how a job ended: the table of its test cases, if it has some, and what the program cannot have said itself.
 pub fn show_end(job: &Value) {
     if outcome::is_judged(job) {
+        outcome::say(&outcome::compiler(job));
         outcome::say(&cases::failures(job));
         print!("{}", cases::report(job));
     } else {
