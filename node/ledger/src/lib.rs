@@ -56,7 +56,7 @@ pub use language::{Definition, Entry, Language, Pinned};
 pub use node::{Admission, Node, NodeId};
 pub use owner::{Owner, OwnerLoad};
 pub use priority::{Priority, Waiting};
-pub use rules::{BY_AGE, BY_RECORDS, MAX_LANGUAGES, RULES};
+pub use rules::{BY_AGE, BY_RECORDS, CANCELLED, MAX_LANGUAGES, RULES};
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};
