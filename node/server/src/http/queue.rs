@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use quorun_ledger::{Priority, Waiting};
 use serde::Serialize;
 use serde_json::Value;
@@ -13,9 +11,10 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::jobs::stale;
+use super::json::Json;
 use super::openapi::words;
 use super::problem::Problem;
-use super::query::Parameters;
+use super::query::{Asked, Parameters};
 use crate::insight::WINDOW_S;
 use crate::jobs::wait_estimate;
 use crate::scheduler::now_ms;
@@ -112,11 +111,8 @@ pub struct Throughput {
     }))),
     extensions(("x-problems" = json!(["no-quorum", "node-failing"]))),
 )]
-pub async fn show(
-    State(app): State<App>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Result<Json<Queue>, Problem> {
-    let parameters = Parameters::new(query, &["consistency"])?;
+pub async fn show(State(app): State<App>, query: Asked) -> Result<Json<Queue>, Problem> {
+    let parameters = Parameters::new(query)?;
     let stale = stale(parameters.one("consistency")?)?;
     let queue = app.jobs.queue(stale).await?;
     let counters = &queue.counters;
