@@ -81,6 +81,79 @@ async fn an_empty_program_is_refused() {
     unharmed(client).await;
 }
 
+/// The calls of the API, each with the parameters that it takes.
+fn calls() -> Vec<(Method, String, Vec<String>)> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+    let text = std::fs::read_to_string(file).expect("the document");
+    let document: Value = serde_json::from_str(&text).expect("the document");
+    let mut calls = Vec::new();
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for (method, call) in item.as_object().expect("calls") {
+            let method = method.to_uppercase().parse().expect("a method");
+            let parameters = call["parameters"].as_array().into_iter().flatten();
+            let of_query = parameters.filter(|parameter| parameter["in"] == "query");
+            let names = of_query.filter_map(|parameter| parameter["name"].as_str());
+            calls.push((method, path.clone(), names.map(ToOwned::to_owned).collect()));
+        }
+    }
+    assert!(calls.len() > 30, "{calls:?}");
+    calls
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_names_a_parameter_that_it_does_not_take() {
+    let cluster = one_node().await;
+    let client = cluster.any();
+    for (method, path, takes) in calls() {
+        let at = path
+            .replace("{id}", "01900000-0000-7000-8000-000000000000")
+            .replace("{language}", "python")
+            .replace("{name}", "python")
+            .replace("{type}", "queue-full");
+        let request = client.request(method.clone(), &format!("{at}?colour=red&stale=1"));
+        let answer = client.send(request).await;
+        if !path.starts_with("/v1/") && !path.starts_with("/lang/") {
+            // What asks there has parameters of its own.
+            assert_eq!(answer.status, 200, "{method} {path}");
+            continue;
+        }
+        let problem = answer.problem(422, "invalid-request");
+        assert_eq!(problem["field"], "colour", "{method} {path}: {problem}");
+        assert_says(&problem, &format!("`colour`; {method} {path} takes "));
+        for name in &takes {
+            assert_says(&problem, name);
+        }
+        if takes.is_empty() {
+            assert_says(&problem, "takes none");
+        }
+    }
+    // Before anything else is looked at, and with what is behind it thrown away.
+    let source = "x".repeat(1 << 20);
+    let answer = client.post("/lang/nothing?sdtin=1", source).await;
+    let problem = answer.problem(422, "invalid-request");
+    assert_eq!(problem["field"], "sdtin");
+    assert_says(&problem, "takes stdin, stream");
+    for (query, field) in [
+        ("stream=maybe", "stream"),
+        ("stdin=1&stdin=2", "stdin"),
+        ("=1", "query"),
+        ("%FF=1", "\u{fffd}"),
+    ] {
+        let answer = client.post(&format!("/lang/bash?{query}"), "echo").await;
+        let problem = answer.problem(422, "invalid-request");
+        assert_eq!(problem["field"], field, "{query}: {problem}");
+    }
+    // What is empty is no parameter.
+    client.get("/v1/queue?").await.expect(200);
+    unharmed(client).await;
+}
+
+/// That the detail of a problem has these words.
+fn assert_says(problem: &Value, words: &str) {
+    let detail = problem["detail"].as_str().expect("a detail");
+    assert!(detail.contains(words), "{problem}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_large_is_413() {
     let plan = Plan::new(Executor::Process).nodes(1);
@@ -98,6 +171,7 @@ async fn what_is_too_large_is_413() {
         (&problem["field"], &problem["limit"]),
         (&json!("body"), &json!(1024))
     );
+    assert_says(&problem, "--max-source-kb");
 
     // Without an announced length it shows only while it is read.
     let chunks = vec![comment.clone(); 3];
@@ -108,21 +182,29 @@ async fn what_is_too_large_is_413() {
     let _ = client.send(request).await.problem(413, "too-large");
 
     let source = post(client, &json!({ "language": "python", "source": comment })).await;
-    assert_eq!(source.problem(413, "too-large")["field"], "source");
+    let problem = source.problem(413, "too-large");
+    assert_eq!(problem["field"], "source");
+    assert_says(&problem, "--max-source-kb");
     let half = "#".repeat(600);
     let together = json!({ "language": "python", "files": [
         { "name": "a.py", "content": half }, { "name": "b.py", "content": half },
     ] });
     let files = post(client, &together).await;
-    assert_eq!(files.problem(413, "too-large")["field"], "source");
+    let problem = files.problem(413, "too-large");
+    assert_eq!(problem["field"], "files");
+    assert_says(&problem, "--max-source-kb");
     let stdin = post(
         client,
         &json!({ "language": "python", "source": "1", "stdin": comment }),
     )
     .await;
-    assert_eq!(stdin.problem(413, "too-large")["field"], "stdin");
+    let problem = stdin.problem(413, "too-large");
+    assert_eq!(problem["field"], "stdin");
+    assert_says(&problem, "--max-stdin-kb");
     let body = client.post("/v1/jobs", " ".repeat(1 << 20)).await;
-    assert_eq!(body.problem(413, "too-large")["field"], "body");
+    let problem = body.problem(413, "too-large");
+    assert_eq!(problem["field"], "body");
+    assert_says(&problem, "--max-tests-kb");
 
     let full = format!("echo full #{}", "x".repeat(1024 - 11));
     assert_eq!(full.len(), 1024);
@@ -298,7 +380,7 @@ async fn values_that_cannot_be_are_422_and_name_the_field() {
         ("limit=many", "limit"),
         ("cursor=x", "cursor"),
         ("consistency=maybe", "consistency"),
-        ("colour=red", "query"),
+        ("colour=red", "colour"),
     ] {
         let answer = client.get(&format!("/v1/jobs?{query}")).await;
         let problem = answer.problem(422, "invalid-request");
@@ -729,7 +811,11 @@ async fn a_language_whose_image_is_missing_takes_no_jobs_and_the_node_stays() {
         let job = json!({ "language": "nowhere", "source": "x" });
         let answer = client.post_json("/v1/jobs?wait=60", &job).await;
         if answer.status == 503 {
-            answer.problem(503, "language-not-ready");
+            return Err(answer.problem(503, "language-not-ready"));
+        }
+        if answer.status == 422 {
+            let problem = answer.problem(422, "language-unavailable");
+            assert_says(&problem, image);
             return Ok(());
         }
         let done = answer.expect(200);

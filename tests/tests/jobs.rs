@@ -578,6 +578,65 @@ async fn every_end_has_its_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_compiler_gets_the_job_s_own_arguments() {
+    let cluster = Cluster::of_processes().await;
+    let client = cluster.any();
+    let mut greets = patient(job(
+        "c",
+        "#include <stdio.h>\nint main(void) { puts(GREETING); return 0; }",
+    ));
+    let done = client.run(&greets).await;
+    assert_eq!(done["verdict"], "compile_error", "{done}");
+    assert_eq!(done.get("compile_args"), None, "{done}");
+    for greeting in ["hello", "good morning"] {
+        let args = json!([format!("-DGREETING=\"{greeting}\""), "-O0"]);
+        greets["compile_args"] = args.clone();
+        let done = client.run(&greets).await;
+        assert_eq!(done["verdict"], "accepted", "{done}");
+        assert_eq!(done["stdout"], format!("{greeting}\n"));
+        // They come back, at every node.
+        assert_eq!(done["compile_args"], args, "{done}");
+        let id = done["id"].as_str().expect("an id");
+        for client in cluster.clients() {
+            let job = client.get(&format!("/v1/jobs/{id}")).await.expect(200);
+            assert_eq!(job["compile_args"], args, "{job}");
+        }
+    }
+    // In a batch as well, all or none.
+    greets["compile_args"] = json!(["-DGREETING=\"batch\""]);
+    let batch = json!({ "jobs": [greets, job("bash", "echo batch")], "atomic": true });
+    let answer = client.post_json("/v1/jobs/batch?wait=60", &batch).await;
+    let answer = answer.expect(200);
+    for item in answer["jobs"].as_array().expect("jobs") {
+        assert_eq!(item["job"]["verdict"], "accepted", "{answer}");
+    }
+    // What the compiler makes of them is the job's affair.
+    greets["compile_args"] = json!(["--no-such-option"]);
+    let done = client.run(&greets).await;
+    assert_eq!(done["verdict"], "compile_error", "{done}");
+    greets["compile_args"] = json!(["-DGREETING=\"x\"", "-fsyntax-only"]);
+    let done = client.run(&greets).await;
+    assert_eq!(done["verdict"], "runtime_error", "{done}");
+
+    for (language, args, field) in [
+        ("python", json!(["-g"]), "compile_args"),
+        ("c", json!("-g"), "compile_args"),
+        ("c", json!(vec!["-g"; 257]), "compile_args"),
+        ("c", json!(["-g", "x".repeat(4097)]), "compile_args[1]"),
+        ("c", json!(["-g\0"]), "compile_args[0]"),
+    ] {
+        let mut wrong = job(language, "x");
+        wrong["compile_args"] = args;
+        let problem = client.post_json("/v1/jobs", &wrong).await.expect(422);
+        assert_eq!(problem["field"], field, "{problem}");
+    }
+    // An empty list asks for nothing.
+    let mut plain = job("python", "print(1)");
+    plain["compile_args"] = json!([]);
+    assert_eq!(client.run(&plain).await["verdict"], "accepted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn output_over_its_cap_is_cut_and_flagged() {
     let cluster = Cluster::of_processes().await;
     let mut prints = patient(job(
@@ -603,6 +662,88 @@ async fn output_over_its_cap_is_cut_and_flagged() {
     let done = cluster.any().run(&floods).await;
     assert_eq!(done["verdict"], "output_limit", "{done}");
     assert_eq!(done["stdout"].as_str().map(str::len), Some(1024));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_without_knowing_is_told_where_everything_is() {
+    let cluster = Cluster::of_processes().await;
+    let client = cluster.any();
+    let index = client.get("/").await;
+    assert_eq!(index.status, 200);
+    assert_eq!(index.header("content-type"), "text/plain; charset=utf-8");
+    assert_eq!(index.header("vary"), "accept");
+    let text = index.text();
+    // The address by which it was asked, so that the example runs as it stands.
+    assert!(
+        text.contains(&format!(" {}/lang/python\n", client.url())),
+        "{text}"
+    );
+    let request = client.request(Method::GET, "/");
+    let request = request.header("accept", "application/json");
+    let json = client.send(request).await.expect(200);
+    assert_eq!(json["name"], "Quorun");
+    for place in ["docs", "openapi", "errors", "health", "readiness"] {
+        let place = json[place].as_str().expect("a path");
+        assert!(text.contains(place), "{text}");
+        assert_eq!(client.get(place).await.status, 200, "{place}");
+    }
+
+    let docs = client.get("/docs").await;
+    assert!(
+        docs.text()
+            .contains(&format!("&#39;{}/lang/python", client.url()))
+    );
+    let tag = docs.header("etag").to_owned();
+    let known = |host: &str| {
+        let request = client.request(Method::GET, "/docs").header("host", host);
+        client.send(request.header("if-none-match", &tag))
+    };
+    let own = client.url().trim_start_matches("http://");
+    assert_eq!(known(own).await.status, 304);
+    // `localhost` is this machine as well, and another address.
+    let other = known("localhost:1").await;
+    assert_eq!(other.status, 200);
+    assert!(other.text().contains("&#39;http://localhost:1/lang/python"));
+    let document = client.get("/openapi.json").await.expect(200);
+    assert_eq!(document["servers"][0]["url"], "/");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_ends_its_line() {
+    let cluster = Cluster::of_processes().await;
+    let client = cluster.any();
+    let id = client.submit(&job("bash", "echo")).await;
+    client.finished(&id).await;
+    let job = format!("/v1/jobs/{id}");
+    for path in [
+        "/v1/jobs",
+        "/v1/queue",
+        "/v1/languages",
+        "/v1/languages/bash",
+        "/v1/cluster",
+        "/v1/cluster/settings",
+        "/readyz",
+        "/openapi.json",
+        &job,
+        // And what is wrong.
+        "/v1/jobs/none",
+        "/nowhere",
+        "/v1/jobs?colour=red",
+    ] {
+        let answer = client.get(path).await;
+        let text = answer.text();
+        assert!(
+            text.ends_with("}\n") && !text.ends_with("\n\n"),
+            "{path}: {text}"
+        );
+        let kind = answer.header("content-type");
+        assert!(
+            kind.starts_with("application/") && kind.ends_with("json"),
+            "{kind}"
+        );
+        let length = answer.header("content-length");
+        assert_eq!(length, text.len().to_string(), "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

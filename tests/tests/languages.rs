@@ -211,6 +211,81 @@ const SEVERAL_FILES: [(&str, [(&str, &str); 2]); 6] = [
     ),
 ];
 
+/// For each compiled language, arguments without which its program would not say hello.
+const COMPILE_ARGS: [(&str, &[&str], &str); 6] = [
+    (
+        "typescript",
+        &["--target", "es5"],
+        "class A {}\nconsole.log(String(A).startsWith('function') ? 'hello' : String(A));",
+    ),
+    (
+        "java",
+        &["-parameters"],
+        "public class Main {
+            static void f(String hello) {}
+            public static void main(String[] a) throws Exception {
+                System.out.println(Main.class.getDeclaredMethod(\"f\", String.class).getParameters()[0].getName());
+            }
+        }",
+    ),
+    (
+        "c",
+        &["-O0", "-std=c99", "-DGREETING=\"hello\""],
+        "#include <stdio.h>
+        #if defined(__OPTIMIZE__) || __STDC_VERSION__ != 199901L
+        #error
+        #endif
+        int main(void) { puts(GREETING); }",
+    ),
+    (
+        "cpp",
+        &["-O0", "-std=c++17", "-DGREETING=\"hello\""],
+        "#include <bits/stdc++.h>
+        static_assert(__cplusplus == 201703L);
+        int main() { std::cout << GREETING << std::endl; }",
+    ),
+    (
+        "go",
+        &["-ldflags=-X main.greeting=hello"],
+        "package main\nvar greeting string\nfunc main() { print(greeting, \"\\n\") }",
+    ),
+    (
+        "rust",
+        &["--cfg", "greets", "-C", "opt-level=0"],
+        "#[cfg(greets)] fn main() { println!(\"hello\") }",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_compiler_takes_arguments_of_the_job() {
+    let Some(_engine) = Engine::find("arguments for compilers").await else {
+        return;
+    };
+    let mut cluster = Cluster::start(Plan::new(Executor::Docker)).await;
+    let all = languages(&cluster).await;
+    let compiled = all.iter().filter(|language| language["compiled"] == true);
+    let names: Vec<_> = compiled.filter_map(|l| l["name"].as_str()).collect();
+    assert_eq!(names, COMPILE_ARGS.map(|(name, ..)| name));
+    for (language, args, source) in COMPILE_ARGS {
+        let mut job = json!({
+            "language": language,
+            "source": source,
+            "compile_args": args,
+            "limits": { "cpu_ms": 20_000, "wall_ms": 60_000 },
+        });
+        let done = cluster.any().run(&job).await;
+        assert_eq!(done["verdict"], "accepted", "{language}: {done}");
+        // Go's `print` prints to stderr.
+        let printed = [&done["stdout"], &done["stderr"]];
+        assert!(printed.contains(&&json!("hello\n")), "{language}: {done}");
+        assert_eq!(done["compile_args"], json!(args));
+        job["compile_args"] = json!(["--no-such-argument"]);
+        let done = cluster.any().run(&job).await;
+        assert_eq!(done["verdict"], "compile_error", "{language}: {done}");
+    }
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_of_several_files_find_their_parts() {
     let Some(_engine) = Engine::find("programs of several files").await else {

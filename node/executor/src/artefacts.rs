@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
 
 use bytes::Bytes;
+use quorun_ledger::codec;
 use quorun_ledger::job::Compile;
-use quorun_ledger::{codec, language::Language};
 use quorun_warden::protocol::VERSION;
 
 use crate::task::{self, Task};
@@ -47,8 +47,8 @@ impl Key {
         // Nobody learns from the compiler's speed what others have submitted.
         part(spec.owner_name().unwrap_or_default().as_bytes());
         part(spec.isolation_key.as_deref().unwrap_or_default().as_bytes());
-        let command = language.compile.as_deref().unwrap_or_default();
-        let command = Language::command(command, &spec.entrypoint, &spec.files);
+        let command = language.compile_command(&spec.entrypoint, &spec.files, &spec.compile_args);
+        let command = command.unwrap_or_default();
         part(&(command.len() as u64).to_be_bytes());
         for word in &command {
             part(word.as_bytes());

@@ -176,11 +176,13 @@ pub(crate) fn request(task: &Task, limits: &job::Limits, program: Program) -> Ru
             names: task.outputs().to_vec(),
             bytes: limits.output_kb.saturating_mul(1024),
         },
-        compile: language.compile.as_ref().map(|command| Step {
-            argv: Language::command(command, &spec.entrypoint, &spec.files),
-            env: language_env().collect(),
-            limits: compile,
-        }),
+        compile: language
+            .compile_command(&spec.entrypoint, &spec.files, &spec.compile_args)
+            .map(|argv| Step {
+                argv,
+                env: language_env().collect(),
+                limits: compile,
+            }),
         run: Step {
             argv,
             env: language_env()

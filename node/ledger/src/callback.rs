@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// A delivery is tried no more often.
 pub const MAX_ATTEMPTS: usize = 8;
+/// Nor is it sent again on demand once it was tried so often: its log must not grow for ever.
+pub const MAX_ON_DEMAND: usize = 64;
 /// What an attempt's error may have at most, characters.
 const MAX_ERROR: usize = 200;
 

@@ -104,6 +104,10 @@ impl Batch {
 }
 
 /// The only ways in which the ledger changes.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most commands are submissions and results, and none is kept in memory"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Accepts a job and queues it.
@@ -119,6 +123,12 @@ pub enum Command {
     /// Accepts several jobs, all of them or none. Also how a single job is submitted whose rules an earlier version did not
     /// have: such a version does not know this command, and stops instead of queueing the job in some other way.
     SubmitAll {
+        /// The jobs, in the order in which they are queued.
+        jobs: Vec<Submission>,
+    },
+    /// As `SubmitAll`, of jobs of which some have arguments for the compiler. A version that would leave those out does not
+    /// know this command, and stops instead.
+    SubmitCompiled {
         /// The jobs, in the order in which they are queued.
         jobs: Vec<Submission>,
     },
@@ -217,6 +227,12 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_ms: Option<u64>,
     },
+    /// Has a delivery sent now that was received, given up, or is to be sent later. An earlier version does not know this
+    /// command, and stops.
+    CallbackAgain {
+        /// The job.
+        job: JobId,
+    },
     /// Defines a language, or defines it anew. What is in here goes before what the nodes' files say.
     SetLanguage {
         /// Its image as it was named.
@@ -295,12 +311,23 @@ pub enum Command {
 }
 
 impl Command {
+    /// The command that accepts these jobs, all or none: one that every version knows which would run them alike.
+    #[must_use]
+    pub fn submit_all(jobs: Vec<Submission>) -> Self {
+        if jobs.iter().any(|job| !job.spec.compile_args.is_empty()) {
+            Self::SubmitCompiled { jobs }
+        } else {
+            Self::SubmitAll { jobs }
+        }
+    }
+
     /// The command's name, for logs.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Submit { .. } => "submit",
             Self::SubmitAll { .. } => "submit_all",
+            Self::SubmitCompiled { .. } => "submit_compiled",
             Self::Assign { .. } => "assign",
             Self::Complete { .. } => "complete",
             Self::Release { .. } => "release",
@@ -312,6 +339,7 @@ impl Command {
             Self::Remove { .. } => "remove",
             Self::Configure { .. } => "configure",
             Self::CallbackTried { .. } => "callback_tried",
+            Self::CallbackAgain { .. } => "callback_again",
             Self::SetLanguage { .. } => "set_language",
             Self::DisableLanguage { .. } => "disable_language",
             Self::RemoveLanguage { .. } => "remove_language",
@@ -379,6 +407,8 @@ pub enum Reply {
     Completed(Completion),
     /// The job has ended as cancelled.
     Cancelled,
+    /// The delivery is due.
+    CallbackDue,
     /// The node's announcement or loss was taken; so many attempts went back to the queue or ended.
     Node {
         /// Attempts that the node no longer holds.
@@ -531,6 +561,9 @@ pub enum Rejection {
         /// How many may.
         limit: u64,
     },
+    /// The job has no callback, has not finished, or its delivery was tried as often as it may be on demand.
+    #[error("there is nothing to be sent")]
+    NotDeliverable,
     /// A newer process of the node has announced itself.
     #[error("incarnation {current} of the node has announced itself since")]
     StaleIncarnation {

@@ -197,6 +197,9 @@ pub struct JobSpec {
     /// Arguments after the language's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
+    /// Arguments of the compile step, where the language's command has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compile_args: Vec<String>,
     /// Added to the environment of the run step.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -241,6 +244,7 @@ impl JobSpec {
             && self.outputs.is_empty()
             && !self.interactive
             && self.definition.is_none()
+            && self.compile_args.is_empty()
     }
 
     /// Whose sandboxes it may share, if not everybody's: an isolation key is its owner's own, whatever keys others use.
@@ -267,7 +271,8 @@ impl JobSpec {
             .iter()
             .map(|f| f.name.len() + f.content.len())
             .sum();
-        let args: usize = self.args.iter().map(String::len).sum();
+        let args = self.args.iter().chain(&self.compile_args);
+        let args: usize = args.map(String::len).sum();
         let env: usize = self.env.iter().map(|(k, v)| k.len() + v.len()).sum();
         let tests: usize = self
             .tests
@@ -580,6 +585,9 @@ pub struct Job {
     /// Somebody is to be told that it has finished: there is a delivery.
     #[serde(default, skip_serializing_if = "is_false")]
     pub callback: bool,
+    /// What was submitted has arguments for the compiler.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub compile_args: bool,
 }
 
 impl Job {
@@ -688,6 +696,7 @@ mod tests {
             "callback",
             "interactive",
             "terminal",
+            "compile_args",
         ] {
             assert!(!holds(&spec, name) && !holds(&output, name), "{name}");
         }
@@ -698,7 +707,7 @@ mod tests {
     fn a_job_is_plain_while_it_has_nothing_new() {
         let plain = JobSpec::default();
         assert!(plain.is_plain());
-        let changes: [fn(&mut JobSpec); 7] = [
+        let changes: [fn(&mut JobSpec); 8] = [
             |spec| spec.priority = Priority::High,
             |spec| spec.callback = Some(Callback::default()),
             |spec| spec.owner = Some(Owner::default()),
@@ -706,6 +715,7 @@ mod tests {
             |spec| spec.checker = Checker::Exact,
             |spec| spec.outputs.push("a".to_owned()),
             |spec| spec.interactive = true,
+            |spec| spec.compile_args.push("-g".to_owned()),
         ];
         for (n, change) in changes.iter().enumerate() {
             let mut spec = plain.clone();

@@ -15,6 +15,8 @@ pub const SOURCES_PLACEHOLDER: &str = "{sources}";
 /// Stands for the entrypoint's file name without its extension: what some compilers name
 /// their output by.
 pub const STEM_PLACEHOLDER: &str = "{stem}";
+/// A word of its own in the compile step's command: stands for a job's own arguments for the compiler.
+pub const COMPILE_ARGS_PLACEHOLDER: &str = "{compile_args}";
 
 /// How programs of one language are run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,6 +133,40 @@ impl Language {
             || self.aliases.iter().any(|a| a.eq_ignore_ascii_case(name))
     }
 
+    /// The command of the compile step, if there is one, for a job with these files and these arguments for the compiler. A
+    /// command that does not say where those go has them before the first word with the source in it: behind its own, so that
+    /// they hold where two contradict each other, and where also compilers look that read no options behind a file.
+    #[must_use]
+    pub fn compile_command(
+        &self,
+        entrypoint: &str,
+        files: &[SourceFile],
+        compile_args: &[String],
+    ) -> Option<Vec<String>> {
+        let template = self.compile.as_deref()?;
+        let says_where = |word: &String| word == COMPILE_ARGS_PLACEHOLDER;
+        let has_source = |word: &String| {
+            word == SOURCES_PLACEHOLDER
+                || word.contains(SOURCE_PLACEHOLDER)
+                || word.contains(STEM_PLACEHOLDER)
+        };
+        let (place, behind) = template.iter().position(says_where).map_or_else(
+            || {
+                // The first word is the compiler itself.
+                let source = template.iter().skip(1).position(has_source);
+                let place = source.map_or(template.len(), |n| n + 1);
+                (place, place)
+            },
+            |place| (place, place + 1),
+        );
+        let (before, rest) = template.split_at(place);
+        let behind = &rest[behind - place..];
+        let mut command = Self::command(before, entrypoint, files);
+        command.extend_from_slice(compile_args);
+        command.extend(Self::command(behind, entrypoint, files));
+        Some(command)
+    }
+
     /// A command of this language for a job with these files.
     #[must_use]
     pub fn command(template: &[String], entrypoint: &str, files: &[SourceFile]) -> Vec<String> {
@@ -191,6 +227,73 @@ mod tests {
         assert_eq!(command(&["{stem}"], "v1.2/program", &[]), ["v1.2/program"]);
         assert_eq!(command(&["{stem}"], ".hidden", &[]), [".hidden"]);
         assert_eq!(command(&["{source}"], "{stem}.py", &[]), ["{stem}.py"]);
+    }
+
+    fn compiled(template: &[&str], compile_args: &[&str]) -> Vec<String> {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let language = Language {
+            name: "x".to_owned(),
+            aliases: Vec::new(),
+            title: String::new(),
+            image: String::new(),
+            source: "a.c".to_owned(),
+            compile: Some(words(template)),
+            run: Vec::new(),
+            env: BTreeMap::new(),
+            zygote: BTreeMap::new(),
+            extensions: Vec::new(),
+            limits: Limits::default(),
+            compile_limits: StepLimits {
+                cpu_ms: 1,
+                wall_ms: 1,
+            },
+            example: String::new(),
+            version_command: None,
+        };
+        let compile_args: Vec<String> = words(compile_args);
+        let command = language.compile_command("a.c", &[], &compile_args);
+        assert_eq!(
+            Language {
+                compile: None,
+                ..language
+            }
+            .compile_command("a.c", &[], &compile_args),
+            None
+        );
+        command.unwrap()
+    }
+
+    #[test]
+    fn arguments_for_the_compiler_go_where_its_command_says() {
+        let template = ["cc", "-O2", "{sources}", "{compile_args}", "-lm"];
+        assert_eq!(
+            compiled(&template, &["-O0", "{source}"]),
+            ["cc", "-O2", "a.c", "-O0", "{source}", "-lm"]
+        );
+        assert_eq!(compiled(&template, &[]), ["cc", "-O2", "a.c", "-lm"]);
+        // Only as a word of its own, and only once.
+        assert_eq!(
+            compiled(&["cc", "x{compile_args}", "{source}"], &["-g"]),
+            ["cc", "x{compile_args}", "-g", "a.c"]
+        );
+    }
+
+    #[test]
+    fn a_command_that_does_not_say_where_has_them_before_the_source() {
+        for (template, expected) in [
+            (
+                &["cc", "-o", "main", "{sources}", "-lm"][..],
+                &["cc", "-o", "main", "-g", "a.c", "-lm"][..],
+            ),
+            (
+                &["go", "build", "-o={stem}", "{source}"],
+                &["go", "build", "-g", "-o=a", "a.c"],
+            ),
+            (&["make"], &["make", "-g"]),
+            (&["{source}", "x"], &["a.c", "x", "-g"]),
+        ] {
+            assert_eq!(compiled(template, &["-g"]), expected);
+        }
     }
 
     #[test]

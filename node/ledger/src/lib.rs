@@ -58,7 +58,7 @@ pub use node::{Admission, Node, NodeId};
 pub use owner::{Owner, OwnerLoad};
 pub use priority::{Priority, Waiting};
 pub use rounds::{Rounds, Turn};
-pub use rules::{BY_AGE, BY_OWNER, BY_RECORDS, MAX_LANGUAGES, PURGED_MS, RULES};
+pub use rules::{BY_AGE, BY_OWNER, BY_RECORDS, CANCELLED, MAX_LANGUAGES, PURGED_MS, RULES};
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
 pub use transaction::{Applied, Transaction, Writes};

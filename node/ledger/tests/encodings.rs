@@ -271,6 +271,14 @@ fn judged_spec() -> JobSpec {
     }
 }
 
+/// With arguments for the compiler.
+fn compiled_spec() -> JobSpec {
+    JobSpec {
+        compile_args: vec!["-O0".to_owned(), "-lpthread".to_owned()],
+        ..spec("c")
+    }
+}
+
 fn checked_by(checker: Checker) -> JobSpec {
     JobSpec {
         checker,
@@ -473,6 +481,12 @@ fn sample(name: &str) -> Result<Vec<u8>, Box<dyn Error>> {
         "exact-spec" => encode(&checked_by(Checker::Exact)),
         "tokens-spec" => encode(&checked_by(Checker::Tokens)),
         "floats-spec" => encode(&checked_by(floats())),
+        "compiled-spec" => encode(&compiled_spec()),
+        "compiled-job" => {
+            let mut ledger = Ledger::default();
+            ledger.run(sample_command("submit-compiled").ok_or("no such command")?);
+            encode(&ledger.view().job(id(1))?)
+        }
         "output" => encode(&full_result().output),
         "plain-output" => encode(&result("x").output),
         "node" => encode(&view.node(1)?),
@@ -611,12 +625,18 @@ fn sample_command(name: &str) -> Option<Command> {
                 },
             ],
         },
+        "submit-compiled" => Command::submit_all(vec![Submission {
+            id: id(1),
+            spec: compiled_spec(),
+            key: None,
+        }]),
         "callback-tried" => Command::CallbackTried {
             job: id(1),
             attempt: 2,
             outcome: full_attempt(),
             retry_ms: Some(3),
         },
+        "callback-again" => Command::CallbackAgain { job: id(1) },
         "assign" => Command::Assign {
             job: id(1),
             node: 2,
@@ -707,6 +727,7 @@ fn sample_reply(name: &str) -> Option<Reply> {
         "committed" => Reply::Completed(Completion::Committed),
         "fenced" => Reply::Completed(Completion::Fenced),
         "cancelled" => Reply::Cancelled,
+        "callback-due" => Reply::CallbackDue,
         "node-reply" => Reply::Node { requeued: 1 },
         "admitted" => Reply::Admitted { node: 1 },
         "configured" => Reply::Configured,
@@ -749,6 +770,7 @@ fn sample_reply(name: &str) -> Option<Reply> {
                 limit: 400,
             });
         }
+        "not-deliverable" => return rejected(Rejection::NotDeliverable),
         "no-room" => return rejected(Rejection::NoRoom),
         "stale-incarnation" => return rejected(Rejection::StaleIncarnation { current: 1 }),
         _ => return None,

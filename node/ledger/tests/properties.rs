@@ -83,6 +83,7 @@ fn command() -> impl Strategy<Value = Command> {
                 outcome: DeliveryAttempt { at_ms: 7, status, error: Some("e".repeat(300)) },
                 retry_ms,
             }),
+        1 => job.clone().prop_map(|n| Command::CallbackAgain { job: id(n) }),
         1 => job.prop_map(|n| Command::Cancel { job: id(n) }),
         2 => (node.clone(), 1..4_u64, 1..4_u32).prop_map(|(n, i, s)| node_up(n, i, s)),
         1 => (node.clone(), 1..4_u64).prop_map(|(node, incarnation)| Command::NodeLost { node, incarnation }),

@@ -472,6 +472,32 @@ fn all(commands: impl IntoIterator<Item = Command>) -> Command {
 }
 
 #[test]
+fn who_would_leave_arguments_for_the_compiler_out_does_not_know_the_command() {
+    let job = |number: u8, compile_args: &[&str]| {
+        let mut job = submission(submit(number));
+        job.spec.compile_args = compile_args.iter().map(|arg| (*arg).to_owned()).collect();
+        job
+    };
+    let plain = Command::submit_all(vec![job(1, &[]), job(2, &[])]);
+    assert_eq!(plain.name(), "submit_all");
+    let compiled = Command::submit_all(vec![job(3, &[]), job(4, &["-g"])]);
+    assert_eq!(compiled.name(), "submit_compiled");
+    let mut ledger = Ledger::default();
+    for (command, first) in [(plain, 1), (compiled, 3)] {
+        let taken = |number| Taken {
+            job: id(number),
+            joined: false,
+        };
+        let jobs = vec![taken(first), taken(first + 1)];
+        assert_eq!(ledger.run(command).0, Reply::SubmittedAll { jobs });
+    }
+    let says = |number| ledger.view().job(id(number)).unwrap().unwrap().compile_args;
+    assert_eq!([1, 2, 3, 4].map(says), [false, false, false, true]);
+    let kept = ledger.view().spec(id(4)).unwrap().unwrap();
+    assert_eq!(kept.compile_args, ["-g"]);
+}
+
+#[test]
 fn several_jobs_of_an_owner_are_taken_together_or_not_at_all() {
     let mut ledger = Ledger::default();
     ledger.run(owned(1, "a", Some("k")));
@@ -968,6 +994,95 @@ fn a_delivery_is_tried_until_it_is_received_or_was_tried_often_enough() {
     assert_eq!(ledger.run(tried(3, 1, None, None)).0, committed);
     assert_eq!(state(&ledger, 3), DeliveryState::Failed);
     assert_eq!(ledger.view().next_due().unwrap(), None);
+}
+
+#[test]
+fn a_delivery_is_sent_again_on_demand() {
+    let mut ledger = Ledger::default();
+    let callback = Some(Callback {
+        url: "https://host/".to_owned(),
+        ..Callback::default()
+    });
+    let submission = |n: u8, callback| Command::Submit {
+        id: id(n),
+        spec: JobSpec {
+            callback,
+            ..common::spec("python")
+        },
+        key: None,
+    };
+    ledger.batch(vec![submission(1, callback), submission(2, None)]);
+    for limit in [0, 9, 9] {
+        ledger.run(Command::OrderByAge { limit });
+        ledger.run(Command::Reweigh { limit });
+    }
+    assert_eq!(ledger.view().counters().unwrap().weights, Weights::Records);
+    let again = |n: u8| Command::CallbackAgain { job: id(n) };
+    let mut attempt = 0;
+    let mut tried = |status| {
+        attempt += 1;
+        Command::CallbackTried {
+            job: id(1),
+            attempt,
+            outcome: DeliveryAttempt {
+                at_ms: 5,
+                status,
+                error: None,
+            },
+            retry_ms: Some(1_000),
+        }
+    };
+    let nothing = Reply::Rejected(Rejection::NotDeliverable);
+    assert_eq!(ledger.run(again(1)).0, nothing, "it has not finished");
+    ledger.batch(vec![
+        Command::Cancel { job: id(1) },
+        Command::Cancel { job: id(2) },
+    ]);
+    assert_eq!(ledger.run(again(2)).0, nothing, "it has no callback");
+    let unknown = Reply::Rejected(Rejection::UnknownJob);
+    assert_eq!(ledger.run(again(3)).0, unknown);
+    let due = |ledger: &Ledger| ledger.view().next_due().unwrap();
+    let undelivered = |ledger: &Ledger| {
+        let counters = ledger.view().counters().unwrap();
+        assert_eq!(
+            counters.undelivered_bytes > 0,
+            !ledger.view().oldest_undelivered(9).unwrap().is_empty()
+        );
+        counters.undelivered_bytes > 0
+    };
+
+    // One that was received; what is asked for twice is the same.
+    ledger.run(tried(Some(200)));
+    assert_eq!((due(&ledger), undelivered(&ledger)), (None, false));
+    ledger.time_ms += 10;
+    for _ in 0..2 {
+        let (reply, events) = ledger.run(again(1));
+        assert_eq!(reply, Reply::CallbackDue);
+        assert!(events.contains(&Event::CallbackDue { job: id(1) }));
+        let now = ledger.time_ms;
+        assert_eq!((due(&ledger), undelivered(&ledger)), (Some(now), true));
+    }
+    // One that is to be sent later is sent now.
+    ledger.run(tried(Some(500)));
+    assert_eq!(due(&ledger), Some(ledger.time_ms + 1_000));
+    ledger.run(again(1));
+    assert_eq!(due(&ledger), Some(ledger.time_ms));
+    // One that was given up: once for each demand, and not for ever.
+    for _ in 2..8 {
+        ledger.run(tried(None));
+    }
+    let delivery = |ledger: &Ledger| ledger.view().delivery(id(1)).unwrap().unwrap();
+    for attempts in 8..64 {
+        let before = delivery(&ledger);
+        assert_eq!(before.state, DeliveryState::Failed);
+        assert_eq!(before.attempts.len(), attempts);
+        assert_eq!((due(&ledger), undelivered(&ledger)), (None, false));
+        assert_eq!(ledger.run(again(1)).0, Reply::CallbackDue);
+        assert!(undelivered(&ledger));
+        ledger.run(tried(None));
+    }
+    assert_eq!(ledger.run(again(1)).0, nothing);
+    assert_eq!(delivery(&ledger).attempts.len(), 64);
 }
 
 #[test]

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
-use quorun_consensus::{Handle, ProposeError, ReadError};
+use quorun_consensus::{Handle, LedgerStore, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
     Command, Delivery, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId,
-    Output, Owner, Priority, QueueBound, Rejection, Reply, Submission, Taken, TestCase,
+    Output, Owner, Priority, QueueBound, Rejection, Reply, StoreError, Submission, Taken, TestCase,
+    View,
 };
 use tracing::info;
 
@@ -97,6 +98,9 @@ pub enum Error {
         "finished jobs cannot be removed yet: some nodes run an older program that does not know how"
     )]
     OlderNodes,
+    /// Its end cannot be told again.
+    #[error("job {0} has nothing that could be sent again")]
+    NotDeliverable(JobId),
     /// Nothing was changed: no leader was reached.
     #[error("no leader was reached within {DEADLINE:?}; nothing was changed")]
     NoLeader,
@@ -189,6 +193,8 @@ pub struct Details {
     pub waits: Option<Waits>,
     /// How its end is told to whoever wants to be told.
     pub callback: Option<Delivery>,
+    /// Its arguments for the compiler.
+    pub compile_args: Vec<String>,
 }
 
 /// What a queued job can expect.
@@ -511,6 +517,20 @@ impl Jobs {
             .ok_or(Error::Unknown { job })
     }
 
+    /// Has a job's end told again, or now.
+    ///
+    /// # Errors
+    /// When there is no such job, nothing to be told, or the cluster did not confirm.
+    pub async fn tell_again(&self, job: JobId) -> Result<Details, Error> {
+        let command = Command::CallbackAgain { job };
+        match self.inner.propose(command, job).await? {
+            Reply::CallbackDue => self.get(job, false).await,
+            Reply::Rejected(Rejection::UnknownJob) => Err(Error::NotFound(job)),
+            Reply::Rejected(Rejection::NotDeliverable) => Err(Error::NotDeliverable(job)),
+            _ => Err(Error::Unknown { job }),
+        }
+    }
+
     /// Follows a job that is known to have been accepted, behind what was heard of it already: what it prints while it
     /// prints it, and its end, or only what there is of that now.
     pub fn follow(
@@ -711,15 +731,26 @@ impl Inner {
             } else {
                 None
             };
+            let compile_args = compile_args(view, &job)?;
             Ok(Some(Details {
                 job,
                 output,
                 waits: None,
                 callback,
+                compile_args,
             }))
         });
         Ok(details.await?)
     }
+}
+
+/// A job's arguments for the compiler. What was submitted is large and only looked at where there are some.
+fn compile_args(view: &View<LedgerStore>, job: &Job) -> Result<Vec<String>, StoreError> {
+    if !job.compile_args {
+        return Ok(Vec::new());
+    }
+    let spec = view.spec(job.id)?;
+    Ok(spec.map(|spec| spec.compile_args).unwrap_or_default())
 }
 
 /// The command that submits one job. What earlier versions would not queue in the same way goes as a command that they do
@@ -729,7 +760,7 @@ fn submission(id: JobId, spec: JobSpec, key: Option<IdempotencyKey>) -> Command 
         return Command::Submit { id, spec, key };
     }
     let jobs = vec![Submission { id, spec, key }];
-    Command::SubmitAll { jobs }
+    Command::submit_all(jobs)
 }
 
 /// Waits for it at most until `deadline`; `None` when time is up.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use quorun_ledger::language::COMPILE_ARGS_PLACEHOLDER;
 use quorun_ledger::{Language, Limits, StepLimits};
 use serde::Deserialize;
 use serde_json::Value;
@@ -340,6 +341,7 @@ pub fn define(
         ("version_command", entry.version_command.as_ref()),
     ] {
         command.map_or(Ok(()), |command| is_command(field, command))?;
+        command.map_or(Ok(()), |command| takes_compile_args(field, command))?;
     }
     let is_file = !entry.source.is_empty()
         && entry.source.len() <= MAX_SOURCE
@@ -503,6 +505,25 @@ fn is_command(field: &str, command: &[String]) -> Result<(), Mistake> {
         Some(word) if word.len() > MAX_WORD => Err(Mistake::many(field, word.len(), MAX_WORD)),
         Some(_) => Err(Mistake::new(field, format!("{field} has a NUL byte"))),
         None => Ok(()),
+    }
+}
+
+/// That the place of a job's arguments for the compiler is one: behind the compiler, and in no other command.
+fn takes_compile_args(field: &str, command: &[String]) -> Result<(), Mistake> {
+    let places = command
+        .iter()
+        .enumerate()
+        .filter(|(_, word)| word.contains(COMPILE_ARGS_PLACEHOLDER));
+    let places: Vec<(usize, &String)> = places.collect();
+    match places[..] {
+        [] => Ok(()),
+        [(n, word)] if n > 0 && field == "compile" && word == COMPILE_ARGS_PLACEHOLDER => Ok(()),
+        _ => Err(Mistake::new(
+            field,
+            format!(
+                "{field}: {COMPILE_ARGS_PLACEHOLDER} may be there once, as a word of its own of compile, behind the compiler"
+            ),
+        )),
     }
 }
 

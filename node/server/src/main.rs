@@ -41,6 +41,7 @@ mod scheduler;
 mod settings;
 #[cfg(test)]
 mod simulation;
+mod steps;
 mod talk;
 mod telemetry;
 mod watchers;

@@ -26,7 +26,7 @@ use crate::pressure::{Full, Pressure, Thing, Whose};
 use crate::process::{self, Process};
 
 /// The routes that are counted; everything else is `other`.
-pub const ROUTES: [(&str, &str); 33] = [
+pub const ROUTES: [(&str, &str); 34] = [
     ("POST", "/lang/{language}"),
     ("POST", "/v1/jobs"),
     ("GET", "/v1/jobs/{id}"),
@@ -35,6 +35,7 @@ pub const ROUTES: [(&str, &str); 33] = [
     ("DELETE", "/v1/jobs"),
     ("GET", "/v1/jobs/{id}/events"),
     ("GET", "/v1/jobs/{id}/attach"),
+    ("POST", "/v1/jobs/{id}/callback"),
     ("POST", "/v1/jobs/batch"),
     ("POST", "/v1/jobs/wait"),
     ("POST", "/v1/jobs/cancel"),

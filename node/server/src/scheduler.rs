@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 use crate::ledger;
 use crate::liveness::Liveness;
 use crate::settings::ClusterSettings;
+use crate::steps::Steps;
 
 /// How long a proposal of the scheduler may take.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -57,6 +58,7 @@ impl Scheduler {
         let mut tick = tokio::time::interval(self.node_timeout / 10);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut expired_at = Instant::now();
+        let mut steps = Steps::default();
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
@@ -70,13 +72,18 @@ impl Scheduler {
             let leading = status.borrow_and_update().leading;
             self.liveness.leading(leading);
             if !leading {
+                steps.forget();
                 continue;
             }
             if let Err(error) = self.look().await {
                 warn!(%error, "the scheduler could not read the ledger");
             }
+            self.watch(&mut steps).await;
             if expired_at.elapsed() >= EXPIRE_EVERY {
-                self.expire().await;
+                self.take_up_rules().await;
+                if steps.are_over(Instant::now()) {
+                    self.expire().await;
+                }
                 expired_at = Instant::now();
             }
         }
@@ -119,9 +126,21 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Looks whether the ledger's time has made a step.
+    async fn watch(&self, steps: &mut Steps) {
+        if steps.is_new() {
+            let read = ledger::read(&self.consensus, |view| Ok(view.counters()?.time_ms));
+            let Ok(time_ms) = read.await else { return };
+            // A ledger without a batch has no time.
+            if time_ms > 0 {
+                steps.saw(Instant::now(), time_ms);
+            }
+        }
+        steps.saw(Instant::now(), self.consensus.time_ms());
+    }
+
     /// Removes what is over its time or its size.
     async fn expire(&self) {
-        self.take_up_rules().await;
         self.remove(over_time).await;
         self.remove(over_size).await;
     }

@@ -392,6 +392,72 @@ async fn a_receiver_that_fails_is_asked_again_but_not_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_callback_is_sent_again_on_demand() {
+    let tokens = Tokens::new();
+    let [own, other, reads, root] = [
+        ("course", "submit"),
+        ("other", "submit"),
+        ("course", "read"),
+        ("root", "admin"),
+    ]
+    .map(|(owner, role)| tokens.draw(owner, role, &[]));
+    let plan = tokens.plan().nodes(3).arg("--callback-backoff-ms=1");
+    let cluster = Cluster::start(plan.arg("--callback-allow-private")).await;
+    let client = |n: u64, token: &str| cluster.client(n).bearing(token);
+    let owner = client(1, &own);
+    let receiver = Receiver::new(&[Answer::Status(503)]).await;
+    let id = owner.submit(&told(&receiver.url())).await;
+    let callback = settled(&owner, &id).await;
+    assert_eq!(callback["state"], "failed", "{callback}");
+    let path = format!("/v1/jobs/{id}/callback");
+
+    // Not by everybody: for others the job is not there.
+    let answer = client(2, &other).post(&path, "").await;
+    answer.problem(404, "unknown-job");
+    let answer = client(2, &reads).post(&path, "").await;
+    answer.problem(403, "not-allowed");
+    assert_eq!(receiver.received().len(), 8);
+
+    // By its owner and by an admin, at any node; also when it was received.
+    receiver.answer_from_now_on(Answer::Status(200));
+    for (n, asks) in [(9, client(2, &own)), (10, client(3, &root))] {
+        let job = asks.post(&path, "").await.expect(202);
+        assert_eq!(job["id"], id.as_str());
+        eventually("it is received", async || {
+            let callback = owner.job(&id).await["callback"].clone();
+            let attempts = callback["attempts"].as_array().map(Vec::len);
+            if callback["state"] == "delivered" && attempts == Some(n) {
+                Ok(())
+            } else {
+                Err(callback)
+            }
+        })
+        .await;
+        let received = receiver.received();
+        assert_eq!(received.len(), n);
+        let last = received.last().expect("the last");
+        assert_eq!(last.header("quorun-attempt"), n.to_string());
+        assert_eq!(last.header("quorun-delivery"), id);
+    }
+
+    // What has nothing to be sent says so.
+    let plain = owner.submit(&job("bash", "echo")).await;
+    owner.finished(&plain).await;
+    let mut waits = told(&receiver.url());
+    waits["source"] = json!("sleep 60");
+    let waits = owner.submit(&waits).await;
+    for (id, says) in [(plain, "has no callback"), (waits, "has not finished")] {
+        let answer = owner.post(&format!("/v1/jobs/{id}/callback"), "").await;
+        let problem = answer.problem(409, "not-deliverable");
+        let detail = problem["detail"].as_str().expect("a detail");
+        assert!(detail.contains(&id) && detail.contains(says), "{problem}");
+    }
+    let path = "/v1/jobs/01900000-0000-7000-8000-000000000000/callback";
+    let answer = client(1, &root).post(path, "").await;
+    answer.problem(404, "unknown-job");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_delivery_outlives_the_leader_that_began_it() {
     let mut cluster = Cluster::start(plan(3).arg("--callback-allow-private")).await;
     let receiver = Receiver::new(&[Answer::Nothing]).await;
@@ -479,6 +545,8 @@ async fn what_is_not_on_the_public_internet_is_not_told_unless_allowed() {
         let answer = client.post_json("/v1/jobs", &told(&url)).await;
         let problem = answer.problem(422, "invalid-request");
         assert_eq!(problem["field"], "callback.url", "{url}");
+        let detail = problem["detail"].as_str().expect("a detail");
+        assert!(detail.contains("--callback-allow-private"), "{detail}");
     }
 }
 

@@ -357,6 +357,7 @@ async fn what_is_wrong_with_tests_checkers_and_outputs_is_said() {
     };
     let large = "x".repeat(2049);
     let half = "x".repeat(2000);
+    let half_of_source = "x".repeat(33 << 10);
     for (job, status, kind, field) in [
         (with(json!({ "tests": 3 })), 422, "invalid-request", "tests"),
         (
@@ -614,6 +615,15 @@ async fn what_is_wrong_with_tests_checkers_and_outputs_is_said() {
             413,
             "too-large",
             "checker.source",
+        ),
+        (
+            program(json!({ "source": null, "files": [
+                { "name": "a", "content": half_of_source },
+                { "name": "b", "content": half_of_source },
+            ] })),
+            413,
+            "too-large",
+            "checker.files",
         ),
         (
             program(json!({ "entrypoint": "b" })),

@@ -374,5 +374,5 @@ echo behind
     }
     let path = format!("/v1/jobs/{id}/events?follow=later");
     let problem = client.get(&path).await.problem(422, "invalid-request");
-    assert_eq!(problem["field"], "query", "{problem}");
+    assert_eq!(problem["field"], "follow", "{problem}");
 }

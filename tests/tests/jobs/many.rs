@@ -315,7 +315,7 @@ async fn lists_have_filters_and_cursors_of_their_own() {
             "submitted_after=2026-01-02T00:00:00Z&submitted_before=2026-01-01T00:00:00Z".to_owned(),
             "submitted_before",
         ),
-        ("colour=red".to_owned(), "query"),
+        ("colour=red".to_owned(), "colour"),
         ("consistency=maybe".to_owned(), "consistency"),
         ("label=a&".repeat(101), "query"),
         ((0..17).map(|n| format!("label={n}&")).collect(), "label"),
@@ -416,7 +416,7 @@ async fn jobs_are_cancelled_by_label_and_by_id() {
         ("", "query"),
         ("?limit=3", "query"),
         ("?state=finished", "state"),
-        ("?label=contest&verdict=accepted", "query"),
+        ("?label=contest&verdict=accepted", "verdict"),
         ("?label=contest&limit=1001", "limit"),
         ("?label=contest&cursor=x", "cursor"),
     ] {

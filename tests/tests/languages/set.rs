@@ -319,9 +319,44 @@ async fn one_that_no_node_can_run_is_not_offered_and_says_why() {
     }
     for client in cluster.clients() {
         sees(client, "nowhere", set["version"].as_u64().unwrap()).await;
-        let refused = client.post_json("/v1/jobs", &job("nowhere", "1")).await;
-        assert_eq!(refused.header("retry-after"), "1");
-        refused.problem(503, "language-not-ready");
+        let nowhere = job("nowhere", "1");
+        // What the nodes have said is told for a moment, also what they said before they knew of it.
+        let refused = eventually("all have said that they cannot", async || {
+            let answer = client.post_json("/v1/jobs", &nowhere).await;
+            if answer.status == 503 {
+                assert_eq!(answer.header("retry-after"), "1");
+                return Err(answer.problem(503, "language-not-ready"));
+            }
+            Ok(answer)
+        });
+        let refused = refused.await;
+        // Nothing is to be waited for.
+        assert_eq!(refused.headers.get("retry-after"), None);
+        let problem = refused.problem(422, "language-unavailable");
+        assert_eq!(problem["language"], "nowhere");
+        let nodes = problem["nodes"].as_array().expect("nodes");
+        let named: Vec<_> = nodes
+            .iter()
+            .filter_map(|node| node["node"].as_u64())
+            .collect();
+        assert_eq!(named, [1, 2, 3], "{problem}");
+        for node in nodes {
+            let reason = node["reason"].as_str().unwrap_or_default();
+            assert!(reason.contains("there-is-no-such-command"), "{problem}");
+        }
+        let answer = client.lang("nowhere", "1").await;
+        answer.problem(422, "language-unavailable");
+        for atomic in [false, true] {
+            let jobs = json!([job("nowhere", "1"), job("nowhere", "2")]);
+            let batch = json!({ "jobs": jobs, "atomic": atomic });
+            let answer = client.post_json("/v1/jobs/batch", &batch).await;
+            let problem = if atomic {
+                answer.problem(422, "language-unavailable")
+            } else {
+                answer.expect(200)["jobs"][1]["problem"].clone()
+            };
+            assert_eq!(problem["type"], "urn:quorun:error:language-unavailable");
+        }
     }
     let list = client.get("/v1/jobs?state=queued").await.expect(200);
     assert_eq!(list["jobs"], json!([]), "nothing waits in silence");
@@ -343,6 +378,10 @@ async fn what_is_wrong_with_a_definition_is_said_by_field() {
         ("source", json!("../x")),
         ("source", json!("")),
         ("run", json!([])),
+        ("run", json!(["bash", "{compile_args}"])),
+        ("compile", json!(["{compile_args}", "{source}"])),
+        ("compile", json!(["cc", "-x{compile_args}", "{source}"])),
+        ("compile", json!(["cc", "{compile_args}", "{compile_args}"])),
         ("run", json!("bash x")),
         ("run", json!(vec!["x"; 65])),
         ("run", json!(["x".repeat(5000)])),
@@ -562,7 +601,7 @@ async fn an_image_of_the_engine_becomes_a_language_on_every_node() {
         );
     }
     let refused = client.post_json("/v1/jobs", &job("nowhere", "1")).await;
-    refused.problem(503, "language-not-ready");
+    refused.problem(422, "language-unavailable");
 
     // A node that comes back knows both.
     cluster.node(2).kill();

@@ -471,6 +471,16 @@ macro_rules! suite {
                 language.env.insert("LANGUAGE".into(), "en".into());
                 let result = common::run(&executor, common::task(language, source)).await;
                 assert!(!result.output.compile.unwrap().cached);
+                for args in [&["-DA", "-w"][..], &["-DA-w"], &[]] {
+                    let mut task = common::task(common::c(), source);
+                    task.spec.compile_args = args.iter().map(|arg| (*arg).to_owned()).collect();
+                    let result = common::run(&executor, task).await;
+                    common::assert_prints(&result, b"fresh\n");
+                    let compile = result.output.compile.unwrap();
+                    assert_eq!(compile.cached, args.is_empty(), "{args:?}");
+                    let warned = String::from_utf8_lossy(&compile.stderr).contains("first");
+                    assert_eq!(warned, !args.contains(&"-w"), "{args:?}");
+                }
             });
         }
 

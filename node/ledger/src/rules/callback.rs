@@ -1,7 +1,9 @@
 //! Deliveries: made with the job, due when it finishes, settled by what their attempts came to.
 
-use crate::callback::{Callback, Delivery, DeliveryAttempt, DeliveryState, MAX_ATTEMPTS};
-use crate::command::{Completion, Reply};
+use crate::callback::{
+    Callback, Delivery, DeliveryAttempt, DeliveryState, MAX_ATTEMPTS, MAX_ON_DEMAND,
+};
+use crate::command::{Completion, Rejection, Reply};
 use crate::event::Event;
 use crate::job::{Job, JobId};
 use crate::keys;
@@ -90,6 +92,28 @@ pub(super) fn tried<S: Store>(
     tx.put(keys::delivery(job), &delivery)?;
     grown(tx, job, weight, false)?;
     Ok(Reply::Completed(Completion::Committed))
+}
+
+/// Somebody wants it to be sent now, however it stands: behind what was tried, and as often as is left of what it may be tried
+/// by itself, but once at least. To be asked for the same again changes nothing.
+pub(super) fn again<S: Store>(tx: &mut Transaction<S>, id: JobId) -> Result<Reply, StoreError> {
+    if tx.view().job(id)?.is_none() {
+        return Ok(Reply::Rejected(Rejection::UnknownJob));
+    }
+    let Some(mut delivery) = tx.view().delivery(id)? else {
+        return Ok(Reply::Rejected(Rejection::NotDeliverable));
+    };
+    if delivery.state == DeliveryState::Waiting || delivery.attempts.len() >= MAX_ON_DEMAND {
+        return Ok(Reply::Rejected(Rejection::NotDeliverable));
+    }
+    if let Some(due_ms) = delivery.due_ms.take() {
+        tx.remove(keys::due(due_ms, id))?;
+    }
+    delivery.state = DeliveryState::Pending;
+    schedule(tx, id, delivery, tx.counters.time_ms)?;
+    grown(tx, id, 0, true)?;
+    tx.events.push(Event::CallbackDue { job: id });
+    Ok(Reply::CallbackDue)
 }
 
 /// The log of a job's delivery has become longer; whether it is still to be delivered.

@@ -31,6 +31,7 @@ pub const BY_OWNER: u32 = 3;
 /// the new rules once every node knows them.
 pub const RULES: u32 = BY_OWNER;
 
+pub use cancel::CANCELLED;
 pub use languages::MAX_ENTRIES as MAX_LANGUAGES;
 pub use purge::PURGED_MS;
 
@@ -42,7 +43,9 @@ pub(crate) fn apply<S: Store>(
 ) -> Result<Reply, StoreError> {
     match command {
         Command::Submit { id, spec, key } => submit::submit(tx, id, &spec, key, queue),
-        Command::SubmitAll { jobs } => submit::submit_all(tx, jobs, queue),
+        Command::SubmitAll { jobs } | Command::SubmitCompiled { jobs } => {
+            submit::submit_all(tx, jobs, queue)
+        }
         Command::Assign { job, node } => assign::assign(tx, job, node),
         Command::Complete {
             job,
@@ -90,6 +93,7 @@ pub(crate) fn apply<S: Store>(
             outcome,
             retry_ms,
         } => callback::tried(tx, job, attempt, outcome, retry_ms),
+        Command::CallbackAgain { job } => callback::again(tx, job),
         Command::SetLanguage {
             image,
             language,

@@ -197,6 +197,7 @@ fn accept<S: Store>(
         weight,
         priority: spec.priority,
         callback: spec.callback.is_some(),
+        compile_args: !spec.compile_args.is_empty(),
     };
     jobs::enqueue_back(tx, job)
 }

@@ -77,7 +77,12 @@ impl Lookups {
     }
 
     /// One that asks somebody else than the system, and waits so long.
-    fn with(find: Box<Find>, patience: Duration, allow_private: bool, figures: Figures) -> Self {
+    pub(super) fn with(
+        find: Box<Find>,
+        patience: Duration,
+        allow_private: bool,
+        figures: Figures,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 allow_private,

@@ -22,7 +22,7 @@ use quorun_ledger::callback::MAX_ATTEMPTS;
 use quorun_ledger::{
     Command, Completion, Delivery, DeliveryAttempt, DeliveryState, Due, Job, JobId, JobState, Reply,
 };
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -34,6 +34,7 @@ use crate::scheduler::now_ms;
 use figures::{Attempt, Figures};
 use hand::{Hand, Owner, Turn};
 use places::Places;
+use sender::Receiver;
 pub use sender::{Sender, trusted};
 pub use target::is_public;
 
@@ -82,6 +83,36 @@ struct Room {
     owners: Places<Owner>,
 }
 
+impl Room {
+    fn new() -> Self {
+        Self {
+            all: Semaphore::new(KIB_AT_ONCE as usize),
+            owners: Places::new(KIB_OF_OWNER),
+        }
+    }
+
+    /// Finds the receiver of a delivery, and then takes room for its job, in this order: a name that nobody answers for half a
+    /// minute would otherwise hold room meanwhile, and a few owners with such names all that there is. What is returned beside
+    /// the receiver is the room; `None` does not happen.
+    async fn enter(
+        &self,
+        sender: &Sender,
+        url: &str,
+        owner: &Owner,
+        kib: u32,
+    ) -> Result<(Receiver, Option<Held<'_>>), sender::Error> {
+        let receiver = sender.find(url, owner).await?;
+        let kib = kib.min(KIB_OF_OWNER);
+        let of_owner = self.owners.take(owner.clone(), kib).await;
+        let of_all = self.all.acquire_many(kib).await.ok();
+        let held = of_owner.zip(of_all);
+        Ok((receiver, held))
+    }
+}
+
+/// Room that is taken.
+type Held<'a> = (OwnedSemaphorePermit, SemaphorePermit<'a>);
+
 impl Callbacks {
     /// Runs until the node ends.
     pub async fn run(self) {
@@ -89,10 +120,7 @@ impl Callbacks {
         let mut status = this.consensus.status();
         let mut hand = Hand::default();
         let mut sending: JoinSet<Sent> = JoinSet::new();
-        let room = Arc::new(Room {
-            all: Semaphore::new(KIB_AT_ONCE as usize),
-            owners: Places::new(KIB_OF_OWNER),
-        });
+        let room = Arc::new(Room::new());
         let mut next = Instant::now();
         let mut rest = next;
         // The last that was looked at, while there is more behind it.
@@ -214,33 +242,42 @@ impl Callbacks {
 
     /// Sends one delivery and reports how it went; says in what time it is to be sent again, if it is.
     async fn deliver(&self, id: JobId, room: &Room) -> Result<Option<Duration>, ReadFailed> {
-        let Some(job) = ledger::read(&self.consensus, move |view| view.job(id)).await? else {
-            return Ok(None);
-        };
-        // Its output is in memory from here on, once as it is and once as text.
-        let kib = u32::try_from(job.weight / 512 + 1).unwrap_or(u32::MAX);
-        let kib = kib.min(KIB_OF_OWNER);
-        let owner = job.owner.clone();
-        let _of_owner = room.owners.take(owner.clone(), kib).await;
-        let Ok(_of_all) = room.all.acquire_many(kib).await else {
-            return Ok(None);
-        };
         let read = ledger::read(&self.consensus, move |view| {
-            let delivery = view.delivery(id)?;
-            let callback = view.spec(id)?.and_then(|spec| spec.callback);
-            Ok((delivery, callback, view.output(id)?.unwrap_or_default()))
+            Ok((view.job(id)?, view.delivery(id)?))
         });
-        let (delivery, callback, output) = read.await?;
-        let (Some(delivery), Some(callback)) = (delivery, callback) else {
+        let (Some(job), Some(delivery)) = read.await? else {
             return Ok(None);
         };
-        if delivery.state != DeliveryState::Pending || job.state != JobState::Finished {
+        if job.state != JobState::Finished || delivery.state != DeliveryState::Pending {
             return Ok(None);
         }
-        let attempt = u32::try_from(delivery.attempts.len() + 1).unwrap_or(u32::MAX);
-        let body = body(job, output, delivery);
-        let sent = self.sender.send(&callback, &owner, id, attempt, body);
-        let sent = sent.await;
+        let attempt = number(&delivery);
+        // Its output is in memory once there is room, once as it is and once as text.
+        let kib = u32::try_from(job.weight / 512 + 1).unwrap_or(u32::MAX);
+        let owner = job.owner.clone();
+        let sent = match room.enter(&self.sender, &delivery.url, &owner, kib).await {
+            Err(error) => Err(error),
+            Ok((_, None)) => return Ok(None),
+            Ok((receiver, Some(_held))) => {
+                let read = ledger::read(&self.consensus, move |view| {
+                    let asked = view
+                        .spec(id)?
+                        .and_then(|spec| Some((spec.callback?, spec.compile_args)));
+                    let output = view.output(id)?.unwrap_or_default();
+                    Ok((view.delivery(id)?, asked, output))
+                });
+                let (Some(delivery), Some((callback, compile_args)), output) = read.await? else {
+                    return Ok(None);
+                };
+                // Another node may have led meanwhile, and sent it.
+                if delivery.state != DeliveryState::Pending || number(&delivery) != attempt {
+                    return Ok(None);
+                }
+                let body = body(job, output, delivery, compile_args);
+                let sent = self.sender.send(receiver, &callback, id, attempt, body);
+                sent.await
+            }
+        };
         let retry_ms = match &sent {
             Err(error) if error.is_final() => None,
             _ => Some(pause_ms(self.backoff, attempt, fastrand::f64())),
@@ -284,13 +321,24 @@ impl Callbacks {
     }
 }
 
+/// The number of the attempt that is next.
+fn number(delivery: &Delivery) -> u32 {
+    u32::try_from(delivery.attempts.len() + 1).unwrap_or(u32::MAX)
+}
+
 /// The finished job, as `GET /v1/jobs/{id}` shows it.
-fn body(job: Job, output: quorun_ledger::Output, delivery: Delivery) -> Vec<u8> {
+fn body(
+    job: Job,
+    output: quorun_ledger::Output,
+    delivery: Delivery,
+    compile_args: Vec<String>,
+) -> Vec<u8> {
     let details = Details {
         job,
         output,
         waits: None,
         callback: Some(delivery),
+        compile_args,
     };
     job_json(&details).to_string().into_bytes()
 }
@@ -307,6 +355,59 @@ fn pause_ms(backoff: Duration, attempt: u32, chance: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn names_that_nobody_answers_take_no_room_from_others() {
+        // Opened when the test has seen what it wanted.
+        let (open, opened) = std::sync::mpsc::channel::<()>();
+        let opened = std::sync::Mutex::new(opened);
+        let find = move |name: &str| {
+            if name.starts_with("hangs") {
+                // Returns when nobody is left who could send.
+                let _ = opened.lock().map(|opened| opened.recv());
+            }
+            Ok(vec![std::net::SocketAddr::from(([8, 8, 8, 8], 0))])
+        };
+        // Nobody waits for as long as that here.
+        let patience = Duration::from_secs(3600);
+        let figures = Figures::default();
+        let lookups = lookup::Lookups::with(Box::new(find), patience, false, figures.clone());
+        let roots = Arc::new(rustls::RootCertStore::empty());
+        let sender = Sender::with(lookups, roots).unwrap();
+        let room = Arc::new(Room::new());
+        let enter = |owner: &str, host: &str| {
+            let (sender, room) = (sender.clone(), Arc::clone(&room));
+            let (owner, url) = (Some(owner.to_owned()), format!("https://{host}/"));
+            // As much as an owner may have: those of two owners are all that there is.
+            tokio::spawn(async move {
+                let entered = room.enter(&sender, &url, &owner, u32::MAX).await;
+                entered.map(|(receiver, held)| (receiver.url.to_string(), held.is_some()))
+            })
+        };
+        let mut slow = Vec::new();
+        for owner in ["greedy", "greedier"] {
+            slow.extend((0..20).map(|n| enter(owner, &format!("hangs{n}.example"))));
+        }
+        // Each of the two has all the threads that it may have, and no more.
+        while figures.threads() < 16 {
+            tokio::task::yield_now().await;
+        }
+        for owner in ["modest", "other"] {
+            let entered = enter(owner, "receiver.example").await.unwrap().unwrap();
+            assert_eq!(entered, ("https://receiver.example/".to_owned(), true));
+        }
+        assert_eq!(figures.threads(), 16);
+        assert!(slow.iter().all(|task| !task.is_finished()));
+        drop(open);
+        for task in slow {
+            assert!(task.await.unwrap().unwrap().1);
+        }
+        // An address that may not be is refused before any room is asked for.
+        let whole = room.all.try_acquire_many(KIB_AT_ONCE).unwrap();
+        let refused = enter("modest", "127.0.0.1").await.unwrap().unwrap_err();
+        assert!(refused.is_final(), "{refused}");
+        drop(whole);
+    }
 
     #[test]
     fn pauses_grow_within_bounds() {

@@ -83,6 +83,13 @@ pub fn trusted(file: Option<&Path>) -> anyhow::Result<RootCertStore> {
     Ok(roots)
 }
 
+/// Where a delivery goes: its URL, and the addresses that were looked at.
+#[derive(Debug)]
+pub struct Receiver {
+    pub(super) url: Url,
+    addresses: Vec<SocketAddr>,
+}
+
 /// Sends deliveries. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Sender {
@@ -100,6 +107,11 @@ impl Sender {
         roots: Arc<RootCertStore>,
         figures: Figures,
     ) -> anyhow::Result<Self> {
+        Self::with(Lookups::new(allow_private, figures), roots)
+    }
+
+    /// One that looks names up in this way.
+    pub(super) fn with(lookups: Lookups, roots: Arc<RootCertStore>) -> anyhow::Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -108,8 +120,18 @@ impl Sender {
             .with_no_client_auth();
         Ok(Self {
             tls: Arc::new(tls),
-            lookups: Lookups::new(allow_private, figures),
+            lookups,
         })
+    }
+
+    /// Finds out where a delivery goes. This may take a while: what a job holds need not be in memory meanwhile.
+    ///
+    /// # Errors
+    /// When there is no address, or none to which anything may be sent.
+    pub async fn find(&self, url: &str, owner: &Owner) -> Result<Receiver, Error> {
+        let url = Url::parse(url).map_err(|_| Error::Malformed)?;
+        let addresses = self.addresses(&url, owner).await?;
+        Ok(Receiver { url, addresses })
     }
 
     /// Where a URL leads: the addresses of its name, or the one that it has, to which the client goes by itself.
@@ -141,17 +163,15 @@ impl Sender {
             .build(https)
     }
 
-    /// Sends a body to whom a callback names, and returns the status of the answer.
+    /// Sends a body to whom a callback names and who was found, and returns the status of the answer.
     pub async fn send(
         &self,
+        Receiver { url, addresses }: Receiver,
         callback: &Callback,
-        owner: &Owner,
         job: JobId,
         attempt: u32,
         body: Vec<u8>,
     ) -> Result<u16, Error> {
-        let url = Url::parse(&callback.url).map_err(|_| Error::Malformed)?;
-        let addresses = self.addresses(&url, owner).await?;
         let request = request(&url, callback, job, attempt, body).ok_or(Error::Malformed)?;
         let answer = tokio::time::timeout(WHOLE, self.client(addresses).request(request))
             .await

@@ -45,7 +45,7 @@ fn need(method: &Method, route: Option<&str>, open_metrics: bool) -> Need {
     let role = match route {
         // What a refusal refers to has to be there for whoever is refused.
         Some("/errors" | "/errors/{type}") if looks => return Need::Nothing,
-        Some("/healthz" | "/readyz" | "/openapi.json" | "/docs") => return Need::Nothing,
+        Some("/" | "/healthz" | "/readyz" | "/openapi.json" | "/docs") => return Need::Nothing,
         Some("/metrics") if open_metrics => return Need::Nothing,
         Some("/metrics" | "/v1/languages" | "/v1/cluster" | "/v1/queue") if looks => Role::Read,
         Some("/lang/{language}") => Role::Submit,

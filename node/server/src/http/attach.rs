@@ -11,10 +11,10 @@
 
 use std::time::Duration;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::rejection::PathRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
@@ -30,6 +30,7 @@ use tokio_tungstenite::tungstenite;
 use self::channel::{CLOSE, SIGNAL, SIZE, STATE, STDERR, STDIN, STDOUT};
 use super::interactive::TerminalRequest;
 use super::problem::{Kind, Problem};
+use super::query::Asked;
 use super::{App, events, gate, job_id, path, view};
 use crate::console::Said;
 use crate::follow::{Followed, Told, Until};
@@ -94,16 +95,12 @@ pub async fn attach(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
     id: Result<Path<String>, PathRejection>,
-    query: Result<Query<events::Params>, QueryRejection>,
+    query: Asked,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let id = job_id(&path(id)?)?;
     let query = events::read(query)?;
-    if query.follow.is_some() {
-        let detail = "follow is for events: whoever attaches hears the program to its end";
-        return Err(Problem::invalid("follow", detail));
-    }
     let last = query.last_event_id(&headers);
     let upgrade = upgrade.map_err(|error| not_a_websocket(&error.body_text()))?;
     let offered = headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL);

@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, Query, State};
-use axum::{Extension, Json};
+use axum::extract::{ConnectInfo, State};
 use futures::future::join_all;
 use http::{HeaderMap, StatusCode};
 use quorun_ledger::{IdempotencyKey, Job, JobSpec};
@@ -17,10 +16,11 @@ use utoipa::ToSchema;
 use super::few::Few;
 use super::gate::{self, Entry};
 use super::jobs::wait;
+use super::json::Json;
 use super::problem::{Kind, Problem};
-use super::query::Parameters;
-use super::submission::{JobRequest, Rules, idempotency};
-use super::{App, body, view};
+use super::query::{Asked, Parameters};
+use super::submission::{JSON_SETTINGS, JobRequest, Rules, idempotency};
+use super::{App, body, languages, view};
 use crate::access::Caller;
 use crate::jobs::{Accepted, Error, key_of_item};
 use crate::pressure::Client;
@@ -91,7 +91,7 @@ type Item = Result<(JobSpec, Option<IdempotencyKey>), Problem>;
         "accepted": 1, "refused": 0, "jobs": [{ "status": 202, "job": view::example_in_list() }],
     }))),
     extensions(("x-problems" = json!([
-        "invalid-batch", "idempotency-conflict", "owner-busy", "queue-full", "language-not-ready", "language-disabled", "disk-full",
+        "invalid-batch", "idempotency-conflict", "owner-busy", "queue-full", "language-not-ready", "language-unavailable", "language-disabled", "disk-full",
         "no-quorum", "unconfirmed", "node-failing",
     ]))),
 )]
@@ -99,11 +99,11 @@ pub async fn submit(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
     Extension(caller): Extension<Caller>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    query: Asked,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<BatchAnswer>, Problem> {
-    let parameters = Parameters::new(query, &["wait"])?;
+    let parameters = Parameters::new(query)?;
     let patience = wait(parameters.one("wait")?)?;
     let limit = app.rules().json_body_limit();
     let waits = patience.is_some();
@@ -112,15 +112,19 @@ pub async fn submit(
         mut place,
         waits: _waits,
     } = entry;
-    let bytes = body::read(&headers, body, limit).await?;
+    let bytes = body::read(&headers, body, limit)
+        .await
+        .map_err(|problem| problem.set_by(JSON_SETTINGS))?;
     place.body_is(bytes.len());
     let (items, atomic) = read(&app.rules(), &headers, &bytes)?;
     drop(bytes);
     place.jobs_are(items.len() as u64);
     let submitted = if atomic {
         let jobs = all_sound(items)?;
-        let jobs = app.jobs.submit_all(place, jobs).await?;
-        jobs.into_iter().map(Ok).collect()
+        match app.jobs.submit_all(place, jobs).await {
+            Ok(jobs) => jobs.into_iter().map(Ok).collect(),
+            Err(error) => return Err(languages::refusal(&app, error).await),
+        }
     } else {
         one_by_one(&app, place, items).await?
     };
@@ -235,17 +239,20 @@ async fn one_by_one(
         }
     }
     let mut submitted = app.jobs.submit_each(place, sound).await?.into_iter();
-    Ok(wrong
-        .into_iter()
-        .enumerate()
-        .map(|(n, problem)| match problem {
+    let mut all = Vec::with_capacity(wrong.len());
+    for (n, problem) in wrong.into_iter().enumerate() {
+        all.push(match problem {
             Some(problem) => Err(problem),
-            None => submitted
-                .next()
-                .unwrap_or(Err(Error::Stopped))
-                .map_err(|error| Problem::from(error).of_part(&format!("jobs[{n}]"))),
-        })
-        .collect())
+            None => match submitted.next().unwrap_or(Err(Error::Stopped)) {
+                Ok(accepted) => Ok(accepted),
+                Err(error) => {
+                    let problem = languages::refusal(app, error).await;
+                    Err(problem.of_part(&format!("jobs[{n}]")))
+                }
+            },
+        });
+    }
+    Ok(all)
 }
 
 /// What became of one item.

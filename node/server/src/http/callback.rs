@@ -2,18 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use http::{HeaderName, HeaderValue, Uri};
-use quorun_ledger::{Callback, Delivery, Secret};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use http::{HeaderName, HeaderValue, StatusCode, Uri};
+use quorun_ledger::callback::MAX_ON_DEMAND;
+use quorun_ledger::{Callback, Delivery, JobState, Secret};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::{Host, Url};
 use utoipa::ToSchema;
 
 use super::few::FewNamed;
+use super::json::Json;
 use super::openapi::words;
-use super::problem::{Problem, cut};
-use super::view::time;
+use super::problem::{Kind, Problem, cut};
+use super::view::{self, time};
+use super::{App, job_id, path};
 use crate::callbacks;
+use crate::jobs::{Details, Error};
 
 const MAX_URL: usize = 2048;
 const MAX_HEADERS: usize = 16;
@@ -146,7 +152,7 @@ fn url(text: &str, allow_private: bool) -> Result<String, Problem> {
     };
     if literal.is_some_and(|address| !allow_private && !callbacks::is_public(address)) {
         return Err(wrong(
-            "is not on the public internet, and this cluster sends nowhere else",
+            "is not on the public internet; --callback-allow-private of the nodes allows others",
         ));
     }
     if url.port() == Some(0) {
@@ -214,6 +220,42 @@ pub struct DeliveryAttemptShape {
     /// Why it failed, if it did.
     #[schema(required = true)]
     error: Option<String>,
+}
+
+/// Have a callback sent again
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/callback", operation_id = "send_callback", tag = "jobs",
+    description = "Now, whether it was received, was given up, or is to be sent later. It is tried once at least, and again as often as is left of 8 attempts; 64 in all.",
+    params(("id" = String, Path, format = Uuid, description = "The job")),
+    responses((status = 202, description = "It is about to be sent", body = view::JobShape, example = json!(view::example()))),
+    extensions(("x-problems" = json!(["unknown-job", "not-deliverable", "no-quorum", "unconfirmed", "node-failing"]))),
+)]
+pub async fn again(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let id = job_id(&path(id)?)?;
+    match app.jobs.tell_again(id).await {
+        Ok(details) => Ok((StatusCode::ACCEPTED, Json(view::details(&details)))),
+        Err(Error::NotDeliverable(_)) => Err(nothing_to_send(&app.jobs.get(id, false).await?)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Why a job's end cannot be told again.
+fn nothing_to_send(details: &Details) -> Problem {
+    let id = details.job.id;
+    let why = match &details.callback {
+        None => "has no callback".to_owned(),
+        Some(_) if details.job.state != JobState::Finished => {
+            "has not finished; its callback is sent when it has".to_owned()
+        }
+        Some(delivery) => format!(
+            "has a callback that was tried {} times, and may be {MAX_ON_DEMAND} times",
+            delivery.attempts.len()
+        ),
+    };
+    Problem::new(Kind::NotDeliverable, format!("job {id} {why}")).with("job", id.to_string())
 }
 
 /// How a delivery stands. Nothing of its headers, nor its secret, is there to be shown.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use axum::Json;
 use axum::extract::State;
 use quorun_ledger::{Node, NodeId};
 use quorun_proto::v1::PeerReport;
@@ -11,6 +10,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::App;
+use super::json::Json;
 use super::openapi::words;
 use super::problem::Problem;
 use crate::jobs::Error;

@@ -11,22 +11,21 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{ConnectInfo, Path, State};
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{IntoResponse, Response, Sse};
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{JobState, TestResult};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::judged;
 use super::openapi::words;
 use super::problem::Problem;
-use super::query::query_is_wrong;
+use super::query::{Asked, Parameters};
 use super::{App, gate, job_id, path, view};
 use crate::follow::{Followed, Told, Until};
 use crate::jobs::Error;
@@ -39,12 +38,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: &str = "last-event-id";
 
 /// The query.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug)]
 pub struct Params {
     last_event_id: Option<String>,
     /// Whether the stream goes on with what is still to come; it does unless this says no.
-    pub follow: Option<bool>,
+    follow: Option<bool>,
 }
 
 /// The data of an event `state`: how far the job is.
@@ -132,7 +130,7 @@ pub async fn events(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
     id: Result<Path<String>, PathRejection>,
-    query: Result<Query<Params>, QueryRejection>,
+    query: Asked,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let id = job_id(&path(id)?)?;
@@ -171,9 +169,12 @@ pub async fn events(
 }
 
 /// What the query says.
-pub fn read(query: Result<Query<Params>, QueryRejection>) -> Result<Params, Problem> {
-    let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
-    Ok(params)
+pub fn read(query: Asked) -> Result<Params, Problem> {
+    let parameters = Parameters::new(query)?;
+    Ok(Params {
+        last_event_id: parameters.one("last_event_id")?.map(ToOwned::to_owned),
+        follow: parameters.flag("follow")?,
+    })
 }
 
 impl Params {

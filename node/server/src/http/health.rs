@@ -1,12 +1,12 @@
 //! `/healthz`: the process runs. `/readyz`: this node can take requests and work.
 
-use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::App;
+use super::json::Json;
 
 /// How a node stands.
 #[derive(Debug, Serialize, ToSchema)]

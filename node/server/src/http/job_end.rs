@@ -1,13 +1,13 @@
 //! `DELETE /v1/jobs/{id}`: cancel a job, or remove one that has finished.
 
-use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 
+use super::json::Json;
 use super::problem::Problem;
-use super::query::Parameters;
+use super::query::{Asked, Parameters};
 use super::{App, job_id, path, view};
 
 /// Cancel or remove a job
@@ -30,7 +30,7 @@ use super::{App, job_id, path, view};
 pub async fn delete(
     State(app): State<App>,
     id: Result<Path<String>, PathRejection>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    query: Asked,
 ) -> Result<Response, Problem> {
     let id = job_id(&path(id)?)?;
     if purges(query)? {
@@ -42,8 +42,8 @@ pub async fn delete(
 }
 
 /// Whether a finished job is to be removed.
-fn purges(query: Result<Query<Vec<(String, String)>>, QueryRejection>) -> Result<bool, Problem> {
-    let query = Parameters::new(query, &["purge"])?;
+fn purges(query: Asked) -> Result<bool, Problem> {
+    let query = Parameters::new(query)?;
     match query.one("purge")? {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
@@ -57,6 +57,7 @@ fn purges(query: Result<Query<Vec<(String, String)>>, QueryRejection>) -> Result
 
 #[cfg(test)]
 mod tests {
+    use axum::extract::Query;
     use proptest::prelude::*;
 
     use super::super::fuzz;
@@ -72,7 +73,7 @@ mod tests {
         assert!(!read("").unwrap());
         assert!(!read("purge=false").unwrap());
         assert!(read("purge=true").unwrap());
-        for query in ["purge", "purge=1", "purge=true&purge=true", "force=true"] {
+        for query in ["purge", "purge=1", "purge=true&purge=true"] {
             fuzz::is_a_good_answer(&read(query).unwrap_err());
         }
     }

@@ -2,52 +2,29 @@
 
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::body::Body;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{ConnectInfo, Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use quorun_ledger::JobState;
-use serde::Deserialize;
 
 use super::gate::{self, Entry};
+use super::json::Json;
 use super::judged::Show;
 use super::openapi::words;
 use super::problem::Problem;
-use super::query::query_is_wrong;
-use super::submission::{JobRequest, idempotency};
+use super::query::{Asked, Parameters};
+use super::submission::{JSON_SETTINGS, JobRequest, idempotency};
 use super::view::Encoding;
-use super::{App, body, job_id, path, view};
+use super::{App, body, job_id, languages, path, view};
 use crate::access::Caller;
 use crate::jobs::{Details, Error};
 use crate::pressure::Client;
 
 /// The longest `?wait=`, seconds.
 pub const MAX_WAIT_S: u64 = 300;
-/// The query of a submission.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SubmitParams {
-    wait: Option<String>,
-    encoding: Option<String>,
-}
-
-/// The query of a look at one job.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GetParams {
-    consistency: Option<String>,
-    wait: Option<String>,
-    encoding: Option<String>,
-    include: Option<String>,
-}
-
-fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
-    query
-        .map(|Query(params)| params)
-        .map_err(|error| query_is_wrong(&error))
-}
 
 /// Submit a job
 #[utoipa::path(
@@ -86,7 +63,7 @@ fn params<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
             headers(("Location" = String, description = "Where the job is")), example = json!(view::example())),
     ),
     extensions(("x-problems" = json!([
-        "unknown-language", "language-disabled", "language-not-ready", "empty-source", "idempotency-conflict", "owner-busy", "queue-full",
+        "unknown-language", "language-disabled", "language-not-ready", "language-unavailable", "empty-source", "idempotency-conflict", "owner-busy", "queue-full",
         "disk-full", "no-quorum", "unconfirmed", "node-failing",
     ]))),
 )]
@@ -94,14 +71,14 @@ pub async fn submit(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
     Extension(caller): Extension<Caller>,
-    query: Result<Query<SubmitParams>, QueryRejection>,
+    query: Asked,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let params = params(query)?;
-    let patience = wait(params.wait.as_deref())?;
+    let parameters = Parameters::new(query)?;
+    let patience = wait(parameters.one("wait")?)?;
     let show = Show {
-        encoding: encoding(params.encoding.as_deref())?,
+        encoding: encoding(parameters.one("encoding")?)?,
         cases: None,
     };
     let rules = app.rules();
@@ -112,13 +89,18 @@ pub async fn submit(
         mut place,
         waits: _waits,
     } = entry;
-    let bytes = body::read(&headers, body, limit).await?;
+    let bytes = body::read(&headers, body, limit)
+        .await
+        .map_err(|problem| problem.set_by(JSON_SETTINGS))?;
     place.body_is(bytes.len());
     let request: JobRequest = body::json(&bytes)?;
     let key = idempotency(&headers, || rules.asked(&bytes))?;
     drop(bytes);
     let spec = rules.check(request)?;
-    let mut accepted = app.jobs.submit(place, spec, key).await?;
+    let mut accepted = match app.jobs.submit(place, spec, key).await {
+        Ok(accepted) => accepted,
+        Err(error) => return Err(languages::refusal(&app, error).await),
+    };
     if let Some(patience) = patience {
         let finished = app.jobs.finish(&mut accepted, Instant::now() + patience);
         if let Some(details) = unless_ending(&app, finished).await? {
@@ -160,17 +142,17 @@ pub async fn get(
     State(app): State<App>,
     ConnectInfo(client): ConnectInfo<Client>,
     id: Result<Path<String>, PathRejection>,
-    query: Result<Query<GetParams>, QueryRejection>,
+    query: Asked,
 ) -> Result<Response, Problem> {
-    let params = params(query)?;
+    let parameters = Parameters::new(query)?;
     let id = job_id(&path(id)?)?;
-    let stale = stale(params.consistency.as_deref())?;
-    let patience = wait(params.wait.as_deref())?;
+    let stale = stale(parameters.one("consistency")?)?;
+    let patience = wait(parameters.one("wait")?)?;
     let mut show = Show {
-        encoding: encoding(params.encoding.as_deref())?,
+        encoding: encoding(parameters.one("encoding")?)?,
         cases: None,
     };
-    let with_cases = includes_tests(params.include.as_deref())?;
+    let with_cases = includes_tests(parameters.one("include")?)?;
     let mut details = app.jobs.get(id, stale).await?;
     if let Some(patience) = patience
         && details.job.state != JobState::Finished
@@ -248,21 +230,23 @@ pub fn stale(text: Option<&str>) -> Result<bool, Problem> {
 mod tests {
     use proptest::prelude::*;
 
+    use axum::extract::Query;
+
     use super::super::{events, fuzz, lang};
     use super::*;
 
     fn submission(query: &http::Uri) -> Result<(), Problem> {
-        let params: SubmitParams = params(Query::try_from_uri(query))?;
-        wait(params.wait.as_deref())?;
-        encoding(params.encoding.as_deref()).map(drop)
+        let parameters = Parameters::new(Query::try_from_uri(query))?;
+        wait(parameters.one("wait")?)?;
+        encoding(parameters.one("encoding")?).map(drop)
     }
 
     fn look(query: &http::Uri) -> Result<(), Problem> {
-        let params: GetParams = params(Query::try_from_uri(query))?;
-        stale(params.consistency.as_deref())?;
-        wait(params.wait.as_deref())?;
-        encoding(params.encoding.as_deref())?;
-        includes_tests(params.include.as_deref()).map(drop)
+        let parameters = Parameters::new(Query::try_from_uri(query))?;
+        stale(parameters.one("consistency")?)?;
+        wait(parameters.one("wait")?)?;
+        encoding(parameters.one("encoding")?)?;
+        includes_tests(parameters.one("include")?).map(drop)
     }
 
     proptest! {
@@ -279,7 +263,7 @@ mod tests {
             let read = [
                 submission(&query),
                 look(&query),
-                params::<lang::Params>(Query::try_from_uri(&query)).map(drop),
+                lang::read(Query::try_from_uri(&query)).map(drop),
                 last.map(drop),
             ];
             for problem in read.into_iter().filter_map(Result::err) {

@@ -15,8 +15,8 @@ use utoipa::{PartialSchema, ToSchema};
 use super::few::Few;
 use super::problem::{Kind, Problem, quoted};
 use super::submission::{
-    FileRequest, FilesRequest, LimitsRequest, Rules, bytes, file_name, is_below, limit,
-    not_printable,
+    FileRequest, FilesRequest, LimitsRequest, Rules, STDIN_SETTING, bytes, file_name, is_below,
+    limit, not_printable,
 };
 use crate::config::LEAST;
 
@@ -290,7 +290,8 @@ impl Rules<'_> {
                     ),
                 )
                 .with("field", "tests")
-                .with("limit", limit));
+                .with("limit", limit)
+                .set_by("--max-tests-kb"));
             }
             cases.push(case);
         }
@@ -318,7 +319,9 @@ impl Rules<'_> {
         let stdin = bytes(&stdin_field, test.stdin, test.stdin_base64)?.unwrap_or_default();
         if stdin.len() > self.ceilings.stdin_bytes {
             let limit = self.ceilings.stdin_bytes as u64;
-            return Err(Problem::too_large(&stdin_field, limit).with("value", stdin.len()));
+            return Err(Problem::too_large(&stdin_field, limit)
+                .with("value", stdin.len())
+                .set_by(STDIN_SETTING));
         }
         let expected = bytes(
             &format!("{field}.expected"),

@@ -115,7 +115,7 @@ kinds! {
         member "field" "`body`, `source`, `stdin`, `tests`, `tests[N].stdin` or `batch`"
         member "value" "how large it is, bytes; left out where that was not announced"
         member "limit" "how large it may be, bytes"
-        example r#"{"detail": "the source is larger than 65536 bytes, which is the most that this cluster accepts", "field": "source", "limit": 65536, "value": 70000}"#
+        example r#"{"detail": "source is larger than 65536 bytes, which is the most that this cluster accepts (--max-source-kb)", "field": "source", "limit": 65536, "value": 70000}"#
 
     EncodedBody "encoded-body" UNSUPPORTED_MEDIA_TYPE "The body is compressed"
         means "The body has a `Content-Encoding`."
@@ -184,12 +184,20 @@ kinds! {
         example r#"{"detail": "the language lua is disabled: it takes no jobs until an admin enables it", "field": "language", "language": "lua"}"#
 
     LanguageNotReady "language-not-ready" SERVICE_UNAVAILABLE "No node can run the language yet"
-        means "No node that lives can run the language as it is defined now; most often its image is still being pulled."
+        means "No node that lives can run the language as it is defined now, and not all have said that they cannot; most often its image is still being pulled."
         remedy "Try again. `GET /v1/languages/{name}` says how it stands on each node."
         retry true
         member "field" "`language`"
         member "language" "its name"
         example r#"{"detail": "no node that lives can run the language lua as it is defined now; /v1/languages/lua says how it stands on each node", "field": "language", "language": "lua"}"#
+
+    LanguageUnavailable "language-unavailable" UNPROCESSABLE_ENTITY "No node has the language"
+        means "Every node that lives has looked for what the language needs, and has said that it is not there; most often its image is missing, and is not pulled, or cannot be."
+        remedy "Do not try again at once: take another language, or ask who runs the cluster. The nodes look again by themselves; `GET /v1/languages/{name}` says how it stands on each."
+        member "field" "`language`"
+        member "language" "its name"
+        member "nodes" "each node with its `reason`"
+        example r#"{"detail": "no node has the language lua: node 1: there is no image lua:5.4 on the engine", "field": "language", "language": "lua", "nodes": [{"node": 1, "reason": "there is no image lua:5.4 on the engine"}]}"#
 
     LanguageChanged "language-changed" PRECONDITION_FAILED "The language is not as the request expects it"
         means "The language does not have the version that `If-Match` or `If-None-Match` expects. Nothing was changed."
@@ -245,6 +253,12 @@ kinds! {
         remedy "Wait until `callback.state` is `delivered` or `failed`."
         member "job" "its id"
         example r#"{"detail": "the callback of job 01900000-0000-7000-8000-000000000000 is still to be delivered; it can be removed once it is delivered, or has failed for good", "job": "01900000-0000-7000-8000-000000000000"}"#
+
+    NotDeliverable "not-deliverable" CONFLICT "The callback cannot be sent again"
+        means "The job has no callback, has not finished, or its callback was tried as often as it may be."
+        remedy "`callback` of the job says how it stands. What was tried that often is to be fetched by whoever needs it."
+        member "job" "its id"
+        example r#"{"detail": "job 01900000-0000-7000-8000-000000000000 has no callback", "job": "01900000-0000-7000-8000-000000000000"}"#
 
     IdempotencyConflict "idempotency-conflict" CONFLICT "The Idempotency-Key was used for another request"
         means "A job has this key, and was submitted with another request."

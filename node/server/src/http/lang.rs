@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use axum::Extension;
 use axum::body::Body;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{ConnectInfo, Path, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -15,14 +15,13 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use quorun_executor::Stream as Std;
 use quorun_ledger::{JobId, Output};
-use serde::Deserialize;
 
 use super::gate::{self, Entry};
 use super::openapi::words;
 use super::problem::{Kind, Problem};
-use super::query::query_is_wrong;
-use super::submission::{JobRequest, empty_source, idempotency};
-use super::{App, body, path, view};
+use super::query::{Asked, Parameters};
+use super::submission::{JobRequest, SOURCE_SETTING, empty_source, idempotency};
+use super::{App, body, languages, path, view};
 use crate::access::Caller;
 use crate::follow::{Followed, Until};
 use crate::jobs::{Details, Error};
@@ -44,11 +43,19 @@ const ERROR: &str = "quorun-error";
 const TRAILERS: &str = "quorun-verdict, quorun-exit-code, quorun-cpu-ms, quorun-wall-ms, quorun-memory-kb, quorun-node, quorun-error";
 
 /// The query.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug)]
 pub struct Params {
     stdin: Option<String>,
-    stream: Option<bool>,
+    stream: bool,
+}
+
+/// What the query says.
+pub fn read(query: Asked) -> Result<Params, Problem> {
+    let parameters = Parameters::new(query)?;
+    Ok(Params {
+        stdin: parameters.one("stdin")?.map(ToOwned::to_owned),
+        stream: parameters.flag("stream")?.unwrap_or(false),
+    })
 }
 
 /// Run a program
@@ -77,7 +84,7 @@ pub struct Params {
                 ("Quorun-Node" = Option<u64>, description = "The node that ran it"),
             ), example = json!("42\n"))),
     extensions(("x-problems" = json!([
-        "unknown-language", "empty-source", "not-utf8", "language-disabled", "language-not-ready", "idempotency-conflict",
+        "unknown-language", "empty-source", "not-utf8", "language-disabled", "language-not-ready", "language-unavailable", "idempotency-conflict",
         "owner-busy", "queue-full", "disk-full", "no-quorum", "unconfirmed", "node-failing", "node-ending", "not-finished",
     ]))),
 )]
@@ -86,18 +93,20 @@ pub async fn run(
     ConnectInfo(client): ConnectInfo<Client>,
     Extension(caller): Extension<Caller>,
     language: Result<Path<String>, PathRejection>,
-    query: Result<Query<Params>, QueryRejection>,
+    query: Asked,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
+    let params = read(query)?;
     let language = path(language)?;
     let rules = app.rules();
     let name = rules.language(&language)?.name.clone();
     let limit = app.config.ceilings.source_bytes;
     let (entry, body) = gate::enter(&app, (client, &caller), &headers, body, limit, true).await?;
     let Entry { mut place, waits } = entry;
-    let source = body::read(&headers, body, limit).await?;
+    let source = body::read(&headers, body, limit)
+        .await
+        .map_err(|problem| problem.set_by(SOURCE_SETTING))?;
     place.body_is(source.len());
     if source.is_empty() {
         return Err(empty_source());
@@ -126,9 +135,12 @@ pub async fn run(
         stdin: params.stdin,
         ..JobRequest::default()
     })?;
-    let mut accepted = app.jobs.submit(place, spec, key).await?;
+    let mut accepted = match app.jobs.submit(place, spec, key).await {
+        Ok(accepted) => accepted,
+        Err(error) => return Err(languages::refusal(&app, error).await),
+    };
     let job = accepted.job;
-    if params.stream == Some(true) {
+    if params.stream {
         return Ok(streamed(&app, job, waits));
     }
     let waited = tokio::select! {
@@ -175,10 +187,11 @@ fn shown(details: &Details) -> Bytes {
         return text.clone();
     }
     match details.job.outcome.as_ref() {
-        Some(outcome) if outcome.exit_code != Some(0) => outcome
-            .message
-            .as_ref()
-            .map_or_else(Bytes::new, |message| Bytes::from(format!("{message}\n"))),
+        Some(outcome) if outcome.exit_code != Some(0) => {
+            outcome.message.as_deref().map_or_else(Bytes::new, |kept| {
+                Bytes::from(format!("{}\n", view::message(kept)))
+            })
+        }
         _ => Bytes::new(),
     }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -18,10 +17,12 @@ use serde_json::{Value, json};
 use tonic::Code;
 use utoipa::ToSchema;
 
+use super::json::Json;
 use super::openapi::words;
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use super::{App, path, view};
 use crate::catalogue::{Known, Snapshot};
+use crate::jobs::Error;
 
 /// How long a node may take to say how the languages stand on it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -76,6 +77,47 @@ async fn ask(app: &App, id: NodeId) -> Said {
         Ok(Err(status)) if status.code() == Code::Unimplemented => Said::Older,
         Ok(Err(_)) | Err(_) => Said::Silent,
     }
+}
+
+/// Why a submission was not taken. Where no node can run its language, the nodes are asked whether that may soon change: a
+/// client that tries again for as long as it is told to must not do so for ever.
+pub async fn refusal(app: &App, error: Error) -> Problem {
+    if let Error::LanguageNotReady(language) = &error {
+        let said = everybody(app, false).await;
+        let current = app.catalogue.current();
+        let known = current.all().find(|k| k.language.name == *language);
+        if let Some(problem) = known.and_then(|known| unavailable(known, &said)) {
+            return problem;
+        }
+    }
+    error.into()
+}
+
+/// That no node has a language, if every node that lives has said so: none has it, gets it, or has yet to look.
+fn unavailable(known: &Known, said: &BTreeMap<NodeId, Said>) -> Option<Problem> {
+    let name = known.language.name.as_str();
+    let nodes = on_nodes(known, said);
+    if nodes.is_empty() || nodes.iter().any(|node| node["state"] != "failed") {
+        return None;
+    }
+    let reasons = nodes.iter().map(|node| {
+        let reason = node["reason"].as_str().unwrap_or("it does not say why");
+        format!("node {}: {reason}", node["node"])
+    });
+    let reasons: Vec<String> = reasons.collect();
+    let nodes: Vec<Value> = nodes
+        .iter()
+        .map(|node| json!({ "node": node["node"], "reason": node["reason"] }))
+        .collect();
+    Some(
+        Problem::new(
+            Kind::LanguageUnavailable,
+            format!("no node has the language {name}: {}", reasons.join("; ")),
+        )
+        .with("field", "language")
+        .with("language", name)
+        .with("nodes", nodes),
+    )
 }
 
 /// A language.

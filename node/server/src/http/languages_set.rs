@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, header};
 use quorun_consensus::ProposeError;
@@ -20,7 +20,7 @@ use super::jobs;
 use super::languages::{self, Everybody, LanguageShape, Said, answer, everybody};
 use super::openapi::words;
 use super::problem::{Kind, Problem};
-use super::query::query_is_wrong;
+use super::query::{Asked, Parameters};
 use super::{App, body, path};
 use crate::catalogue::Known;
 use crate::jobs::Error;
@@ -36,14 +36,8 @@ const REGISTRY: Duration = Duration::from_secs(5);
 /// Pause between two looks at how far the nodes are.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// The query of a change.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Params {
-    wait: Option<String>,
-}
-
-/// A language as an admin defines it. `{source}`, `{sources}` and `{stem}` in its commands stand for files of the job.
+/// A language as an admin defines it. `{source}`, `{sources}` and `{stem}` in its commands stand for files of the job, `{compile_args}` in
+/// `compile` for its arguments for the compiler.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = LanguageDefinition)]
@@ -241,9 +235,8 @@ impl Expected {
 }
 
 /// How long the answer waits for the nodes.
-fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>, Problem> {
-    let Query(params) = query.map_err(|error| query_is_wrong(&error))?;
-    jobs::wait(params.wait.as_deref())
+fn wait(query: Asked) -> Result<Option<Duration>, Problem> {
+    jobs::wait(Parameters::new(query)?.one("wait")?)
 }
 
 /// Define a language, or define it anew
@@ -274,7 +267,7 @@ fn wait(query: Result<Query<Params>, QueryRejection>) -> Result<Option<Duration>
 pub async fn put(
     State(app): State<App>,
     name: Result<Path<String>, PathRejection>,
-    query: Result<Query<Params>, QueryRejection>,
+    query: Asked,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -334,7 +327,7 @@ pub async fn put(
 pub async fn patch(
     State(app): State<App>,
     name: Result<Path<String>, PathRejection>,
-    query: Result<Query<Params>, QueryRejection>,
+    query: Asked,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {

@@ -1,17 +1,17 @@
 //! `GET /v1/jobs`: lists, and `DELETE /v1/jobs`: cancels what a filter admits.
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
-use axum::{Extension, Json};
+use axum::Extension;
+use axum::extract::State;
 use quorun_ledger::{JobFilter, JobState, Priority, Verdict};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::jobs::stale;
+use super::json::Json;
 use super::openapi::words;
 use super::problem::Problem;
-use super::query::Parameters;
+use super::query::{Asked, Parameters};
 use super::submission::Rules;
 use super::{App, cursor, view};
 use crate::access::Caller;
@@ -22,21 +22,8 @@ const PAGE: usize = 50;
 pub const MAX_PAGE: usize = 500;
 /// Jobs that one request cancels at most.
 pub const MAX_CANCELLED: usize = 1000;
-/// What a list may be narrowed by.
-const FILTERS: [&str; 8] = [
-    "state",
-    "language",
-    "label",
-    "verdict",
-    "node",
-    "priority",
-    "submitted_after",
-    "submitted_before",
-];
 /// Labels that a filter may name: no job has more.
 const MAX_LABELS: usize = 16;
-
-type Asked = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
@@ -87,9 +74,7 @@ pub async fn list(
     Extension(caller): Extension<Caller>,
     query: Asked,
 ) -> Result<Json<JobList>, Problem> {
-    let mut known = FILTERS.to_vec();
-    known.extend(["order", "limit", "cursor", "consistency"]);
-    let parameters = Parameters::new(query, &known)?;
+    let parameters = Parameters::new(query)?;
     let stale = stale(parameters.one("consistency")?)?;
     let mut filter = filter(&app.rules(), &parameters)?;
     filter.owner = caller.only().map(ToOwned::to_owned);
@@ -137,10 +122,7 @@ pub async fn cancel(
     Extension(caller): Extension<Caller>,
     query: Asked,
 ) -> Result<Json<CancelledByFilter>, Problem> {
-    let mut known = FILTERS.to_vec();
-    known.extend(["limit", "cursor"]);
-    known.retain(|name| *name != "verdict");
-    let parameters = Parameters::new(query, &known)?;
+    let parameters = Parameters::new(query)?;
     let mut filter = filter(&app.rules(), &parameters)?;
     if filter == JobFilter::default() {
         return Err(Problem::invalid(
@@ -250,6 +232,7 @@ fn limit(parameters: &Parameters, default: usize, most: usize) -> Result<usize, 
 
 #[cfg(test)]
 mod tests {
+    use axum::extract::Query;
     use proptest::prelude::*;
 
     use super::super::fuzz;
@@ -269,7 +252,7 @@ mod tests {
     ];
 
     fn read(query: &http::Uri) -> Result<(), Problem> {
-        let parameters = Parameters::new(Query::try_from_uri(query), NAMES)?;
+        let parameters = Parameters::new(Query::try_from_uri(query))?;
         let filter = filter(&fuzz::rules(), &parameters)?;
         limit(&parameters, PAGE, MAX_PAGE)?;
         if let Some(cursor) = parameters.one("cursor")? {

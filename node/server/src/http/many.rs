@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
-use axum::{Extension, Json};
 use http::HeaderMap;
 use quorun_ledger::JobId;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::few::Few;
 use super::jobs::MAX_WAIT_S;
+use super::json::Json;
 use super::openapi::words;
 use super::problem::Problem;
 use super::{App, body, gate, view};

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -16,6 +15,7 @@ use tonic::Code;
 use tracing::info;
 use utoipa::ToSchema;
 
+use super::json::Json;
 use super::problem::{Kind, Problem, quoted};
 use super::{App, body, path};
 use crate::config::{KEPT_MB, LONGEST_S, split_host_port};

@@ -2,6 +2,7 @@
 //! let in before its body is read, `serve` holds connections to their deadlines, `access` knows who sends a request, `problem` and `submission` are what they share.
 
 mod access;
+mod address;
 pub mod attach;
 mod batch;
 mod body;
@@ -16,9 +17,11 @@ mod fuzz;
 mod gate;
 mod health;
 mod heavy;
+mod index;
 mod interactive;
 mod job_end;
 mod jobs;
+mod json;
 mod judged;
 mod judging;
 mod kinds;
@@ -134,6 +137,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(batch::submit))
         .routes(routes!(many::wait))
         .routes(routes!(many::cancel))
+        .routes(routes!(callback::again))
         .routes(routes!(events::events))
         .routes(routes!(attach::attach))
         .routes(routes!(languages::list))
@@ -149,6 +153,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(members::drain))
         .routes(routes!(members::move_leader))
         .routes(routes!(members::settings, members::configure))
+        .routes(routes!(index::show))
         .routes(routes!(errors::all))
         .routes(routes!(errors::one))
         .routes(routes!(health::healthz))
@@ -160,24 +165,31 @@ fn routes() -> OpenApiRouter<App> {
 
 /// The routes without what they know. The descriptions that they are made from take a megabyte for a moment: whoever makes
 /// them before everything else has it used again, and not kept for nothing.
-pub struct Routes(Router<App>);
+pub struct Routes {
+    router: Router<App>,
+    takes: query::Takes,
+}
 
 impl Routes {
     /// All of them.
     #[must_use]
     pub fn new() -> Self {
-        Self(routes().split_for_parts().0)
+        let (router, mut document) = routes().split_for_parts();
+        let takes = query::Takes::described(&mut document);
+        Self { router, takes }
     }
 }
 
 /// What answers clients.
 pub fn router(routes: Routes, app: App) -> Router {
+    let takes = Arc::new(routes.takes);
     let router = routes
-        .0
+        .router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         // The handlers read bodies themselves, within bounds of their own.
         .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(takes, query::known))
         .layer(CatchPanicLayer::custom(|_| {
             Problem::new(
                 Kind::Internal,

@@ -8,11 +8,11 @@
 
 use std::borrow::Cow;
 
-use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value};
 
+use super::json::Json;
 pub use super::kinds::Kind;
 use super::kinds::PAGES;
 use crate::jobs;
@@ -87,10 +87,22 @@ impl Problem {
     pub fn too_large(field: &str, limit: u64) -> Self {
         Self::new(
             Kind::TooLarge,
-            format!("the {field} is larger than {limit} bytes, which is the most that this cluster accepts"),
+            format!(
+                "{field} is larger than {limit} bytes, which is the most that this cluster accepts"
+            ),
         )
         .with("field", field)
         .with("limit", limit)
+    }
+
+    /// Says which settings of the nodes bound what is too large, if that is the problem.
+    pub fn set_by(mut self, settings: &str) -> Self {
+        if self.kind == Kind::TooLarge {
+            let detail = self.text("detail").unwrap_or_default();
+            let detail = format!("{detail} ({settings})");
+            self.put("detail", detail.into());
+        }
+        self
     }
 
     /// Adds a member. Words of the client are cut off where they are long.
@@ -208,7 +220,7 @@ pub fn quoted(text: &str) -> String {
 impl Problem {
     /// The whole answer as HTTP/1.1 has it, for where there is nobody who would write it; `more` are lines of its head.
     pub fn into_http(self, more: &str) -> Vec<u8> {
-        let body = self.to_json().to_string();
+        let body = self.to_json().to_string() + "\n";
         let (parts, _) = self.into_response().into_parts();
         let mut text = format!("HTTP/1.1 {}\r\n{more}", parts.status);
         for (name, value) in &parts.headers {
@@ -358,6 +370,10 @@ impl From<jobs::Error> for Problem {
             jobs::Error::OlderNodes => Self::new(Kind::OlderNodes,
                 format!("{detail}; upgrade all nodes first, and try again a few seconds after the last one"),
             ),
+            jobs::Error::NotDeliverable(job) => Self::new(Kind::NotDeliverable,
+                detail,
+            )
+            .with("job", job.to_string()),
             jobs::Error::NoLeader | jobs::Error::Stopped => Self::new(Kind::NoQuorum,
                 format!("{detail}; try again, at any node"),
             )
@@ -393,6 +409,7 @@ mod tests {
             (Error::Unfinished(job), Kind::Unfinished),
             (Error::Undelivered(job), Kind::Undelivered),
             (Error::OlderNodes, Kind::OlderNodes),
+            (Error::NotDeliverable(job), Kind::NotDeliverable),
             (Error::NoLeader, Kind::NoQuorum),
             (Error::Stopped, Kind::NoQuorum),
             (Error::Unknown { job }, Kind::Unconfirmed),

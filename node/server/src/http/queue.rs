@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
-use axum::{Extension, Json};
+use axum::Extension;
+use axum::extract::State;
 use quorun_ledger::{Priority, Waiting};
 use serde::Serialize;
 use serde_json::Value;
@@ -13,9 +12,10 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::jobs::stale;
+use super::json::Json;
 use super::openapi::words;
 use super::problem::Problem;
-use super::query::Parameters;
+use super::query::{Asked, Parameters};
 use crate::access::Caller;
 use crate::insight::WINDOW_S;
 use crate::jobs::wait_estimate;
@@ -116,9 +116,9 @@ pub struct Throughput {
 pub async fn show(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    query: Asked,
 ) -> Result<Json<Queue>, Problem> {
-    let parameters = Parameters::new(query, &["consistency"])?;
+    let parameters = Parameters::new(query)?;
     let stale = stale(parameters.one("consistency")?)?;
     let owner = caller.owner().map(|owner| owner.name);
     let queue = app.jobs.queue(owner, stale).await?;

@@ -37,6 +37,11 @@ pub const MAX_LABELS: usize = 16;
 pub const MAX_LABEL: usize = 128;
 pub const MAX_KEY: usize = 255;
 pub const MAX_ISOLATION_KEY: usize = 128;
+/// What bounds a program, and what one reads.
+pub const SOURCE_SETTING: &str = "--max-source-kb";
+pub const STDIN_SETTING: &str = "--max-stdin-kb";
+/// What bounds a submission as a whole.
+pub const JSON_SETTINGS: &str = "--max-source-kb, --max-stdin-kb and --max-tests-kb";
 /// The longest a submitter may have a finished job kept, seconds: 30 days.
 const MAX_RETENTION_S: u64 = 30 * 24 * 60 * 60;
 
@@ -84,6 +89,10 @@ pub struct JobRequest {
     #[serde(default)]
     #[schema(schema_with = words::args)]
     pub args: Few<String, MAX_ARGS>,
+    /// Arguments for the compiler.
+    #[serde(default)]
+    #[schema(schema_with = words::compile_args)]
+    pub compile_args: Few<String, MAX_ARGS>,
     /// Environment.
     #[serde(default)]
     #[schema(schema_with = words::env)]
@@ -244,12 +253,28 @@ impl Rules<'_> {
         if stdin.len() > self.ceilings.stdin_bytes {
             return Err(
                 Problem::too_large("stdin", self.ceilings.stdin_bytes as u64)
-                    .with("value", stdin.len()),
+                    .with("value", stdin.len())
+                    .set_by(STDIN_SETTING),
             );
         }
         let (Few(args), FewNamed(env), Few(labels)) = (request.args, request.env, request.labels);
         for (n, arg) in args.iter().enumerate() {
             word(&format!("args[{n}]"), arg)?;
+        }
+        let Few(compile_args) = request.compile_args;
+        if !compile_args.is_empty() && language.compile.is_none() {
+            return Err(Problem::invalid(
+                "compile_args",
+                format!(
+                    "compile_args: {} is not compiled; its programs take args",
+                    language.name
+                ),
+            )
+            .with("value", compile_args.len())
+            .with("limit", 0));
+        }
+        for (n, arg) in compile_args.iter().enumerate() {
+            word(&format!("compile_args[{n}]"), arg)?;
         }
         for (name, value) in &env {
             let field = format!("env.{name}");
@@ -317,6 +342,7 @@ impl Rules<'_> {
             checker,
             outputs,
             args,
+            compile_args,
             env,
             limits,
             labels,
@@ -364,6 +390,7 @@ impl Rules<'_> {
         files: Option<FilesRequest>,
         language: &Language,
     ) -> Result<Vec<SourceFile>, Problem> {
+        let field = if files.is_some() { "files" } else { "source" };
         let files = match (source, files) {
             (Some(source), None) => vec![SourceFile {
                 name: language.source.clone(),
@@ -419,9 +446,9 @@ impl Rules<'_> {
             return Err(empty_source());
         }
         if size > self.ceilings.source_bytes {
-            return Err(
-                Problem::too_large("source", self.ceilings.source_bytes as u64).with("value", size),
-            );
+            return Err(Problem::too_large(field, self.ceilings.source_bytes as u64)
+                .with("value", size)
+                .set_by(SOURCE_SETTING));
         }
         Ok(files)
     }
@@ -712,6 +739,7 @@ mod tests {
                     prop_assert_eq!(&again, &spec);
                     prop_assert!(spec.files.iter().any(|file| file.name == spec.entrypoint));
                     prop_assert!(spec.files.len() <= MAX_FILES && spec.args.len() <= MAX_ARGS);
+                    prop_assert!(spec.compile_args.len() <= MAX_ARGS);
                     prop_assert!(spec.labels.len() <= MAX_LABELS && spec.env.len() <= MAX_ENV);
                 }
                 Err(problem) => fuzz::is_a_good_answer(&problem),
@@ -780,6 +808,18 @@ mod tests {
             ),
             (r#"{"language":"a","env":"hunter2"}"#, "env", None, None),
             // What can only be seen when it is checked.
+            (
+                r#"{"language":"bash","source":"1","compile_args":["-g"]}"#,
+                "compile_args",
+                Some("1"),
+                Some(0),
+            ),
+            (
+                r#"{"language":"c","source":"1","compile_args":["-g","\u0000"]}"#,
+                "compile_args[1]",
+                None,
+                None,
+            ),
             (
                 r#"{"language":"bash","source":"1","priority":"urgent"}"#,
                 "priority",

@@ -200,6 +200,9 @@ pub struct JobShape {
     #[schema(nullable = false, content_encoding = "base64")]
     stderr_base64: Option<String>,
     truncated: TruncatedShape,
+    /// Its arguments for the compiler, if it has some.
+    #[schema(nullable = false)]
+    compile_args: Option<Vec<String>>,
     /// The compile step; null for languages without one, and until it has ended.
     #[schema(required = true)]
     compile: Option<CompileShape>,
@@ -290,7 +293,7 @@ pub fn summary(job: &Job) -> Map<String, Value> {
         "verdict": outcome.map(|o| o.verdict.as_str()),
         "exit_code": outcome.and_then(|o| o.exit_code),
         "signal": outcome.and_then(|o| o.signal),
-        "message": outcome.and_then(|o| o.message.clone()),
+        "message": outcome.and_then(|o| o.message.as_deref()).map(message),
         "score": judged.map(|j| judged::score(j.score)),
         "tests_passed": judged.map(|j| j.passed),
         "tests_total": judged.map(|j| j.total),
@@ -313,6 +316,15 @@ pub fn summary(job: &Job) -> Map<String, Value> {
             map
         }
         _ => Map::new(),
+    }
+}
+
+/// A message as it is shown. The ledger does not know who has cancelled a job: the words that it has for that, the same on
+/// all nodes whatever their version, say more than is known where it was an admin.
+pub fn message(kept: &str) -> &str {
+    match kept {
+        quorun_ledger::CANCELLED => "cancelled",
+        other => other,
     }
 }
 
@@ -384,8 +396,12 @@ pub fn details_as(details: &Details, show: &Show) -> Value {
         output,
         waits,
         callback,
+        compile_args,
     } = details;
     let mut object = summary(job);
+    if !compile_args.is_empty() {
+        object.insert("compile_args".to_owned(), json!(compile_args));
+    }
     let Output {
         stdout,
         stderr,

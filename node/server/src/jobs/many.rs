@@ -133,7 +133,7 @@ impl Jobs {
                 return Ok(Vec::new());
             };
             let first = *first;
-            let command = Command::SubmitAll { jobs: submissions };
+            let command = Command::submit_all(submissions);
             let submitted = match inner.propose(command, first).await? {
                 Reply::SubmittedAll { jobs } if jobs.len() == watches.len() => {
                     let count = jobs.len();

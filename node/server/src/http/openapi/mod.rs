@@ -11,9 +11,10 @@ pub mod words;
 
 use std::sync::LazyLock;
 
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa::openapi::path::{Operation, ParameterIn};
@@ -22,10 +23,10 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
     Components, Info, LicenseBuilder, OpenApi, PathItem, RefOr, Required, Schema,
-    SecurityRequirement,
+    SecurityRequirement, ServerBuilder,
 };
 
-use super::access;
+use super::{App, access, address};
 use crate::VERSION;
 
 /// Where a call says which problems it can come to besides those of all calls like it.
@@ -92,6 +93,11 @@ pub fn document() -> OpenApi {
                 .build(),
         ))
         .build();
+    // Relative to where the document was fetched, so that it is the same everywhere.
+    let here = ServerBuilder::new()
+        .url("/")
+        .description(Some("The node that was asked"));
+    document.servers = Some(vec![here.build()]);
     document.tags = Some(
         TAGS.iter()
             .map(|(name, about)| {
@@ -146,7 +152,7 @@ fn add_schemas(components: &mut Components) {
 }
 
 /// The calls of a path.
-fn operations(item: &mut PathItem) -> impl Iterator<Item = (http::Method, &mut Operation)> {
+pub fn operations(item: &mut PathItem) -> impl Iterator<Item = (http::Method, &mut Operation)> {
     use http::Method;
     [
         (Method::GET, item.get.as_mut()),
@@ -309,7 +315,9 @@ impl Kept {
     }
 }
 
-static JSON: LazyLock<Kept> = LazyLock::new(|| Kept::new(document().to_json().unwrap_or_default()));
+static JSON: LazyLock<Kept> =
+    LazyLock::new(|| Kept::new(document().to_json().unwrap_or_default() + "\n"));
+/// With the usual address in its examples.
 static PAGE: LazyLock<Kept> = LazyLock::new(|| Kept::new(page::render(document())));
 
 /// Get this document
@@ -336,7 +344,7 @@ pub async fn json(headers: HeaderMap) -> Response {
 /// Read this document
 #[utoipa::path(
     get, path = "/docs", operation_id = "get_docs", tag = "description",
-    description = "The same as a page for people. It needs nothing but itself.",
+    description = "The same as a page for people, whose examples have the address by which it was asked for. It needs nothing but itself.",
     params(("If-None-Match" = Option<String>, Header, description = "The `ETag` of an earlier answer")),
     responses(
         (status = 200, description = "The page", body = String, content_type = "text/html",
@@ -344,8 +352,15 @@ pub async fn json(headers: HeaderMap) -> Response {
         (status = 304, description = "It has not changed"),
     ),
 )]
-pub async fn docs(headers: HeaderMap) -> Response {
-    PAGE.answer(
+pub async fn docs(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Response {
+    let address = address::asked_by(&uri, &headers, app.config.access.certificate.is_some());
+    let page = if address == address::USUAL {
+        None
+    } else {
+        let usual = std::str::from_utf8(&PAGE.content).unwrap_or_default();
+        Some(Kept::new(page::at(usual, &address)))
+    };
+    page.as_ref().unwrap_or(&PAGE).answer(
         &headers,
         [
             (header::CONTENT_TYPE, "text/html; charset=utf-8"),
@@ -453,7 +468,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(ids.len(), 31);
+        assert_eq!(ids.len(), 33);
     }
 
     /// What the attributes of the descriptions repeat, because they take no constants.

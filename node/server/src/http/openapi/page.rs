@@ -17,6 +17,8 @@ use utoipa::openapi::schema::{
 };
 use utoipa::openapi::{OpenApi, RefOr, Required, Schema};
 
+use super::address;
+
 const STYLE: &str = include_str!("page.css");
 
 static POLICY: LazyLock<String> = LazyLock::new(|| {
@@ -108,6 +110,13 @@ pub fn render(mut document: OpenApi) -> String {
     }
     html += "</section></main></body></html>\n";
     html
+}
+
+/// The page with another address in its examples.
+pub fn at(page: &str, address: &str) -> String {
+    // As `curl` has written it: in quotes. Nothing in an address needs to be escaped.
+    let quoted = |address: &str| format!("{}{address}/", escaped(" '"));
+    page.replace(&quoted(address::USUAL), &quoted(address))
 }
 
 fn show_call<'a>(
@@ -306,7 +315,7 @@ fn curl(call: &Call<'_>) -> String {
         "3"
     };
     let path = path.replace("{id}", id);
-    let _ = write!(line, " 'http://127.0.0.1:8080{path}'");
+    let _ = write!(line, " '{}{path}'", address::USUAL);
     line
 }
 
@@ -506,6 +515,17 @@ mod tests {
         for never in ["<script", "src=", "@import", "url(", "style=\""] {
             assert!(!page.contains(never), "{never}");
         }
+    }
+
+    #[test]
+    fn all_examples_have_the_address_that_was_asked() {
+        let page = render(super::super::document());
+        let calls = page.matches("With curl").count();
+        assert!(calls > 30);
+        assert_eq!(page.matches(address::USUAL).count(), calls);
+        let page = at(&page, "https://judge.example");
+        assert!(!page.contains(address::USUAL));
+        assert_eq!(page.matches(" &#39;https://judge.example/").count(), calls);
     }
 
     #[test]

@@ -141,6 +141,17 @@ pub fn args() -> RefOr<Schema> {
         .into()
 }
 
+/// Arguments of a compiler.
+pub fn compile_args() -> RefOr<Schema> {
+    ArrayBuilder::new()
+        .items(strings(0, 4096))
+        .max_items(Some(256))
+        .description(Some(
+            "Arguments for the compiler, behind the language's own; only for languages that have a compile step",
+        ))
+        .into()
+}
+
 /// Marks to find a job by.
 pub fn labels() -> RefOr<Schema> {
     ArrayBuilder::new()
