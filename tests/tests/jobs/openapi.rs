@@ -199,7 +199,7 @@ fn programs() -> Vec<Value> {
         ] }),
         json!({ "language": "bash", "source": "sleep 100", "tests": [{}, {}], "stop_on_failure": true,
             "limits": { "wall_ms": 50 } }),
-        json!({ "language": "c", "source": "int main(void) { return 3; }" }),
+        json!({ "language": "c", "source": "int main(void) { return CODE; }", "compile_args": ["-DCODE=3"] }),
         json!({ "language": "c", "source": "no" }),
     ]
 }
