@@ -458,6 +458,25 @@ async fn a_callback_is_sent_again_on_demand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_finished_job_is_not_removed_before_its_receiver_was_told() {
+    let cluster = Cluster::start(plan(1).arg("--callback-allow-private")).await;
+    cluster.last_rules().await;
+    let client = cluster.any();
+    let silent = Receiver::new(&[Answer::Nothing]).await;
+    let waits = client.submit(&told(&silent.url())).await;
+    client.finished(&waits).await;
+    let path = format!("/v1/jobs/{waits}?purge=true");
+    let problem = client.delete(&path).await.problem(409, "undelivered");
+    assert_eq!(problem["job"], waits.as_str());
+
+    let hears = Receiver::new(&[Answer::Status(204)]).await;
+    let heard = client.submit(&told(&hears.url())).await;
+    settled(client, &heard).await;
+    let path = format!("/v1/jobs/{heard}?purge=true");
+    assert_eq!(client.delete(&path).await.status, 204);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_delivery_outlives_the_leader_that_began_it() {
     let mut cluster = Cluster::start(plan(3).arg("--callback-allow-private")).await;
     let receiver = Receiver::new(&[Answer::Nothing]).await;
