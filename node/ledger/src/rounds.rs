@@ -123,10 +123,14 @@ impl Rounds {
         }
     }
 
-    /// A job at a place was given to a node because it was its turn.
-    pub(crate) fn served(&mut self, place: u64) {
+    /// A job at a place was given to a node because it was its turn; `first` is the first place of the level that is taken.
+    /// Where that is another one, which no node with room can run now, time goes on by a round at most: somebody whose jobs in
+    /// one language wait in a thousand rounds must not have those who come afterwards wait for all of them because of one
+    /// behind them in another language.
+    pub(crate) fn served(&mut self, place: u64, first: u64) {
         if self.have(place) {
-            self.now = self.now.max(place);
+            let most = if first < place { self.now + 2 } else { place };
+            self.now = self.now.max(place.min(most));
         }
     }
 
@@ -167,7 +171,7 @@ mod tests {
             assert!(rounds.have(place) && place > last);
             last = place;
             if n % 3 == 2 {
-                rounds.served(place);
+                rounds.served(place, place);
                 for _ in 0..owner.jobs {
                     rounds.leaves(&mut owner);
                 }
@@ -186,14 +190,30 @@ mod tests {
         let place = rounds.enters(&mut one);
         assert!(place <= first && place < rest[0]);
         assert_eq!((rounds.jobs(), rounds.owners()), (101, 2));
-        rounds.served(first);
+        rounds.served(first, first);
         rounds.leaves(&mut many);
-        rounds.served(place);
+        rounds.served(place, place);
         rounds.leaves(&mut one);
         let again = rounds.enters(&mut one);
         assert!(again > place && again < rest[0], "{again} of {rest:?}");
         assert_eq!(rounds.ahead(again, rest[0], one, 0), 1);
         assert_eq!(rounds.ahead(rest[98], rest[0], many, 98), 99);
+    }
+
+    #[test]
+    fn whoever_is_served_past_others_does_not_take_time_along() {
+        let mut rounds = Rounds::beginning(0x8000);
+        let (mut many, mut one) = (Turn::default(), Turn::default());
+        let places: Vec<_> = (0..100).map(|_| rounds.enters(&mut many)).collect();
+        // The others cannot be run now.
+        rounds.served(places[99], places[0]);
+        rounds.leaves(&mut many);
+        let place = rounds.enters(&mut one);
+        assert!(place < places[2], "{place} of {places:?}");
+        // Nor does it stand still: what is stuck holds up nobody's turns for ever.
+        let before = rounds.next(Turn::default());
+        rounds.served(places[98], places[0]);
+        assert!(rounds.next(Turn::default()) > before);
     }
 
     #[test]

@@ -901,17 +901,19 @@ impl<S: Store> View<S> {
                 page.next = None;
                 return Ok(page);
             };
-            let job: Job = match owner {
-                None => decode(&key, &value)?,
-                Some(owner) => {
+            let (id, job): (JobId, Option<Job>) = match owner {
+                None => {
+                    let job: Job = decode(&key, &value)?;
+                    (job.id, Some(job))
+                }
+                // One that was removed a moment ago is not there any more.
+                Some(_) => {
                     let id = keys::job_of_owned(&key).ok_or_else(|| malformed(&key))?;
-                    self.job(id)?.ok_or_else(|| {
-                        StoreError::Inconsistent(format!("job {id} of {owner} is not there"))
-                    })?
+                    (id, self.job(id)?)
                 }
             };
-            page.next = Some(job.id);
-            if filter.admits(&job) {
+            page.next = Some(id);
+            if let Some(job) = job.filter(|job| filter.admits(job)) {
                 page.jobs.push(job);
                 if page.jobs.len() == limit {
                     break;

@@ -232,11 +232,16 @@ impl Follower {
 
     /// Reads how the job stands.
     async fn look(&mut self) -> Result<(), Error> {
-        let Some(details) = self.jobs.local(self.job).await? else {
-            if self.last.is_some() {
-                return Err(Error::NotFound(self.job)); // expired
+        let details = match self.jobs.local(self.job).await? {
+            None if self.last.is_none() => {
+                // Not applied on this node yet, or purged before the first look.
+                self.jobs.linearize().await?;
+                self.jobs.local(self.job).await?
             }
-            return Ok(()); // not applied on this node yet
+            details => details, // none if it has expired
+        };
+        let Some(details) = details else {
+            return Err(Error::NotFound(self.job));
         };
         let job = &details.job;
         let attempt = resume::current(job.state, job.attempt);

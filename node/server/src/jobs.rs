@@ -432,6 +432,14 @@ impl Jobs {
         self.get(job, false).await
     }
 
+    /// Waits until this node's ledger shows everything that had been committed by now.
+    ///
+    /// # Errors
+    /// When the cluster cannot be asked.
+    pub(crate) async fn linearize(&self) -> Result<(), Error> {
+        self.inner.linearize().await
+    }
+
     /// How a job stands. Linearizable unless `stale`.
     ///
     /// # Errors
@@ -732,6 +740,10 @@ impl Inner {
                 None
             };
             let compile_args = compile_args(view, &job)?;
+            // Each of these was read by itself, and a purge may have come in between.
+            if job.state == JobState::Finished && view.job(id)?.is_none() {
+                return Ok(None);
+            }
             Ok(Some(Details {
                 job,
                 output,

@@ -53,15 +53,16 @@ fn dequeue<S: Store>(tx: &mut Transaction<S>, job: &mut Job) -> Result<u64, Stor
     Ok(order)
 }
 
-/// Gives the job whose turn it is to a node, see [`start`].
+/// Gives the job whose turn it is to a node, see [`start`]; `first` is the first place that is taken in its level.
 pub(super) fn serve<S: Store>(
     tx: &mut Transaction<S>,
     job: Job,
     node: NodeId,
+    first: u64,
 ) -> Result<u32, StoreError> {
     // Not where somebody is served out of turn: those who come afterwards would be behind all that were passed over.
     if let Some(order) = job.order {
-        tx.counters.rounds_mut(job.priority).served(order);
+        tx.counters.rounds_mut(job.priority).served(order, first);
     }
     start(tx, job, node)
 }

@@ -24,22 +24,36 @@ pub(crate) fn place<S: Store>(
     eligible: &BTreeSet<NodeId>,
 ) -> Result<(), StoreError> {
     while tx.counters.queued > 0 {
-        let Some((id, node)) = next(tx, eligible)? else {
+        let Some(Next {
+            job: id,
+            node,
+            first,
+        }) = next(tx, eligible)?
+        else {
             return Ok(());
         };
         let job = tx.view().job(id)?.ok_or_else(|| {
             StoreError::Inconsistent(format!("the queue names job {id}, which is not there"))
         })?;
-        jobs::serve(tx, job, node)?;
+        jobs::serve(tx, job, node, first)?;
     }
     Ok(())
+}
+
+/// The next job to be assigned.
+struct Next {
+    job: JobId,
+    /// To whom.
+    node: NodeId,
+    /// The first place that is taken in the job's level.
+    first: u64,
 }
 
 /// The next job to be assigned, and to whom.
 fn next<S: Store>(
     tx: &Transaction<S>,
     eligible: &BTreeSet<NodeId>,
-) -> Result<Option<(JobId, NodeId)>, StoreError> {
+) -> Result<Option<Next>, StoreError> {
     let free: Vec<&Node> = tx
         .nodes
         .values()
@@ -49,19 +63,19 @@ fn next<S: Store>(
         return Ok(None);
     }
     let mut best: [Option<(u64, JobId, NodeId)>; 3] = [None; 3];
+    let mut first = [u64::MAX; 3];
     let one_level = tx.counters.waiting_levels().count() <= 1;
     let (mut from, to) = keys::queue();
     while let Some((key, value)) = tx.first(&from, &to)? {
         let (language, order) = keys::parts_of_queued(&key).ok_or_else(|| view::malformed(&key))?;
         let level = Priority::of_order(order);
-        let Some(node) = least_busy(&free, language, tx.counters.turn) else {
-            from = keys::after_language(language);
-            continue;
-        };
-        let job = view::decode(&key, &value)?;
-        let best = &mut best[level as usize];
-        if best.is_none_or(|(first, other, _)| (order, job) < (first, other)) {
-            *best = Some((order, job, node));
+        first[level as usize] = first[level as usize].min(order);
+        if let Some(node) = least_busy(&free, language, tx.counters.turn) {
+            let job = view::decode(&key, &value)?;
+            let best = &mut best[level as usize];
+            if best.is_none_or(|(place, other, _)| (order, job) < (place, other)) {
+                *best = Some((order, job, node));
+            }
         }
         from = if one_level {
             keys::after_language(language)
@@ -73,8 +87,8 @@ fn next<S: Store>(
     let levels = Priority::ALL.into_iter().filter(found);
     let next = tx.counters.turns.next(levels);
     Ok(next
-        .and_then(|level| best[level as usize])
-        .map(|(_, job, node)| (job, node)))
+        .and_then(|level| Some((best[level as usize]?, first[level as usize])))
+        .map(|((_, job, node), first)| Next { job, node, first }))
 }
 
 /// The least busy of the nodes that can run the language.

@@ -44,15 +44,16 @@ pub enum Said {
 
 /// What all nodes that are not lost have said.
 pub type Everybody = Arc<BTreeMap<NodeId, Said>>;
-/// What they have said a moment ago.
-pub type Heard = tokio::sync::Mutex<Option<(Instant, Everybody)>>;
+/// What they have said a moment ago, and when they were asked and had answered.
+pub type Heard = tokio::sync::Mutex<Option<(Instant, Instant, Everybody)>>;
 
 /// Asks all nodes that are not lost, unless that was done a moment ago; `fresh`: unless it was begun since this was called.
 pub async fn everybody(app: &App, fresh: bool) -> Everybody {
     let called = Instant::now();
     let mut heard = app.peers_languages.lock().await;
-    if let Some((at, said)) = &*heard
-        && (*at >= called || !fresh && at.elapsed() < FRESH)
+    // A node that hangs takes longer than this is fresh: it counts from the end, or each of many would ask again.
+    if let Some((began, ended, said)) = &*heard
+        && (*began >= called || !fresh && ended.elapsed() < FRESH)
     {
         return Arc::clone(said);
     }
@@ -64,7 +65,7 @@ pub async fn everybody(app: &App, fresh: bool) -> Everybody {
     let mut said: BTreeMap<_, _> = join_all(asked).await.into_iter().collect();
     said.insert(own, Said::Reports(app.images.report()));
     let said = Arc::new(said);
-    *heard = Some((began, Arc::clone(&said)));
+    *heard = Some((began, Instant::now(), Arc::clone(&said)));
     said
 }
 

@@ -225,7 +225,11 @@ impl Jobs {
                 .collect();
             let ends = async {
                 while let Some(ended) = waiting.next().await {
-                    ended?;
+                    match ended {
+                        // Purged: who is not there is not waited for.
+                        Ok(_) | Err(Error::NotFound(_)) => {}
+                        Err(error) => return Err(error),
+                    }
                     if until == Until::Any {
                         break;
                     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures::{Sink, SinkExt, StreamExt};
-use http::header;
+use http::{Method, header};
 use rustix::termios::{OptionalActions, Termios};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -96,7 +96,9 @@ struct Said {
     interrupt: Signal,
     terminate: Signal,
     resized: Signal,
-    /// The end of this program's stdin was passed on.
+    /// Some of this program's stdin was passed on.
+    spoke: bool,
+    /// The end of it was.
     ended: bool,
     /// Signals to this program.
     signals: u32,
@@ -112,6 +114,7 @@ impl Said {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             resized: listen(SignalKind::window_change())?,
+            spoke: false,
             ended: false,
             signals: 0,
             owed: VecDeque::new(),
@@ -126,6 +129,7 @@ impl Said {
         loop {
             tokio::select! {
                 keys = self.keys.next(), if !self.ended => {
+                    self.spoke = true;
                     return Ok(match keys {
                         Some(keys) => frame(STDIN, &keys),
                         None => {
@@ -203,19 +207,46 @@ enum Ended {
     Again(String),
 }
 
-/// Passes on what is read, and prints what the program says (not if it is `silent`), until it has ended. Returns the job
-/// without what it printed.
-pub async fn talk(client: &Client, id: &str, keys: Keys, silent: bool) -> anyhow::Result<Value> {
+/// How a program is talked to.
+pub struct Conversation {
+    /// What it reads.
+    pub keys: Keys,
+    /// It is data, and not what somebody types: with a hole in it, its result would be wrong without a word.
+    pub flows: bool,
+    /// What it says is not printed.
+    pub silent: bool,
+}
+
+/// Passes on what is read, and prints what the program says, until it has ended. Returns the job without what it printed.
+///
+/// # Errors
+/// When the job cannot be reached any more; when a part of what it should read may be lost, the job is cancelled.
+pub async fn talk(client: &Client, id: &str, with: Conversation) -> anyhow::Result<Value> {
     let raw = Raw::begin();
-    let mut said = Said::begin(keys)?;
-    let shows = !silent;
+    let mut said = Said::begin(with.keys)?;
+    let shows = !with.silent;
     let mut seen = Seen::default();
     let mut silent = Instant::now();
     let mut before = false;
     let state = loop {
         let reason = match connect(client, id, &seen).await {
             Ok(mut socket) => {
+                if before && with.flows && said.spoke {
+                    let path = format!("/v1/jobs/{id}");
+                    let cancelled = client.ask(Method::DELETE, &path, None).await;
+                    let words = match cancelled {
+                        Ok(_) => "it was cancelled".to_owned(),
+                        Err(error) => format!("it could not be cancelled: {error:#}"),
+                    };
+                    bail!(
+                        "the node that passed stdin on to job {id} has gone, and some of that may be lost; {words}. Input from a file (--stdin FILE) goes with the job"
+                    );
+                }
                 if before {
+                    // Its node may have gone with it.
+                    if said.ended {
+                        said.owed.push_back(frame(CLOSE, &[STDIN]));
+                    }
                     let note = "quorun: the node has gone; what was typed last may be lost\r\n";
                     write(true, note.as_bytes())?;
                 }

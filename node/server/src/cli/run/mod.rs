@@ -24,6 +24,7 @@ use super::errors::{self, Refused};
 use super::outcome::{self, SIGNALLED, narrow};
 use super::stream::{Event, Events};
 use super::target::Target;
+use attach::Conversation;
 use changes::Changes;
 use input::{Input, Keys};
 
@@ -111,6 +112,7 @@ async fn once(
         Some(bytes) => Input::Whole(bytes.to_owned()),
         None => input::of(args).await?,
     };
+    let flows = matches!(input, Input::Flowing(_));
     let keys = match input {
         Input::Said if args.interactive => Some(Keys::begin()),
         Input::Said => None,
@@ -122,7 +124,13 @@ async fn once(
     };
     if let Some(keys) = keys {
         let id = start_interactive(client, &mut request).await?;
-        return converse(client, &id, keys, args.target.json).await;
+        let silent = args.target.json;
+        let conversation = Conversation {
+            keys,
+            flows,
+            silent,
+        };
+        return converse(client, &id, conversation).await;
     }
     let id = client::good(submit(client, &request).await?).await?;
     let id = id_of(&id)?;
@@ -131,8 +139,9 @@ async fn once(
 }
 
 /// Has the program read and print while it runs, to its end.
-async fn converse(client: &Client, id: &str, keys: Keys, json: bool) -> anyhow::Result<Ended> {
-    let mut job = attach::talk(client, id, keys, json).await?;
+async fn converse(client: &Client, id: &str, with: Conversation) -> anyhow::Result<Ended> {
+    let json = with.silent;
+    let mut job = attach::talk(client, id, with).await?;
     if json {
         let path = format!("/v1/jobs/{id}");
         job = client.ask(Method::GET, &path, None).await?;
