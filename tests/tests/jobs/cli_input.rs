@@ -168,6 +168,43 @@ async fn what_comes_late_or_is_long_flows_to_the_program_while_it_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_program_whose_input_may_have_a_hole_is_cancelled() {
+    let mut cluster = Cluster::start(Plan::new(Executor::Process).nodes(3)).await;
+    // The input goes by one node, and the program runs on another one.
+    let drained = cluster
+        .client(1)
+        .post("/v1/cluster/nodes/1/drain", "")
+        .await;
+    let _ = drained.expect(200);
+    let urls = [1, 2].map(|n| cluster.client(n).url().to_owned()).join(",");
+    let folder = tempfile::tempdir().expect("a folder");
+    let home = folder.path();
+    let program = write(
+        &home.join("echo.sh"),
+        "while read line; do echo got $line; done",
+    );
+    let mut child = command(home, &["run", program.as_str(), "--url", &urls])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("start");
+    let mut to = child.stdin.take().expect("its stdin");
+    let mut lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
+    to.write_all(b"one\n").await.expect("write");
+    let line = soon("a line", lines.next_line()).await.expect("read");
+    assert_eq!(line.as_deref(), Some("got one"));
+
+    cluster.node(1).kill();
+    let done = soon("its end", child.wait_with_output())
+        .await
+        .expect("its end");
+    assert_eq!(done.status.code(), Some(125), "{done:?}");
+    assert!(err(&done).contains("it was cancelled"), "{done:?}");
+    let jobs = cluster.client(2).get("/v1/jobs").await.expect(200);
+    assert_eq!(jobs["jobs"][0]["verdict"], "cancelled", "{jobs}");
+    drop(to);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dash_stands_for_stdin_once() {
     let cluster = one_node().await;
     let url = cluster.any().url();
