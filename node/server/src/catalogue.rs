@@ -45,6 +45,8 @@ pub struct Snapshot {
     known: Vec<Known>,
     /// Nodes that are not lost, with what they can run.
     nodes: BTreeMap<NodeId, BTreeSet<String>>,
+    /// What those can run that are lost, but are not removed.
+    lost: BTreeSet<String>,
 }
 
 impl Snapshot {
@@ -85,10 +87,14 @@ impl Snapshot {
                 disabled: entry.disabled,
             });
         }
-        let nodes = nodes.into_iter().filter(|node| !node.lost);
+        let (lost, nodes): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|node| node.lost);
         Self {
             known,
-            nodes: nodes.map(|node| (node.id, node.languages)).collect(),
+            nodes: nodes
+                .into_iter()
+                .map(|node| (node.id, node.languages))
+                .collect(),
+            lost: lost.into_iter().flat_map(|node| node.languages).collect(),
         }
     }
 
@@ -120,6 +126,12 @@ impl Snapshot {
     pub fn runners<'a>(&'a self, needs: &'a str) -> impl Iterator<Item = NodeId> + 'a {
         let can = self.nodes.iter().filter(|(_, can)| can.contains(needs));
         can.map(|(id, _)| *id)
+    }
+
+    /// Whether a node that is lost could run what is needed, if it came back.
+    #[must_use]
+    pub fn may_come_back(&self, needs: &str) -> bool {
+        self.lost.contains(needs)
     }
 
     /// Whether its jobs would be run. Until the first node has announced itself, those of the file are taken to be.
@@ -328,6 +340,7 @@ mod tests {
         let now = Snapshot::new(&file, entries(), nodes.clone());
         assert_eq!(refused(&now, "python"), None);
         assert_eq!(refused(&now, "c"), Some(Refused::NotReady), "only the lost");
+        assert!(now.may_come_back("c") && !now.may_come_back("nim@5"));
         assert_eq!(refused(&now, "zig"), Some(Refused::NotReady), "another one");
         assert_eq!(refused(&now, "nim"), Some(Refused::Disabled));
         let mut nodes = nodes;

@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
-use quorun_consensus::{Handle, LedgerStore, ProposeError, ReadError};
+use quorun_consensus::{Handle, ProposeError, ReadError};
 use quorun_executor::Stream as Std;
 use quorun_ledger::{
     Command, Delivery, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobSpec, JobState, NodeId,
-    Output, Owner, Priority, QueueBound, Rejection, Reply, StoreError, Submission, Taken, TestCase,
-    View,
+    Output, Owner, Priority, QueueBound, Rejection, Reply, Submission, Taken, TestCase,
 };
 use tracing::info;
 
@@ -739,7 +738,6 @@ impl Inner {
             } else {
                 None
             };
-            let compile_args = compile_args(view, &job)?;
             // Each of these was read by itself, and a purge may have come in between.
             if job.state == JobState::Finished && view.job(id)?.is_none() {
                 return Ok(None);
@@ -749,20 +747,17 @@ impl Inner {
                 output,
                 waits: None,
                 callback,
-                compile_args,
+                compile_args: Vec::new(),
             }))
         });
-        Ok(details.await?)
+        let mut details = details.await?;
+        if let Some(details) = details.as_mut().filter(|details| details.job.compile_args) {
+            // What was submitted is large, so it is only looked at where there are some, and by a thread that may take its time.
+            let spec = ledger::read(&self.consensus, move |view| view.spec(id)).await?;
+            details.compile_args = spec.map(|spec| spec.compile_args).unwrap_or_default();
+        }
+        Ok(details)
     }
-}
-
-/// A job's arguments for the compiler. What was submitted is large and only looked at where there are some.
-fn compile_args(view: &View<LedgerStore>, job: &Job) -> Result<Vec<String>, StoreError> {
-    if !job.compile_args {
-        return Ok(Vec::new());
-    }
-    let spec = view.spec(job.id)?;
-    Ok(spec.map(|spec| spec.compile_args).unwrap_or_default())
 }
 
 /// The command that submits one job. What earlier versions would not queue in the same way goes as a command that they do

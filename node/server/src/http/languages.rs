@@ -87,6 +87,8 @@ pub async fn refusal(app: &App, error: Error) -> Problem {
         let said = everybody(app, false).await;
         let current = app.catalogue.current();
         let known = current.all().find(|k| k.language.name == *language);
+        // A node that is only away for a while may bring it back.
+        let known = known.filter(|known| !current.may_come_back(&known.needs()));
         if let Some(problem) = known.and_then(|known| unavailable(known, &said)) {
             return problem;
         }
