@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub struct Rounds {
     /// The first place of a round; 0 as long as there are none.
     begin: u64,
-    /// The place of what was served last, if that was in a round.
+    /// The time of the level: the place of what was served last in its turn, and less where others were passed over.
     now: u64,
     /// Jobs that wait in rounds.
     jobs: u64,
@@ -129,8 +129,13 @@ impl Rounds {
     /// behind them in another language.
     pub(crate) fn served(&mut self, place: u64, first: u64) {
         if self.have(place) {
-            let most = if first < place { self.now + 2 } else { place };
-            self.now = self.now.max(place.min(most));
+            let next_round = self.now + 2;
+            let time = if first < place {
+                place.min(next_round)
+            } else {
+                place
+            };
+            self.now = self.now.max(time);
         }
     }
 

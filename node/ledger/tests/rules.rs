@@ -1326,6 +1326,41 @@ fn however_many_jobs_an_owner_has_anothers_is_next_and_costs_the_same() {
 }
 
 #[test]
+fn what_one_node_alone_can_run_does_not_put_others_behind_all_that_waits() {
+    let mut ledger = Ledger::default();
+    ledger.begin_rules();
+    let able = |node, language: &str| {
+        let mut up = node_up(node, 1, 1);
+        if let Command::NodeUp { languages, .. } = &mut up {
+            *languages = [language.to_owned()].into();
+        }
+        up
+    };
+    let submit = |n, owner, language: &str| {
+        let mut command = common::submit_of(id(n), Some(owner), Priority::Normal);
+        if let Command::Submit { spec, .. } = &mut command {
+            language.clone_into(&mut spec.language);
+        }
+        command
+    };
+    ledger.run(able(1, "c"));
+    // Node 1 has the first of them. One that another node can run comes behind the others.
+    ledger.batch((0..100).map(|n| submit(n, "many", "c")).collect());
+    ledger.run(submit(100, "many", "python"));
+    let (_, events) = ledger.run(able(2, "python"));
+    let gone = |event: &Event| matches!(event, Event::Assigned { job, .. } if *job == id(100));
+    assert!(events.iter().any(gone), "{events:?}");
+    // Whoever comes now has the same turn as if that had not been there.
+    ledger.run(submit(101, "one", "c"));
+    for n in 0..3 {
+        if !ledger.view().attempts(1).unwrap().contains(&(id(101), 1)) {
+            ledger.run(complete(n, 1, 1, ""));
+        }
+    }
+    assert_eq!(ledger.view().attempts(1).unwrap(), [(id(101), 1)]);
+}
+
+#[test]
 fn a_program_stops_at_rules_that_it_does_not_know() {
     let mut ledger = Ledger::default();
     ledger.begin_rules();
