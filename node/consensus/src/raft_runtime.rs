@@ -13,7 +13,7 @@ use crate::simulation::Chance;
 /// What openraft waits for to within less than this is something that is about to happen, not its next tick.
 const SOON: Duration = Duration::from_millis(2);
 
-/// How many of openraft's ticks come for one heartbeat, about: its own `tick_interval` is 13/64 of a heartbeat.
+/// What part of a heartbeat openraft waits from tick to tick, as its `Config::tick_interval` has it.
 const TICK: (u32, u32) = (13, 64);
 
 /// So many ticks are left out behind each that comes.

@@ -6,7 +6,7 @@ use rand::{Rng as _, TryRng};
 
 use super::with;
 
-/// Chance: from the seed in a simulation, from the system elsewhere.
+/// Where openraft draws from.
 pub(crate) struct Chance;
 
 impl TryRng for Chance {
