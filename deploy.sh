@@ -18,7 +18,7 @@ Options:
   --volumes          with down: remove the nodes' data as well
   --help             this text
 
-Needed: a Docker engine with compose (or --install-engine), and cargo with a C linker (or a registry of images, to build
+Needed: a Docker engine with compose (or --install-engine), and cargo with a C compiler and make (or a registry of images, to build
 in a container); for test also python3 with venv, and node with npm. The base image is taken from the registry; where none
 is reached, it is made from Debian's packages.
 
@@ -369,7 +369,8 @@ why_not_on_host() {
     local wanted rust glibc
     [[ "$(uname -s)" == Linux ]] || { echo "this is not Linux"; return; }
     find_cargo || { echo "cargo is missing"; return; }
-    have cc || { echo "a C linker (cc) is missing"; return; }
+    have cc || { echo "a C compiler (cc) is missing"; return; }
+    have make || { echo "make is missing"; return; }
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
     rust=$(rustc --version 2> /dev/null | cut -d ' ' -f 2) || true
     at_most "$wanted" "${rust:-0}" || { echo "Rust $wanted is needed, and rustc is ${rust:-missing}"; return; }
@@ -393,7 +394,7 @@ build_program() {
     say "building the program in a container ($reason)"
     if ! image_exists "$RUST_IMAGE"; then
         timeout 900 docker pull -q "$RUST_IMAGE" > "$WORK/pull.log" 2>&1 \
-            || die "$reason, and the image $RUST_IMAGE cannot be had: install Rust with a C linker (https://rustup.rs), or give the engine a registry"
+            || die "$reason, and the image $RUST_IMAGE cannot be had: install Rust (https://rustup.rs) with a C compiler and make, or give the engine a registry"
     fi
     local proxy options=()
     for proxy in "${PROXIES[@]}"; do
@@ -697,10 +698,10 @@ prepare_npm() {
 
 run_tests() {
     find_cargo || die "cargo is missing, and the tests need it: install Rust (https://rustup.rs)"
-    have cc || die "a C linker (cc) is missing, and the tests need it: install gcc"
-    # the examples of the documentation are run as they stand there
+    have cc || die "a C compiler (cc) is missing, and the tests need it: install gcc"
+    # the memory allocator is built with make; the examples of the documentation are run as they stand there
     local tool missing=()
-    for tool in curl jq; do
+    for tool in make curl jq; do
         have "$tool" || missing+=("$tool")
     done
     if ((${#missing[@]} > 0)); then

@@ -107,11 +107,6 @@ impl Settings {
         };
         command
             .env("PATH", PATH)
-            // Otherwise the node starts itself again to set it, and is out of the shim's reach then.
-            .env(
-                "GLIBC_TUNABLES",
-                "glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=131072",
-            )
             .arg("serve")
             .args(self.place())
             .args(["--http", &format!("127.0.0.1:{}", self.http)])

@@ -61,6 +61,6 @@ pub use rounds::{Rounds, Turn};
 pub use rules::{BY_AGE, BY_OWNER, BY_RECORDS, CANCELLED, MAX_LANGUAGES, PURGED_MS, RULES};
 pub use settings::Settings;
 pub use store::{MemoryStore, Store, StoreError};
-pub use transaction::{Applied, Transaction, Writes};
+pub use transaction::{Applied, Heads, Transaction, Writes};
 pub use view::{Ages, Counters, Due, JobFilter, JobPage, Place, View};
 pub use weight::Weights;

@@ -49,27 +49,51 @@ pub struct Transaction<S> {
     pub(crate) events: Vec<Event>,
 }
 
+/// What every transaction begins with: the ledger's figures, and its nodes. Whoever alone writes to a store can keep what one
+/// transaction has ended with for the next one, which then need not read it.
+#[derive(Clone, Debug)]
+pub struct Heads {
+    counters: Counters,
+    nodes: BTreeMap<NodeId, Node>,
+}
+
+impl Heads {
+    /// Those that `store` holds.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn of(store: impl Store) -> Result<Self, StoreError> {
+        let view = View::new(store);
+        Ok(Self {
+            counters: view.counters()?,
+            nodes: view.nodes()?.into_iter().map(|n| (n.id, n)).collect(),
+        })
+    }
+}
+
 impl<S: Store> Transaction<S> {
     /// Begins on top of what `store` holds.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn begin(store: S) -> Result<Self, StoreError> {
-        let layer = Layer {
-            store,
-            writes: Writes::new(),
-            empty: RefCell::default(),
-        };
-        let view = View::new(&layer);
-        let counters = view.counters()?;
-        let nodes = view.nodes()?.into_iter().map(|n| (n.id, n)).collect();
-        Ok(Self {
-            layer,
-            counters,
-            nodes,
+        let heads = Heads::of(&store)?;
+        Ok(Self::after(store, heads))
+    }
+
+    /// Begins on top of what `store` holds, which has these heads.
+    pub fn after(store: S, heads: Heads) -> Self {
+        Self {
+            layer: Layer {
+                store,
+                writes: Writes::new(),
+                empty: RefCell::default(),
+            },
+            counters: heads.counters,
+            nodes: heads.nodes,
             changed_nodes: BTreeSet::new(),
             events: Vec::new(),
-        })
+        }
     }
 
     /// Applies one batch: its commands in order, then placement.
@@ -91,9 +115,19 @@ impl<S: Store> Transaction<S> {
 
     /// Ends the transaction; the writes are to be committed as one, before anything else is read.
     ///
+    /// Of each record that is written the store was asked before, unless there is none yet; but for the counters.
+    ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn finish(mut self) -> Result<Writes, StoreError> {
+    pub fn finish(self) -> Result<Writes, StoreError> {
+        self.end().map(|(writes, _)| writes)
+    }
+
+    /// The same, with the heads that the store has once the writes are committed.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn end(mut self) -> Result<(Writes, Heads), StoreError> {
         for id in std::mem::take(&mut self.changed_nodes) {
             if let Some(node) = self.nodes.get(&id) {
                 let value = codec::encode(node);
@@ -103,7 +137,11 @@ impl<S: Store> Transaction<S> {
         let counters = self.counters.encode();
         self.layer
             .write(keys::COUNTERS.to_vec(), Some(counters.into()));
-        Ok(self.layer.writes)
+        let heads = Heads {
+            counters: self.counters,
+            nodes: self.nodes,
+        };
+        Ok((self.layer.writes, heads))
     }
 
     /// The ledger as it stands within this transaction. Nodes and counters are in the fields of the same name.
@@ -126,13 +164,28 @@ impl<S: Store> Transaction<S> {
         self.put_bytes(key, codec::encode(value))
     }
 
+    /// Writes a record whose key is not taken, as the caller knows: the store need not be asked what was there, which is most of
+    /// what a write costs. A key that was taken would make the hash wrong.
+    pub(crate) fn put_new<T: Serialize>(&mut self, key: Vec<u8>, value: &T) {
+        debug_assert!(
+            !matches!(self.layer.get(&key), Ok(Some(_))),
+            "a record is there already under {}",
+            key.escape_ascii()
+        );
+        self.write(key, codec::encode(value));
+    }
+
     fn put_bytes(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
         if let Some(old) = self.layer.get(&key)? {
             self.counters.hash.remove(&key, &old);
         }
+        self.write(key, value);
+        Ok(())
+    }
+
+    fn write(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.counters.hash.add(&key, &value);
         self.layer.write(key, Some(value.into()));
-        Ok(())
     }
 
     /// Removes a record, if it is there.

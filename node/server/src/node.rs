@@ -22,7 +22,7 @@ use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::console::Consoles;
 use crate::disk_space;
-use crate::http::{self, App, Clients, Server};
+use crate::http::{self, App, Clients, Known, Server};
 use crate::identity;
 use crate::images::Images;
 use crate::insight::{Counted, Throughput};
@@ -233,10 +233,10 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
     bounds.connections = crate::process::room_for(bounds.connections);
     let forms = config.join.is_empty();
     let closing = CancellationToken::new();
-    let app = App {
+    let app = App::from(Known {
         catalogue,
         images,
-        peers_languages: Arc::default(),
+        peers_languages: Default::default(),
         jobs,
         consensus: consensus.clone(),
         membership: membership.clone(),
@@ -246,8 +246,8 @@ pub async fn run(mut config: Config, stop: CancellationToken) -> anyhow::Result<
         pressure: Pressure::new(bounds),
         metrics,
         closing: closing.clone(),
-        config: Arc::new(config),
-    };
+        config,
+    });
     let http_done = serve_http((calls, app), http_listener, closing.clone())?;
 
     let refusal = tokio::select! {

@@ -21,6 +21,10 @@ use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 use tracing_subscriber::fmt::MakeWriter;
 
+/// As in a node.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// How long something may take before the program gives it up.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// The node that all jobs are given to.

@@ -1,17 +1,20 @@
 //! Committed entries become transactions of the ledger.
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
-use quorun_ledger::{Event, Transaction};
+use quorun_ledger::store::Pair;
+use quorun_ledger::{Event, Heads, Store, StoreError, Transaction};
 use quorun_metrics::Histogram;
 use tokio::sync::{mpsc, watch};
 
-use super::{LedgerStore, SnapshotFile};
+use super::{Chunked, LedgerStore, SnapshotFile};
 use crate::blocking::blocking;
 use crate::clock::Clocks;
 use crate::handle::Notice;
@@ -112,13 +115,56 @@ impl StateMachine {
     }
 }
 
+/// The ledger as a transaction reads it, which notes how many chunks the records that it finds lie in: it reads what it is going
+/// to replace, so that nobody has to look once more.
+struct Reads<'a> {
+    store: &'a LedgerStore,
+    chunks: RefCell<Chunked>,
+}
+
+impl<'a> Reads<'a> {
+    fn new(store: &'a LedgerStore) -> Self {
+        Self {
+            store,
+            chunks: RefCell::default(),
+        }
+    }
+}
+
+impl Store for Reads<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let read = self.store.record(key)?;
+        Ok(read.map(|(record, chunks)| {
+            if chunks > 0 {
+                self.chunks.borrow_mut().insert(key.to_vec(), chunks);
+            }
+            record
+        }))
+    }
+
+    fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
+        self.store.first(from, to)
+    }
+
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {
+        self.store.last(from, to)
+    }
+}
+
 impl LedgerStore {
     /// Applies entries as one. Returns what the commands of each were answered, and all their events.
     pub(super) fn apply(&self, entries: Vec<Entry>) -> io::Result<(Vec<Replies>, Vec<Event>)> {
         let mut meta = self.meta();
         let mut replies = Vec::with_capacity(entries.len());
         let mut events = Vec::new();
-        let mut transaction = Transaction::begin(self).map_err(io::Error::other)?;
+        let reads = Reads::new(self);
+        // Put back when all has gone well.
+        let heads = self.inner.heads.lock().take();
+        let heads = match heads {
+            Some(heads) => heads,
+            None => Heads::of(self).map_err(io::Error::other)?,
+        };
+        let mut transaction = Transaction::after(&reads, heads);
         let mut changed = false;
         for entry in entries {
             #[cfg(feature = "simulation")]
@@ -148,12 +194,12 @@ impl LedgerStore {
                 }
             });
         }
-        let writes = if changed {
-            transaction.finish().map_err(io::Error::other)?
-        } else {
-            quorun_ledger::Writes::new()
-        };
-        self.commit(writes, meta)?;
+        let (mut writes, heads) = transaction.end().map_err(io::Error::other)?;
+        if !changed {
+            writes.clear();
+        }
+        self.commit(writes, &reads.chunks.into_inner(), meta)?;
+        *self.inner.heads.lock() = Some(heads);
         Ok((replies, events))
     }
 }

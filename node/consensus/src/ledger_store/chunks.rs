@@ -154,8 +154,17 @@ pub(super) fn join(
     key: &[u8],
     value: &[u8],
 ) -> io::Result<Option<Bytes>> {
+    Ok(read(get, key, value)?.map(|(record, _)| record))
+}
+
+/// The same, with the number of its chunks.
+pub(super) fn read(
+    get: impl Fn(&[u8]) -> io::Result<Option<IVec>>,
+    key: &[u8],
+    value: &[u8],
+) -> io::Result<Option<(Bytes, u32)>> {
     let count = match head(key, value)? {
-        Head::Whole(body) => return Ok(Some(Bytes::copy_from_slice(body))),
+        Head::Whole(body) => return Ok(Some((Bytes::copy_from_slice(body), 0))),
         Head::Split(count) => count,
         Head::Removed => return Ok(None),
     };
@@ -165,7 +174,7 @@ pub(super) fn join(
         let piece = get(&key)?.ok_or_else(|| invalid(&key, "missing"))?;
         joined.extend_from_slice(body(&key, &piece)?);
     }
-    Ok(Some(joined.freeze()))
+    Ok(Some((joined.freeze(), count)))
 }
 
 fn own_format() -> Vec<u8> {

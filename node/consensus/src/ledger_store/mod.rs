@@ -36,7 +36,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use quorun_ledger::store::Pair;
 use quorun_ledger::{
-    Counters, Emptied, NodeId, RULES, StateHash, Store, StoreError, View, Writes, codec, keys,
+    Counters, Emptied, Heads, NodeId, RULES, StateHash, Store, StoreError, View, Writes, codec, keys,
 };
 use quorun_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,8 @@ struct Inner {
     /// The number that the next overlay or run gets.
     next_number: AtomicU64,
     emptied: Mutex<Emptied>,
+    /// What the last entries that were applied have left, for the next ones.
+    heads: Mutex<Option<Heads>>,
     /// The index behind the last entry that was applied.
     applied: watch::Sender<u64>,
     /// Told when the overlay has become large.
@@ -99,6 +101,9 @@ struct Inner {
     /// What has gone wrong beside the applying of entries.
     failure: watch::Sender<Option<String>>,
 }
+
+/// In how many chunks records lie that a transaction has read; those that lie in none are not there.
+type Chunked = BTreeMap<Vec<u8>, u32>;
 
 /// What the log still has: the ledger must fit to it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -268,6 +273,7 @@ impl LedgerStore {
                 reaches: AtomicBool::new(reaches),
                 next_number: AtomicU64::new(next_number),
                 emptied: Mutex::default(),
+                heads: Mutex::default(),
                 applied: watch::Sender::new(next),
                 grown: Notify::new(),
                 failure: watch::Sender::new(None),
@@ -422,7 +428,7 @@ impl LedgerStore {
     }
 
     /// Takes over what entries have written, and says how far the log has been applied.
-    fn commit(&self, writes: Writes, meta: Meta) -> io::Result<()> {
+    fn commit(&self, writes: Writes, replaced: &Chunked, meta: Meta) -> io::Result<()> {
         let next = next_index(meta.applied.as_ref());
         {
             let mut current = self.inner.current.write();
@@ -431,7 +437,7 @@ impl LedgerStore {
             if let Some(Some(counters)) = writes.get(keys::COUNTERS) {
                 hash = decode_hash(counters)?;
             }
-            let mut raw = raw_writes(&layers, writes)?;
+            let mut raw = raw_writes(&layers, writes, replaced)?;
             raw.insert(META.to_vec(), Some(chunks::whole(META, &meta.encode())));
             let mut batch = Batch::default();
             let mut emptied = self.inner.emptied.lock();
@@ -468,6 +474,14 @@ impl LedgerStore {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.inner.current.is_locked_exclusive()
+    }
+
+    /// The record of a key, and in how many chunks it lies.
+    fn record(&self, key: &[u8]) -> Result<Option<(Bytes, u32)>, StoreError> {
+        self.reading(|layers| match layers.get(key)? {
+            Some(value) => chunks::read(|key| layers.get(key), key, &value),
+            None => Ok(None),
+        })
     }
 
     fn reading<T>(&self, read: impl FnOnce(&Layers) -> io::Result<T>) -> Result<T, StoreError> {
@@ -608,15 +622,20 @@ fn is_damage(error: &io::Error) -> bool {
 }
 
 /// The keys and values of sled that make the ledger's writes, among them the chunks that are no longer needed.
-fn raw_writes(layers: &Layers, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
+fn raw_writes(
+    layers: &Layers,
+    writes: Writes,
+    replaced: &Chunked,
+) -> io::Result<BTreeMap<Vec<u8>, Option<Vec<u8>>>> {
     let mut raw = BTreeMap::new();
     for (key, value) in writes {
-        let old = layers.get(&key)?;
-        let old = old.as_deref().map(|old| chunks::head(&key, old));
-        let chunks_before = match old.transpose()? {
-            Some(Head::Split(count)) => count,
-            _ => 0,
+        // These alone are written without having been read.
+        let chunks_before = if key == keys::COUNTERS {
+            chunks_of(layers, &key)?
+        } else {
+            replaced.get(&key).copied().unwrap_or(0)
         };
+        debug_assert_eq!(chunks_before, chunks_of(layers, &key)?);
         let chunks_now = match value {
             Some(value) => chunks::split(&key, &value, |key, value| {
                 raw.insert(key, Some(value));
@@ -633,12 +652,19 @@ fn raw_writes(layers: &Layers, writes: Writes) -> io::Result<BTreeMap<Vec<u8>, O
     Ok(raw)
 }
 
+/// In how many chunks the record of a key lies.
+fn chunks_of(layers: &Layers, key: &[u8]) -> io::Result<u32> {
+    let found = layers.get(key)?;
+    let head = found.as_deref().map(|value| chunks::head(key, value));
+    Ok(match head.transpose()? {
+        Some(Head::Split(count)) => count,
+        _ => 0,
+    })
+}
+
 impl Store for LedgerStore {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.reading(|layers| match layers.get(key)? {
-            Some(value) => chunks::join(|key| layers.get(key), key, &value),
-            None => Ok(None),
-        })
+        Ok(self.record(key)?.map(|(record, _)| record))
     }
 
     fn first(&self, from: &[u8], to: &[u8]) -> Result<Option<Pair>, StoreError> {

@@ -448,6 +448,7 @@ impl LedgerStore {
             current.written = super::Written::default();
             // Ranges that were empty need not be so any more.
             *self.inner.emptied.lock() = quorun_ledger::Emptied::default();
+            *self.inner.heads.lock() = None;
             current.layers.replace(Layers {
                 overlay: fresh,
                 frozen: None,

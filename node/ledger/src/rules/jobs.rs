@@ -9,36 +9,39 @@ use crate::transaction::Transaction;
 
 use super::{callback, expire, owners};
 
-/// Queues a job behind all others of its owner in its level; where owners have no turns, behind all others.
+/// Queues a job that is new, behind all others of its owner in its level; where owners have no turns, behind all others.
 pub(super) fn enqueue_back<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
-    if tx.counters.rounds(job.priority).have_begun() {
-        return enqueue(tx, job, None);
-    }
-    let order = tx.counters.place_behind(job.priority);
-    enqueue(tx, job, Some(order))
+    let order = if tx.counters.rounds(job.priority).have_begun() {
+        None
+    } else {
+        Some(tx.counters.place_behind(job.priority))
+    };
+    let job = enqueue(tx, job, order)?;
+    tx.put_new(keys::job(job.id), &job);
+    Ok(())
 }
 
 /// Queues a job before all others of its level.
 fn enqueue_front<S: Store>(tx: &mut Transaction<S>, job: Job) -> Result<(), StoreError> {
     let order = tx.counters.place_before(job.priority);
-    enqueue(tx, job, Some(order))
+    let job = enqueue(tx, job, Some(order))?;
+    tx.put(keys::job(job.id), &job)
 }
 
-/// Queues a job at a place, or at its owner's next one.
+/// Queues a job at a place, or at its owner's next one; the caller writes its record.
 fn enqueue<S: Store>(
     tx: &mut Transaction<S>,
     mut job: Job,
     order: Option<u64>,
-) -> Result<(), StoreError> {
+) -> Result<Job, StoreError> {
     job.state = JobState::Queued;
     tx.counters
         .enters_queue(&job.language, job.priority, job.weight);
     let order = owners::queued(tx, &job, order)?;
     job.order = Some(order);
-    tx.put(tx.counters.queued(&job, order), &job.id)?;
-    tx.put(keys::job(job.id), &job)?;
+    tx.put_new(tx.counters.queued(&job, order), &job.id);
     tx.events.push(Event::Queued { job: job.id });
-    Ok(())
+    Ok(job)
 }
 
 /// Takes a queued job out of the queue, and says at which place it was; the caller writes its record.
@@ -88,7 +91,7 @@ pub(super) fn start<S: Store>(
         }
         None => return Err(StoreError::Inconsistent(format!("no node {node}"))),
     };
-    tx.put(keys::attempt(node, job.id), &job.attempt)?;
+    tx.put_new(keys::attempt(node, job.id), &job.attempt);
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Assigned {
         job: job.id,
@@ -136,10 +139,10 @@ pub(super) fn finish<S: Store>(
     job.outcome = Some(result.outcome);
     tx.counters.finished += 1;
     if let Some(expires) = job.expires_ms() {
-        tx.put(keys::expiry(expires, job.id), &())?;
+        tx.put_new(keys::expiry(expires, job.id), &());
     }
     expire::kept(tx, &job, job.callback)?;
-    tx.put(keys::output(job.id), &result.output)?;
+    tx.put_new(keys::output(job.id), &result.output);
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Finished { job: job.id });
     callback::due(tx, &job)

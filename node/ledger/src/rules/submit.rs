@@ -156,6 +156,7 @@ fn earlier<S: Store>(
     })
 }
 
+/// Takes in a job which is not there, nor is its key, as [`earlier`] has found.
 fn accept<S: Store>(
     tx: &mut Transaction<S>,
     id: JobId,
@@ -171,9 +172,9 @@ fn accept<S: Store>(
             job: id,
             fingerprint: key.fingerprint,
         };
-        tx.put(keys::idempotency(spec.owner_name(), &key.key), &record)?;
+        tx.put_new(keys::idempotency(spec.owner_name(), &key.key), &record);
     }
-    tx.put(keys::spec(id), spec)?;
+    tx.put_new(keys::spec(id), spec);
     if let Some(callback) = &spec.callback {
         callback::wanted(tx, id, callback)?;
     }

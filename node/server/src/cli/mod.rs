@@ -10,7 +10,6 @@ mod health;
 mod jobs;
 mod languages_set;
 mod local;
-mod malloc;
 mod openapi;
 mod outcome;
 mod run;
@@ -87,9 +86,6 @@ pub fn main() -> ExitCode {
         Command::Run(_) | Command::Logs(_) => NOT_RUN,
         _ => 1,
     };
-    if matches!(cli.command, Command::Serve(_)) {
-        malloc::tune();
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -44,8 +44,8 @@ pub async fn show(State(app): State<App>) -> Result<Response, Problem> {
         pressure: app.pressure.clone(),
         node,
         status: app.consensus.status().borrow().clone(),
-        consensus: app.consensus,
-        executor: app.executor,
+        consensus: app.consensus.clone(),
+        executor: app.executor.clone(),
         id,
     };
     // It looks at files of the kernel.

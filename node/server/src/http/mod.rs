@@ -42,6 +42,7 @@ mod serve;
 mod submission;
 mod view;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ use http::{HeaderValue, Method, StatusCode, Uri, header};
 use quorun_consensus::Handle;
 use quorun_executor::Executor;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceBuilder;
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -79,17 +82,20 @@ pub use view::details as job_json;
 /// How long a client that waits for the end of a job goes on waiting when its node is about to end.
 const LAST_MOMENT: Duration = Duration::from_secs(6);
 
-/// What the handlers know.
+/// What the handlers know. Cheap to clone: every layer of every request does so.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Known>);
+
+/// The parts of it.
+pub struct Known {
     /// The node's configuration.
-    pub config: Arc<Config>,
+    pub config: Config,
     /// The languages.
     pub catalogue: Catalogue,
     /// What this node can run of them.
     pub images: Images,
     /// What the others have said of them a moment ago.
-    pub peers_languages: Arc<languages::Heard>,
+    pub peers_languages: languages::Heard,
     /// The jobs.
     pub jobs: Jobs,
     /// The cluster.
@@ -108,6 +114,20 @@ pub struct App {
     pub metrics: Metrics,
     /// Cancelled when this node is about to end: whoever waits for a job is told to ask elsewhere.
     pub closing: CancellationToken,
+}
+
+impl Deref for App {
+    type Target = Known;
+
+    fn deref(&self) -> &Known {
+        &self.0
+    }
+}
+
+impl From<Known> for App {
+    fn from(known: Known) -> Self {
+        Self(Arc::new(known))
+    }
 }
 
 impl App {
@@ -183,13 +203,17 @@ impl Routes {
 /// What answers clients.
 pub fn router(routes: Routes, app: App) -> Router {
     let takes = Arc::new(routes.takes);
-    let router = routes
-        .router
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        // The handlers read bodies themselves, within bounds of their own.
-        .layer(DefaultBodyLimit::disable())
-        .layer(middleware::from_fn_with_state(takes, query::known))
+    // One stack of layers, from the outermost to the innermost: each call of `Router::layer` would box every route once more, for
+    // each request anew.
+    let layers = ServiceBuilder::new()
+        .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
+        .layer(middleware::map_response_with_state(
+            app.clone(),
+            close_when_draining,
+        ))
+        .layer(option_layer(access::pages(&app.config.access.origins)))
+        .layer(middleware::from_fn_with_state(app.clone(), access::admit))
+        .layer(middleware::from_fn_with_state(app.clone(), heavy::count))
         .layer(CatchPanicLayer::custom(|_| {
             Problem::new(
                 Kind::Internal,
@@ -197,18 +221,14 @@ pub fn router(routes: Routes, app: App) -> Router {
             )
             .into_response()
         }))
-        .layer(middleware::from_fn_with_state(app.clone(), heavy::count))
-        .layer(middleware::from_fn_with_state(app.clone(), access::admit));
-    let router = match access::pages(&app.config.access.origins) {
-        Some(pages) => router.layer(pages),
-        None => router,
-    };
-    router
-        .layer(middleware::map_response_with_state(
-            app.clone(),
-            close_when_draining,
-        ))
-        .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
+        .layer(middleware::from_fn_with_state(takes, query::known))
+        // The handlers read bodies themselves, within bounds of their own.
+        .layer(DefaultBodyLimit::disable());
+    routes
+        .router
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(layers)
         .with_state(app)
 }
 
