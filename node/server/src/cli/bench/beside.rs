@@ -298,7 +298,7 @@ fn told(
     if let Some(etcd) = etcd {
         let (nodes, each) = (args.cluster.nodes, args.etcd_connections);
         let words = format!(
-            "version {}, {nodes} nodes, {each} connections to each",
+            "version {}, {nodes} nodes, connections to each: {each}",
             etcd.version
         );
         report.set("etcd", words);
