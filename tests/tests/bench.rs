@@ -1,6 +1,7 @@
 //! `quorun bench`: what it says of a cluster that answers rightly. How fast that is, no test says.
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use quorun_tests::{Cluster, Executor, Plan, node, program};
@@ -208,6 +209,24 @@ async fn what_is_asked_wrongly_is_one_clear_line() {
             &["baseline", "--program", "endless"],
             "does not end by itself",
         ),
+        (&["accept", "--etcd", "etcd"], "--etcd etcd needs --local"),
+        (&["accept", "--rounds", "2"], "--rounds 2 needs --local"),
+        (
+            &["accept", "--local", "--rounds", "0"],
+            "--rounds 0 is out of range",
+        ),
+        (
+            &["accept", "--local", "--etcd", "etcd", "--rate", "9"],
+            "--etcd is for --clients",
+        ),
+        (
+            &["accept", "--local", "--etcd", "/no/etcd"],
+            "--etcd /no/etcd cannot be started",
+        ),
+        (
+            &["accept", "--local", "--etcd", "/bin/true"],
+            "--etcd /bin/true is not etcd",
+        ),
     ] {
         let mut command = program::command();
         let output = command
@@ -219,4 +238,129 @@ async fn what_is_asked_wrongly_is_one_clear_line() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
         assert!(said.contains(words), "{arguments:?}: {said}");
     }
+}
+
+/// An etcd that is installed on this machine.
+fn etcd() -> Option<PathBuf> {
+    std::env::split_paths(node::PATH)
+        .map(|folder| folder.join("etcd"))
+        .find(|program| program.is_file())
+}
+
+/// What a benchmark has left behind: files beside its report, and processes that know its folder.
+fn left_behind(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).expect("the folder");
+    let mut left: Vec<_> = files
+        .map(|file| file.expect("a file").file_name().display().to_string())
+        .filter(|name| !name.starts_with("bench."))
+        .collect();
+    for process in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        // Another process may end while it is looked at.
+        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(&*folder.to_string_lossy()) {
+            left.push(line);
+        }
+    }
+    left
+}
+
+/// A round is as long as its jobs, which a test can wait for; how fast they are, it does not say.
+const ROUND: [&str; 4] = ["accept", "--local", "--clients=8", "--warmup=0s"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submissions_beside_puts_of_etcd_are_compared_in_each_round() {
+    let Some(etcd) = etcd() else {
+        eprintln!("no etcd on this machine: nothing is tested");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let etcd = format!("--etcd={}", etcd.display());
+    let more = [&*etcd, "--rounds=2", "--jobs=60", "--etcd-connections=2"];
+    let output = bench(&[&ROUND[..], &more].concat(), folder.path()).await;
+    assert!(output.status.success(), "{}", output.status);
+    let body = figures(folder.path());
+    assert_eq!(body["passed"], true);
+    assert_eq!(count(&body["verified"]["accepted"]), 120, "{body}");
+    assert_eq!(count(&body["verified"]["listed"]), 120, "{body}");
+    let puts = &body["etcd"];
+    for (name, expected) in [
+        ("acknowledged", 120),
+        ("counted", 120),
+        ("lost", 0),
+        ("failed", 0),
+    ] {
+        assert_eq!(count(&puts[name]), expected, "{name}: {puts}");
+    }
+    assert!(puts["version"].as_str().is_some_and(|v| v.starts_with('3')));
+    let accept = &body["accept"];
+    for name in [
+        "per_second",
+        "etcd_per_second",
+        "p3_ratio",
+        "p50_ms",
+        "etcd_p50_ms",
+        "p99_ms",
+        "etcd_p99_ms",
+        "processor_us",
+        "etcd_processor_us",
+    ] {
+        let of = &accept[name];
+        let rounds = of["rounds"].as_array();
+        let rounds = rounds.unwrap_or_else(|| panic!("{name} is missing: {accept}"));
+        assert_eq!(rounds.len(), 2, "{name}: {of}");
+        let figure = |name| of[name].as_f64().expect("a figure");
+        assert!(figure("min") <= figure("median"), "{name}: {of}");
+        assert!(figure("median") <= figure("max"), "{name}: {of}");
+        // So few may take less than a tick of the processors' clock.
+        assert!(figure("max") > 0.0 || name.ends_with("_us"), "{name}: {of}");
+    }
+    let page = page(folder.path());
+    for words in ["everything as it must be", "accepted / puts", "round 2"] {
+        assert!(page.contains(words), "{words}");
+    }
+    assert_eq!(left_behind(folder.path()), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_does_not_come_up_is_told_with_its_log() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let program = elsewhere.path().join("etcd");
+    let script = "#!/bin/sh\n\
+        [ \"$1\" = --version ] && echo 'etcd Version: 3.9' && exit\n\
+        echo 'there is no disk today' >&2\n\
+        exit 3\n";
+    std::fs::write(&program, script).expect("write a program");
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).expect("make it executable");
+    let etcd = format!("--etcd={}", program.display());
+    let more = [&*etcd, "--nodes=1", "--jobs=8"];
+    let output = bench(&[&ROUND[..], &more].concat(), folder.path()).await;
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    for words in [
+        "node 1 of etcd has ended by itself (exit status: 3)",
+        "there is no disk today",
+    ] {
+        assert!(said.contains(words), "{words} is missing in:\n{said}");
+    }
+    assert_eq!(left_behind(folder.path()), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_of_submissions_need_no_etcd() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let more = ["--rounds=2", "--nodes=1", "--jobs=20"];
+    let output = bench(&[&ROUND[..], &more].concat(), folder.path()).await;
+    assert!(output.status.success(), "{}", output.status);
+    let body = figures(folder.path());
+    assert_eq!(count(&body["verified"]["accepted"]), 40, "{body}");
+    let rounds = body["accept"]["per_second"]["rounds"].as_array();
+    assert_eq!(rounds.map(Vec::len), Some(2), "{body}");
+    assert_eq!(
+        (&body["etcd"], &body["accept"]["p3_ratio"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(left_behind(folder.path()), [""; 0]);
 }

@@ -1,7 +1,7 @@
 //! A cluster of child processes on this machine, for `quorun dev` and for `quorun bench`.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use super::client::Client;
 use crate::config::ExecutorKind;
 
 /// How far above its HTTP port a node's peer port is.
-const PEER_OFFSET: u16 = 10_000;
+pub const PEER_OFFSET: u16 = 10_000;
 /// Where free ports are looked for: the kernel does not hand these out to connections by itself, nor those of the peers.
 const PORTS: std::ops::Range<u16> = 12_000..22_000;
 /// How long the nodes may take to end by themselves.
@@ -54,6 +54,14 @@ impl Drop for Folder {
         }
         eprintln!("quorun: {} could not be removed", self.0.display());
     }
+}
+
+/// Opens the file that a process logs into, for its stdout and for its stderr.
+pub fn log_into(path: &Path) -> anyhow::Result<(File, File)> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    let copy = file.try_clone().context("the log")?;
+    Ok((file, copy))
 }
 
 /// What the nodes are started with.
@@ -157,10 +165,7 @@ impl Plan {
             // Ctrl-C at a terminal goes to the group of the foreground; these are ended one by one, by SIGTERM.
             .process_group(0);
         if self.log_files {
-            let path = self.log_file(id);
-            let file = OpenOptions::new().create(true).append(true).open(&path);
-            let file = file.with_context(|| format!("open {}", path.display()))?;
-            let copy = file.try_clone().context("the node's log")?;
+            let (file, copy) = log_into(&self.log_file(id))?;
             command.stdout(file).stderr(copy);
         }
         let child = command
@@ -203,7 +208,8 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(id: u16, mut child: Child) -> Self {
+    /// A process that was started from here.
+    pub fn new(id: u16, mut child: Child) -> Self {
         Self {
             id,
             _stdin: child.stdin.take(),

@@ -1,5 +1,7 @@
-//! `quorun bench accept`: how fast submissions are accepted, while nothing is executed.
+//! `quorun bench accept`: how fast submissions are accepted, while nothing is executed. [`beside`](super::beside) does it in
+//! rounds, in turn with etcd.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,11 +14,14 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::beside::beside;
 use super::client::Nodes;
 use super::cluster::{Local, LocalArgs};
+use super::etcd::puts::CONNECTIONS;
 use super::loops::Sender;
 use super::mix::{Jobs, Mix, Program};
-use super::record::Record;
+use super::processor::of_processes;
+use super::record::{Figures, Record};
 use super::report::Report;
 use super::run::{ShapeArgs, end, shown};
 use super::verify::{Depth, Verified, listed, verify};
@@ -25,18 +30,24 @@ use crate::config::ExecutorKind;
 
 /// How long submissions are sent if nothing is said. With the default bound of the queue, 100,000 jobs, a fast cluster
 /// fills up after that.
-const DURATION: Duration = Duration::from_secs(5);
+pub const DURATION: Duration = Duration::from_secs(5);
 /// Jobs that are cancelled at one time.
 const AT_ONCE: usize = 256;
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What the queue of a cluster of its own may hold.
 const QUEUE: u64 = 10_000_000;
+/// Rounds beside etcd if nothing is said.
+const ROUNDS: u32 = 5;
 
 /// How fast submissions are accepted while nothing is executed: all nodes are drained for it.
 ///
 /// All nodes are drained through the HTTP API, so that what is accepted only waits; at the end every job is looked up, cancelled, and the
 /// nodes are given work again, also after Ctrl-C. Not for a cluster that others use: their jobs wait meanwhile.
+///
+/// With --etcd, in each round as many nodes of etcd are started on this machine when those of Quorun have ended, and as many
+/// clients put values of as many bytes under keys of their own, for as long. Each put is checked, and the keys are counted
+/// at the end. Printed are least, median and largest of the rounds, and of the ratios within each.
 #[derive(Args, Debug)]
 pub struct AcceptArgs {
     #[command(flatten)]
@@ -45,7 +56,7 @@ pub struct AcceptArgs {
     #[arg(long)]
     local: bool,
     #[command(flatten)]
-    cluster: LocalArgs,
+    pub cluster: LocalArgs,
     /// Closed loop: so many clients, one submission after the other each
     #[arg(long, default_value_t = 256, conflicts_with = "rate", value_name = "N")]
     clients: usize,
@@ -57,12 +68,21 @@ pub struct AcceptArgs {
     max_open: usize,
     /// Bytes of each source
     #[arg(long, default_value_t = 1024, value_name = "BYTES")]
-    source: usize,
+    pub source: usize,
     #[command(flatten)]
-    load: LoadArgs,
+    pub load: LoadArgs,
     /// Also when jobs wait or run on the cluster
     #[arg(long)]
     force: bool,
+    /// Beside the puts of an etcd of its own, version 3.4 or newer, in the same run; needs --local
+    #[arg(long, value_name = "PROGRAM")]
+    pub etcd: Option<PathBuf>,
+    /// Connections to each node of etcd, which the clients share
+    #[arg(long, default_value_t = CONNECTIONS, value_name = "N")]
+    pub etcd_connections: usize,
+    /// Rounds, each with a new cluster; more than one needs --local [default: 1, with --etcd 5]
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
     #[command(flatten)]
     pub out: OutArgs,
 }
@@ -87,6 +107,63 @@ struct Cluster {
     running: u64,
 }
 
+impl AcceptArgs {
+    /// How many rounds there are.
+    pub fn rounds(&self) -> u32 {
+        self.rounds
+            .unwrap_or(if self.etcd.is_some() { ROUNDS } else { 1 })
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let check = || {
+            if let Some(etcd) = &self.etcd {
+                ensure!(
+                    self.local,
+                    "--etcd {} needs --local: both are started on this machine, in turn",
+                    etcd.display()
+                );
+                ensure!(
+                    self.rate.is_none(),
+                    "--rate says how fast submissions come; --etcd is for --clients, which go as fast as they are answered"
+                );
+            }
+            ensure!(
+                (1..=1000).contains(&self.etcd_connections),
+                "--etcd-connections {} is out of range; 1 to 1000",
+                self.etcd_connections
+            );
+            let rounds = self.rounds();
+            ensure!(
+                (1..=10_000).contains(&rounds),
+                "--rounds {rounds} is out of range; 1 to 10000"
+            );
+            ensure!(
+                rounds == 1 || self.local,
+                "--rounds {rounds} needs --local: each round has a new cluster"
+            );
+            Ok(())
+        };
+        check().map_err(|error| super::super::usage(&error))
+    }
+}
+
+/// What one load of submissions has given.
+#[derive(Debug)]
+pub struct Measured {
+    /// The nodes.
+    pub urls: Vec<String>,
+    /// The load.
+    pub figures: Figures,
+    /// What was found afterwards.
+    pub verified: Verified,
+    /// Jobs that did not wait any more.
+    pub executed: u64,
+    /// Jobs that could not be cancelled.
+    pub left: u64,
+    /// CPU time that the nodes took for the load, seconds, if they are of this machine.
+    pub processor: Option<f64>,
+}
+
 /// Runs it.
 pub async fn accept(args: AcceptArgs, interrupt: &Interrupt) -> anyhow::Result<Report> {
     let shape = ShapeArgs {
@@ -96,7 +173,21 @@ pub async fn accept(args: AcceptArgs, interrupt: &Interrupt) -> anyhow::Result<R
         max_open: args.max_open,
     };
     shape.check()?;
+    args.check()?;
     args.out.check()?;
+    if args.etcd.is_some() || args.rounds() > 1 {
+        return beside(&args, &shape, interrupt).await;
+    }
+    let measured = once(&args, &shape, interrupt).await?;
+    Ok(told(&args, &shape, measured))
+}
+
+/// One load, on a cluster that is started for it or on one that there is.
+pub async fn once(
+    args: &AcceptArgs,
+    shape: &ShapeArgs,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Measured> {
     let local = match args.local {
         true => {
             let mut cluster = args.cluster.clone();
@@ -117,7 +208,10 @@ pub async fn accept(args: AcceptArgs, interrupt: &Interrupt) -> anyhow::Result<R
     );
     let drained = drain(&nodes, &before).await;
     let measured = match &drained {
-        Ok(_) => measured(&args, &shape, &nodes, interrupt).await,
+        Ok(_) => {
+            let pids = local.as_ref().map(Local::pids).unwrap_or_default();
+            measured(args, shape, &nodes, &pids, interrupt).await
+        }
         Err(error) => Err(anyhow::anyhow!("{error:#}")),
     };
     // Whatever has happened, and even if it is asked to end at once: these nodes must not stay without work.
@@ -125,12 +219,36 @@ pub async fn accept(args: AcceptArgs, interrupt: &Interrupt) -> anyhow::Result<R
     if let Some(local) = local {
         local.end().await;
     }
-    let mut report = measured?;
+    let measured = measured?;
     restored?;
+    Ok(Measured { urls, ..measured })
+}
+
+fn told(args: &AcceptArgs, shape: &ShapeArgs, measured: Measured) -> Report {
+    let Measured { executed, left, .. } = measured;
+    let mut report = Report::new("accept", "Submissions accepted, nothing executed");
+    report.set("nodes", measured.urls.join(", "));
+    report.set("load", shape.words());
+    report.set("source", format!("{} bytes", args.source));
+    let refused = measured.figures.counts.refused;
+    report.load(measured.figures, Some(measured.verified));
+    put_waiting(&mut report, executed, left, refused);
     report
-        .settings
-        .insert(0, ("nodes".to_owned(), urls.join(", ")));
-    Ok(report)
+}
+
+/// What became of the jobs that should only wait.
+pub fn put_waiting(report: &mut Report, executed: u64, left: u64, refused: u64) {
+    report.headline(
+        "executed meanwhile",
+        executed.to_string(),
+        Some(executed == 0),
+    );
+    report.headline("not cancelled", left.to_string(), Some(left == 0));
+    if refused > 0 {
+        report.note("the queue was full, and the load was ended there; give fewer --jobs, or the nodes a larger --max-queue");
+    }
+    report.extra.insert("executed".to_owned(), executed.into());
+    report.extra.insert("not_cancelled".to_owned(), left.into());
 }
 
 /// Drains all nodes: the leader last, so that it finds nobody to hand over to.
@@ -177,8 +295,9 @@ async fn measured(
     args: &AcceptArgs,
     shape: &ShapeArgs,
     nodes: &Arc<Nodes>,
+    pids: &[u32],
     interrupt: &Interrupt,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<Measured> {
     let jobs = Jobs::new(shape.mix.clone(), args.load.seed, run_label());
     let jobs = Arc::new(jobs.padded(args.source));
     let record = Record::new(args.load.warmup);
@@ -199,7 +318,9 @@ async fn measured(
             () = full_queue(&record, &full) => {}
         }
     };
+    let before = of_processes(pids);
     let load = interrupt.or(shown(nodes, &record, &until, work)).await;
+    let processor = of_processes(pids).filter(|_| !pids.is_empty());
     let figures = record.figures();
     let looked = match load {
         Ok(()) => interrupt.or(look(nodes, jobs.run(), &figures)).await,
@@ -208,25 +329,14 @@ async fn measured(
     // Also what was accepted without this program having been told.
     let left = clear(nodes, jobs.run()).await;
     let (verified, executed) = looked??;
-    let left = left?;
-
-    let mut report = Report::new("accept", "Submissions accepted, nothing executed");
-    report.set("load", shape.words());
-    report.set("source", format!("{} bytes", args.source));
-    let refused = figures.counts.refused;
-    report.load(figures, Some(verified));
-    report.headline(
-        "executed meanwhile",
-        executed.to_string(),
-        Some(executed == 0),
-    );
-    report.headline("not cancelled", left.to_string(), Some(left == 0));
-    if refused > 0 {
-        report.note("the queue was full, and the load was ended there; give fewer --jobs, or the nodes a larger --max-queue");
-    }
-    report.extra.insert("executed".to_owned(), executed.into());
-    report.extra.insert("not_cancelled".to_owned(), left.into());
-    Ok(report)
+    Ok(Measured {
+        urls: Vec::new(),
+        figures,
+        verified,
+        executed,
+        left: left?,
+        processor: processor.zip(before).map(|(after, before)| after - before),
+    })
 }
 
 /// Asks the load to end when a submission has been turned away, and then never returns.
@@ -241,11 +351,7 @@ async fn full_queue(record: &Record, full: &tokio_util::sync::CancellationToken)
 }
 
 /// Compares what was accepted with what waits; and how many jobs do not wait any more.
-async fn look(
-    nodes: &Arc<Nodes>,
-    run: &str,
-    figures: &super::record::Figures,
-) -> anyhow::Result<(Verified, u64)> {
+async fn look(nodes: &Arc<Nodes>, run: &str, figures: &Figures) -> anyhow::Result<(Verified, u64)> {
     eprintln!("looking {} jobs up", figures.accepted.len());
     let verified = verify(nodes, run, figures, Depth::List).await?;
     let found = listed(nodes, run).await?;

@@ -16,7 +16,8 @@ use super::loops::{self, End, Sender};
 use super::mix::{Expected, Jobs, Mix, Program};
 use super::processor::{Look, Spent};
 use super::record::Record;
-use super::report::{Report, Table, digits, json::round, per_second};
+use super::report::lines::{self, Line, Lines, median};
+use super::report::{Report, digits, per_second};
 use super::{Interrupt, OutArgs, TargetArgs, run_label};
 use crate::config::ExecutorKind;
 
@@ -381,75 +382,51 @@ async fn who(nodes: &Nodes) -> anyhow::Result<Who> {
     Who::parse(&finished.stdout).context("the cluster's python")
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-    }
-}
-
-/// One line of the report: a figure of every round.
-struct Line {
-    name: &'static str,
-    key: &'static str,
-    values: Vec<f64>,
-}
-
 fn lines(rounds: &[Round], rates: bool) -> Vec<Line> {
-    let mut lines = Vec::new();
-    let mut line = |name, key, get: &dyn Fn(&Round) -> Option<f64>| {
-        let values: Vec<f64> = rounds.iter().filter_map(get).collect();
-        if values.len() == rounds.len() {
-            lines.push(Line { name, key, values });
-        }
-    };
-    line("bare, p50 ms", "bare_p50_ms", &|r| Some(r.bare_ms));
-    line("cluster, p50 ms", "cluster_p50_ms", &|r| Some(r.cluster_ms));
-    line("cluster over bare, ms", "p1_difference_ms", &|r| {
+    let mut lines = Lines::new(rounds);
+    lines.line("bare, p50 ms", "bare_p50_ms", |r| Some(r.bare_ms));
+    lines.line("cluster, p50 ms", "cluster_p50_ms", |r| Some(r.cluster_ms));
+    lines.line("cluster over bare, ms", "p1_difference_ms", |r| {
         Some(r.cluster_ms - r.bare_ms)
     });
-    line("cluster / bare", "p1_ratio", &|r| {
+    lines.line("cluster / bare", "p1_ratio", |r| {
         Some(r.cluster_ms / r.bare_ms)
     });
-    line("docker run, p50 ms", "docker_p50_ms", &|r| r.docker_ms);
-    line("docker run / cluster", "docker_over_cluster", &|r| {
+    lines.line("docker run, p50 ms", "docker_p50_ms", |r| r.docker_ms);
+    lines.line("docker run / cluster", "docker_over_cluster", |r| {
         Some(r.docker_ms? / r.cluster_ms)
     });
     if rates {
-        line("bare, jobs/s", "bare_per_second", &|r| Some(r.bare_rate));
-        line("cluster, jobs/s", "cluster_per_second", &|r| {
+        lines.line("bare, jobs/s", "bare_per_second", |r| Some(r.bare_rate));
+        lines.line("cluster, jobs/s", "cluster_per_second", |r| {
             Some(r.cluster_rate)
         });
-        line("cluster / bare, jobs/s", "p2_ratio", &|r| {
+        lines.line("cluster / bare, jobs/s", "p2_ratio", |r| {
             Some(r.cluster_rate / r.bare_rate)
         });
-        line("docker run, jobs/s", "docker_per_second", &|r| {
-            r.docker_rate
-        });
-        line(
+        lines.line("docker run, jobs/s", "docker_per_second", |r| r.docker_rate);
+        lines.line(
             "cluster / docker run, jobs/s",
             "cluster_over_docker_rate",
-            &|r| Some(r.cluster_rate / r.docker_rate?),
+            |r| Some(r.cluster_rate / r.docker_rate?),
         );
         let each = |processors: Option<f64>, rate: f64| Some(1e3 * processors? / rate);
-        line("bare, processor ms for a job", "bare_processor_ms", &|r| {
+        lines.line("bare, processor ms for a job", "bare_processor_ms", |r| {
             each(r.bare_spent.machine, r.bare_rate)
         });
-        line(
+        lines.line(
             "cluster, processor ms for a job",
             "cluster_processor_ms",
-            &|r| each(r.cluster_spent.machine, r.cluster_rate),
+            |r| each(r.cluster_spent.machine, r.cluster_rate),
         );
-        line("of which the nodes", "nodes_processor_ms", &|r| {
+        lines.line("of which the nodes", "nodes_processor_ms", |r| {
             each(r.cluster_spent.nodes, r.cluster_rate)
         });
-        line("cluster, processors idle %", "cluster_idle_percent", &|r| {
+        lines.line("cluster, processors idle %", "cluster_idle_percent", |r| {
             r.cluster_spent.idle_percent
         });
     }
-    lines
+    lines.all()
 }
 
 fn told(
@@ -499,44 +476,26 @@ fn told(
         ));
     }
     let lines = lines(rounds, !args.slice.is_zero());
-    let mut extra = serde_json::Map::new();
-    let mut table = Table {
-        title: format!("{} rounds", rounds.len()),
-        columns: ["", "min", "median", "max"].map(str::to_owned).to_vec(),
-        rows: Vec::new(),
-        note:
-            "least, median and largest of the rounds; a ratio is of two figures of the same round. \
-             Processor time is of all that ran on this machine while as many as --clients were at work"
-                .to_owned(),
-    };
-    table
-        .columns
-        .extend((1..=rounds.len()).map(|n| format!("round {n}")));
-    for Line { name, key, values } in lines {
-        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let middle = median(values.clone());
-        let mut row = vec![name.to_owned()];
-        row.extend([least, middle, largest].map(digits));
-        row.extend(values.iter().copied().map(digits));
-        table.rows.push(row);
-        let all: Vec<_> = values.iter().copied().map(round).collect();
-        extra.insert(
-            key.to_owned(),
-            json!({ "min": round(least), "median": round(middle), "max": round(largest), "rounds": all }),
-        );
-        let label = match key {
+    let note = "least, median and largest of the rounds; a ratio is of two figures of the same round. \
+         Processor time is of all that ran on this machine while as many as --clients were at work";
+    report.tables.push(lines::table(&lines, note));
+    for line in &lines {
+        let label = match line.key {
             "p1_difference_ms" => "one at a time, over bare",
             "p1_ratio" => "one at a time, cluster / bare",
             "p2_ratio" => "jobs per second, cluster / bare",
             "docker_over_cluster" => "one at a time, docker run / cluster",
             _ => continue,
         };
-        let unit = if key == "p1_difference_ms" { " ms" } else { "" };
-        report.headline(label, format!("{}{unit}", digits(middle)), None);
+        let unit = if line.key == "p1_difference_ms" {
+            " ms"
+        } else {
+            ""
+        };
+        report.headline(label, format!("{}{unit}", digits(line.middle())), None);
     }
-    report.tables.push(table);
-    report.extra.insert("baseline".to_owned(), extra.into());
+    let figures = lines::json(&lines);
+    report.extra.insert("baseline".to_owned(), figures.into());
     report
 }
 
@@ -559,12 +518,5 @@ mod tests {
         assert_eq!(*of("p1_ratio"), [1.5, 1.1]);
         assert_eq!(*of("p2_ratio"), [0.8, 0.8]);
         assert!(!lines.iter().any(|line| line.key.contains("docker")));
-    }
-
-    #[test]
-    fn medians() {
-        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
-        assert!((median(vec![4.0, 1.0]) - 2.5).abs() < 1e-9);
-        assert!(median(Vec::new()).abs() < 1e-9);
     }
 }

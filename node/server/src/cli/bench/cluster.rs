@@ -1,6 +1,7 @@
 //! A cluster that the benchmark starts for itself, in a temporary folder, and ends.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -91,23 +92,16 @@ impl Local {
 
     /// Returns when a node has ended without having been killed from here.
     pub async fn ended(&mut self) -> anyhow::Error {
-        let mut ends: FuturesUnordered<_> = self
-            .nodes
-            .values_mut()
-            .map(|node| async { (node.id, node.child.wait().await) })
-            .collect();
-        let Some((id, status)) = ends.next().await else {
-            return std::future::pending().await;
-        };
-        drop(ends);
-        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let log = std::fs::read_to_string(self.plan.log_file(id)).unwrap_or_default();
-        let skipped = log.lines().count().saturating_sub(SHOWN);
-        let last: Vec<_> = log.lines().skip(skipped).collect();
+        let (id, status) = first_end(self.nodes.values_mut()).await;
         anyhow::anyhow!(
             "node {id} has ended by itself ({status}):\n{}",
-            last.join("\n")
+            last_lines(&self.plan.log_file(id))
         )
+    }
+
+    /// The processes of its nodes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.nodes.values().map(Node::pid).collect()
     }
 
     /// Where clients reach the nodes.
@@ -168,6 +162,27 @@ impl Drop for Local {
             let _ = node.child.start_kill();
         }
     }
+}
+
+/// Which of these processes ends first, and how; waits for ever where there is none.
+pub async fn first_end(nodes: impl Iterator<Item = &mut Node>) -> (u16, String) {
+    let mut ends: FuturesUnordered<_> = nodes
+        .map(|node| async { (node.id, node.child.wait().await) })
+        .collect();
+    match ends.next().await {
+        Some((id, Ok(status))) => (id, status.to_string()),
+        Some((id, Err(error))) => (id, error.to_string()),
+        None => std::future::pending().await,
+    }
+}
+
+/// The last lines of a log.
+pub fn last_lines(log: &Path) -> String {
+    let log = std::fs::read(log).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let skipped = log.lines().count().saturating_sub(SHOWN);
+    let last: Vec<_> = log.lines().skip(skipped).collect();
+    last.join("\n")
 }
 
 /// A figure of `/proc/PID/status` that is in KiB there.

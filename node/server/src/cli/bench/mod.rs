@@ -6,8 +6,10 @@
 mod accept;
 mod bare;
 mod baseline;
+mod beside;
 mod client;
 mod cluster;
+mod etcd;
 mod failover;
 mod loops;
 mod mix;

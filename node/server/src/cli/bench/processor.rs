@@ -1,7 +1,8 @@
 //! What the processors did meanwhile: those of this machine altogether, and what the nodes had of them.
 //!
 //! The machine's figure counts everything that ran, programs, nodes, engine and this client, so on a machine that does
-//! other things too it says little; and nothing of nodes that are elsewhere.
+//! other things too it says little; and nothing of nodes that are elsewhere. Of processes that were started from here the
+//! kernel says what they had, whatever program they are.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -97,6 +98,21 @@ impl Machine {
     }
 }
 
+/// CPU time that these processes of this machine have had so far, seconds; `None` if one of them has ended.
+pub fn of_processes(pids: &[u32]) -> Option<f64> {
+    let of = |pid: &u32| process_ticks(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?);
+    let ticks: u64 = pids.iter().map(of).sum::<Option<u64>>()?;
+    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Reads `/proc/PID/stat`, see proc_pid_stat(5): utime and stime. The name before them may hold anything, also brackets.
+fn process_ticks(stat: &str) -> Option<u64> {
+    let (_, behind) = stat.rsplit_once(") ")?;
+    let mut fields = behind.split_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some(user + system)
+}
+
 /// Reads the CPU time of a process from its page of figures.
 fn cpu_seconds(page: &str) -> Option<f64> {
     page.lines()
@@ -124,6 +140,19 @@ mod tests {
         );
         assert_eq!(Machine::parse("cpu  1 2 three\n"), None);
         assert_eq!(Machine::parse("intr 5\n"), None);
+    }
+
+    #[test]
+    fn the_time_of_processes_is_read() {
+        let stat = "4711 (a) b (c) S 1 4711 4711 0 -1 4194560 900 0 1 0 250 31 7 8 20 0 9 0 100 0";
+        assert_eq!(process_ticks(stat), Some(281));
+        assert_eq!(process_ticks("4711 (a) S 1 2 3"), None);
+        assert_eq!(process_ticks(""), None);
+        let own = std::process::id();
+        assert!(of_processes(&[own]) <= of_processes(&[own, own]));
+        assert!(of_processes(&[own]).is_some());
+        // No process has this number.
+        assert_eq!(of_processes(&[own, u32::MAX]), None);
     }
 
     #[test]

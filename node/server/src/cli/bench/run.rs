@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::client::Nodes;
 use super::cluster::{Local, LocalArgs};
-use super::loops::{self, End, Schedule, Sender};
+use super::loops::{self, End, Schedule, Send1, Sender};
 use super::mix::{Jobs, Mix};
 use super::progress::{self, Goal};
 use super::record::{Figures, Record};
@@ -98,7 +98,7 @@ impl ShapeArgs {
     }
 
     /// Sends jobs until the end.
-    pub async fn load(&self, sender: Arc<Sender>, end: &End, record: &Record) {
+    pub async fn load(&self, sender: Arc<impl Send1>, end: &End, record: &Record) {
         match self.rate {
             Some(rate) => {
                 let schedule = Schedule::new(record.begin(), rate);

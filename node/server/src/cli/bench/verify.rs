@@ -62,6 +62,21 @@ impl Verified {
         self.lost + self.twice + self.changed == 0
     }
 
+    /// Adds what was found after another load.
+    pub fn add(&mut self, other: Self) {
+        self.accepted += other.accepted;
+        self.listed += other.listed;
+        self.looked_up += other.looked_up;
+        self.lost += other.lost;
+        self.twice += other.twice;
+        self.changed += other.changed;
+        self.unknown_there += other.unknown_there;
+        self.unknown_not_there += other.unknown_not_there;
+        for example in other.examples {
+            self.example(|| example);
+        }
+    }
+
     fn example(&mut self, text: impl FnOnce() -> String) {
         if self.examples.len() < EXAMPLES {
             self.examples.push(text());

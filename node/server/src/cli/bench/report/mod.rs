@@ -2,6 +2,7 @@
 
 pub mod html;
 pub mod json;
+pub mod lines;
 mod svg;
 pub mod text;
 
