@@ -18,7 +18,7 @@ use quorun_ledger::{
 };
 
 /// Jobs that the ledger holds before.
-const HELD: [u64; 2] = [1_000, 100_000];
+const HELD: [u64; 3] = [1_000, 100_000, 1_000_000];
 /// The node that gets all jobs.
 const NODE: NodeId = 1;
 /// Jobs of one batch.

@@ -36,7 +36,8 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use quorun_ledger::store::Pair;
 use quorun_ledger::{
-    Counters, Emptied, Heads, NodeId, RULES, StateHash, Store, StoreError, View, Writes, codec, keys,
+    Counters, Emptied, Heads, NodeId, RULES, StateHash, Store, StoreError, View, Writes, codec,
+    keys,
 };
 use quorun_proto::v1;
 use serde::{Deserialize, Serialize};
