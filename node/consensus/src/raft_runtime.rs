@@ -27,7 +27,7 @@ thread_local! {
 ///
 /// A tick looks whether a heartbeat or an election is due. openraft ticks five times for each heartbeat, which is much of
 /// what an idle node does; that every fourth comes makes an election later by three tenths of a heartbeat on average, and
-/// heartbeats come with every second one that is left, with pauses of 1.6 times what is set. The period cannot be set, but it is all that openraft asks [`AsyncRuntime::sleep_until`] for,
+/// heartbeats come with every second one that is left, every 1.6 times what is set. The period cannot be set, but it is all that openraft asks [`AsyncRuntime::sleep_until`] for,
 /// beside a pause of a microsecond.
 pub(crate) fn tick_rarely(heartbeat: Duration) {
     let (part, of) = TICK;

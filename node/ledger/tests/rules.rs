@@ -8,7 +8,7 @@ use common::{Ledger, complete, id, node_up, result, spec, submit};
 use quorun_ledger::{
     Callback, Command, Completion, DeliveryAttempt, DeliveryState, Event, IdempotencyKey,
     JobFilter, JobId, JobSpec, JobState, Owner, OwnerLoad, Priority, QueueBound, Rejection, Reply,
-    Secret, Submission, Taken, Verdict, Weights, keys,
+    Secret, StateHash, Submission, Taken, Verdict, Weights, keys,
 };
 
 fn with_key(n: u8, key: &str, fingerprint: u8) -> Command {
@@ -20,6 +20,16 @@ fn with_key(n: u8, key: &str, fingerprint: u8) -> Command {
             fingerprint: [fingerprint; 16],
         }),
     }
+}
+
+/// The hash that the ledger says is that of its records.
+fn assert_hash(ledger: &Ledger) {
+    let mut hash = StateHash::default();
+    let records = ledger.store.iter();
+    for (key, value) in records.filter(|(key, _)| key[..] != *keys::COUNTERS) {
+        hash.add(key, value);
+    }
+    assert_eq!(ledger.view().counters().unwrap().hash, hash);
 }
 
 fn node_of(ledger: &Ledger, n: u8) -> Option<u64> {
@@ -334,6 +344,29 @@ fn a_draining_node_finishes_what_it_has_and_gets_nothing_new() {
         draining: false,
     });
     assert_eq!(state_of(&ledger, 2), JobState::Running);
+}
+
+/// A proposal can come once more after everything about its job was forgotten, because who made it stood still for long. The slot of a
+/// cancelled job whose worker hangs is still there then.
+#[test]
+fn an_id_that_comes_again_finds_the_slot_of_its_cancelled_job() {
+    let mut ledger = Ledger::default();
+    ledger.run(node_up(1, 1, 4));
+    ledger.run(submit(1));
+    ledger.run(Command::Cancel { job: id(1) });
+    ledger.time_ms += 60_000;
+    let (reply, _) = ledger.run(Command::Expire {
+        limit: 10,
+        keep_bytes: u64::MAX,
+    });
+    assert_eq!(reply, Reply::Expired { jobs: 1 });
+    assert_hash(&ledger);
+    ledger.run(submit(1));
+    assert_eq!(state_of(&ledger, 1), JobState::Running);
+    assert_hash(&ledger);
+    ledger.run(complete(1, 1, 1, "x"));
+    assert_eq!(state_of(&ledger, 1), JobState::Finished);
+    assert_hash(&ledger);
 }
 
 #[test]

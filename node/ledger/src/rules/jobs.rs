@@ -91,7 +91,8 @@ pub(super) fn start<S: Store>(
         }
         None => return Err(StoreError::Inconsistent(format!("no node {node}"))),
     };
-    tx.put_new(keys::attempt(node, job.id), &job.attempt);
+    // It may be there: the slot of a cancelled job outlives the job itself, if that expires, and the id may come again.
+    tx.put(keys::attempt(node, job.id), &job.attempt)?;
     tx.put(keys::job(job.id), &job)?;
     tx.events.push(Event::Assigned {
         job: job.id,

@@ -78,7 +78,7 @@ pub struct AcceptArgs {
     #[arg(long, value_name = "PROGRAM")]
     pub etcd: Option<PathBuf>,
     /// Connections to each node of etcd, which the clients share
-    #[arg(long, default_value_t = CONNECTIONS, value_name = "N")]
+    #[arg(long, requires = "etcd", default_value_t = CONNECTIONS, value_name = "N")]
     pub etcd_connections: usize,
     /// Rounds, each with a new cluster; more than one needs --local [default: 1, with --etcd 5]
     #[arg(long, value_name = "N")]
