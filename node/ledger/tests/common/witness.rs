@@ -127,13 +127,18 @@ impl Witness {
         let apart = store.iter().filter(|(key, _)| key[0] == b'k');
         assert!(apart.map(|(key, _)| key.to_vec()).eq(undelivered));
         if weights == Weights::Records {
-            let of_purged = |key: &[u8]| {
-                let job = keys::parts_of_expiry(key).map(|(_, job)| job);
-                key[0] == b'e' && view.job(job.unwrap()).unwrap().is_none()
+            // The mark of a purged job, and a slot whose worker has not let go of its cancelled job, are there without the job.
+            let of_nobody = |key: &[u8]| {
+                let job = match key[0] {
+                    b'a' => keys::job_of_attempt(key),
+                    b'e' => keys::parts_of_expiry(key).map(|(_, job)| job),
+                    _ => return false,
+                };
+                view.job(job.unwrap()).unwrap().is_none()
             };
             let of_jobs = store
                 .iter()
-                .filter(|(key, _)| b"aefhijkoqsuw".contains(&key[0]) && !of_purged(key));
+                .filter(|(key, _)| b"aefhijkoqsuw".contains(&key[0]) && !of_nobody(key));
             let held: usize = of_jobs.map(|(key, value)| key.len() + value.len()).sum();
             assert!(held as u64 <= all, "{held} bytes weigh {all}");
         }
