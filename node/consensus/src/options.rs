@@ -127,9 +127,9 @@ impl Options {
         let config = openraft::Config {
             cluster_name: self.cluster.to_string(),
             heartbeat_interval: millis(self.heartbeat),
-            // None where replication has been answered just now. With the ticks that are left out a leader then says nothing for
-            // less than two heartbeats, and a follower misses two before it stands; a leader misses one before it takes nothing.
-            heartbeat_min_interval: Some(millis(self.heartbeat) / 4),
+            // None where replication has been answered just now. A follower then hears nothing for less than two
+            // heartbeats, which is the shortest election time that is allowed.
+            heartbeat_min_interval: Some(millis(self.heartbeat) / 2),
             election_timeout_min: millis(self.election_min),
             election_timeout_max: millis(self.election_max),
             enable_pre_vote: Some(true),
