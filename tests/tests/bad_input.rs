@@ -933,7 +933,7 @@ async fn a_command_line_that_is_wrong_says_what_would_be_right() {
     };
     let (code, said) = run(&["dev", "--nodes", "9"]).await;
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("--nodes 9 is out of range; 1 to 7"), "{said}");
+    assert!(said.contains("--nodes 9 is out of range; 1 to 5"), "{said}");
     let (code, said) = run(&["serve", "--executor", "magic"]).await;
     assert_eq!(code, Some(2), "{said}");
     assert!(

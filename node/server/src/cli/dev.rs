@@ -20,7 +20,7 @@ const RESTART_AFTER: Duration = Duration::from_secs(2);
 /// Run a whole cluster on this machine.
 #[derive(Args, Clone, Debug)]
 pub struct DevArgs {
-    /// How many nodes, 1 to 7
+    /// How many nodes, 1 to 5
     #[arg(long, default_value_t = 3, value_name = "N")]
     nodes: u16,
     /// HTTP port of the first node; the others follow

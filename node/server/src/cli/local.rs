@@ -91,8 +91,8 @@ impl Plan {
     /// Checks what the user may have got wrong.
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!(
-            (1..=7).contains(&self.nodes),
-            "--nodes {} is out of range; 1 to 7",
+            (1..=5).contains(&self.nodes),
+            "--nodes {} is out of range; 1 to 5",
             self.nodes
         );
         let highest = u32::from(self.http) + u32::from(self.nodes) + u32::from(PEER_OFFSET);

@@ -16,7 +16,7 @@ const SHOWN: usize = 20;
 /// What a cluster of its own is like.
 #[derive(Args, Clone, Debug)]
 pub struct LocalArgs {
-    /// Nodes of the cluster that is started, 1 to 7
+    /// Nodes of the cluster that is started, 1 to 5
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub nodes: u16,
     /// HTTP port of its first node; the others follow [default: ports that are free]
