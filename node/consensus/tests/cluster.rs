@@ -183,6 +183,9 @@ async fn a_node_far_behind_is_brought_up_by_a_snapshot() {
         })
         .await;
     }
+    // The leader has in hand what it last tried to send, and may have read that before it was purged. Another one reads anew.
+    let third = cluster.followers(leader)[0];
+    hand_over(&cluster, Some(third)).await;
 
     cluster.start(away).await;
     cluster.settled().await;
