@@ -198,7 +198,7 @@ pub async fn once(
         false => None,
     };
     let urls = local.as_ref().map_or(args.target.url.clone(), Local::urls);
-    let nodes = Arc::new(Nodes::new(&urls).map_err(|error| super::super::usage(&error))?);
+    let nodes = args.load.nodes(&urls)?;
     let before: Cluster = nodes.get("/v1/cluster").await?;
     ensure!(
         args.force || before.queue.jobs + before.running == 0,
@@ -229,6 +229,7 @@ fn told(args: &AcceptArgs, shape: &ShapeArgs, measured: Measured) -> Report {
     let mut report = Report::new("accept", "Submissions accepted, nothing executed");
     report.set("nodes", measured.urls.join(", "));
     report.set("load", shape.words());
+    report.set("connections", args.load.connections_words());
     report.set("source", format!("{} bytes", args.source));
     let refused = measured.figures.counts.refused;
     report.load(measured.figures, Some(measured.verified));

@@ -304,6 +304,7 @@ fn told(
         report.set("etcd", words);
     }
     report.set("load", shape.words());
+    report.set("connections", args.load.connections_words());
     report.set("source", format!("{} bytes", args.source));
     report.set("rounds", format!("{}, new nodes in each", rounds.len()));
     let lines = lines(rounds);

@@ -1,27 +1,23 @@
 //! The client of the load: kept connections to several nodes, and one job from its submission to its end.
 //!
-//! It speaks HTTP/1.1 over connections of its own and keeps no more of an answer than is checked: it shares the machine
-//! with the cluster that it measures.
+//! It speaks HTTP over [connections](super::connections) of its own and keeps no more of an answer than is checked: it shares
+//! the machine with the cluster that it measures.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::net::TcpStream;
 
+use super::connections::{Connections, Message};
 use super::mix::Prepared;
 use crate::cli::client::Credentials;
 use crate::cli::target;
 
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long one request waits for a job, seconds.
 const WAIT_S: u64 = 60;
 /// What an answer may take beyond that.
@@ -29,8 +25,6 @@ const SLACK: Duration = Duration::from_secs(15);
 /// Pause before another node is asked: at first, and at most.
 const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-
-type Connection = SendRequest<Full<Bytes>>;
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,10 +93,9 @@ impl Answer {
 #[derive(Debug)]
 struct Node {
     url: String,
-    authority: HeaderValue,
-    address: String,
+    authority: Authority,
     token: Option<HeaderValue>,
-    idle: Mutex<Vec<Connection>>,
+    connections: Connections,
 }
 
 /// The nodes that are asked.
@@ -112,12 +105,17 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Nodes at these URLs.
+    /// Nodes at these URLs, each request under way with a connection of its own.
     pub fn new(urls: &[String]) -> anyhow::Result<Self> {
+        Self::sharing(urls, None)
+    }
+
+    /// Nodes at these URLs; requests share so many connections to each, if it is said how many.
+    pub fn sharing(urls: &[String], shared: Option<usize>) -> anyhow::Result<Self> {
         let credentials = target::of_environment()?;
         let nodes: anyhow::Result<Vec<Node>> = urls
             .iter()
-            .map(|url| Node::new(url, &credentials))
+            .map(|url| Node::new(url, shared, &credentials))
             .collect();
         let nodes = nodes?;
         if nodes.is_empty() {
@@ -190,7 +188,7 @@ impl Nodes {
 }
 
 impl Node {
-    fn new(url: &str, credentials: &Credentials) -> anyhow::Result<Self> {
+    fn new(url: &str, shared: Option<usize>, credentials: &Credentials) -> anyhow::Result<Self> {
         let example = "for example http://127.0.0.1:8080";
         let uri: Uri = url
             .parse()
@@ -204,10 +202,9 @@ impl Node {
         let port = authority.port_u16().unwrap_or(80);
         Ok(Self {
             url: url.trim_end_matches('/').to_owned(),
-            address: format!("{}:{port}", authority.host()),
-            authority: HeaderValue::from_str(authority.as_str()).context("--url")?,
+            connections: Connections::new(format!("{}:{port}", authority.host()), shared),
+            authority: authority.clone(),
             token: credentials.authorization().cloned(),
-            idle: Mutex::default(),
         })
     }
 
@@ -217,11 +214,19 @@ impl Node {
         path: &str,
         key: Option<&str>,
         body: Bytes,
-    ) -> Result<Request<Full<Bytes>>, http::Error> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, self.authority.clone());
+    ) -> Result<Message, http::Error> {
+        let mut request = Request::builder().method(method);
+        request = if self.connections.absolute() {
+            let uri = Uri::builder()
+                .scheme(Scheme::HTTP)
+                .authority(self.authority.clone())
+                .path_and_query(path);
+            request.uri(uri.build()?)
+        } else {
+            request
+                .uri(path)
+                .header(header::HOST, self.authority.as_str())
+        };
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, token);
         }
@@ -234,77 +239,18 @@ impl Node {
         request.body(Full::new(body))
     }
 
-    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Lost> {
-        loop {
-            let (mut connection, kept) = match self.kept().await {
-                Some(connection) => (connection, true),
-                None => (self.connect().await?, false),
-            };
-            match connection.try_send_request(request).await {
-                Ok(response) => {
-                    let answer = self.read(response).await?;
-                    self.keep(connection);
-                    return Ok(answer);
-                }
-                // The node had closed a kept connection, and has seen nothing of this.
-                Err(mut error) if kept => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(self.broken(error.error())),
-                },
-                Err(error) => return Err(self.broken(error.error())),
-            }
-        }
-    }
-
-    fn broken(&self, error: &hyper::Error) -> Lost {
-        Lost::Broken(format!("{}: {error}", self.url))
-    }
-
-    async fn read(&self, response: http::Response<hyper::body::Incoming>) -> Result<Answer, Lost> {
+    async fn send(&self, request: Message) -> Result<Answer, Lost> {
+        let (response, connection) = self.connections.send(request).await?;
         let (parts, body) = response.into_parts();
-        let body = body.collect().await.map_err(|error| self.broken(&error))?;
+        let body = body.collect().await;
+        let body = body.map_err(|error| self.connections.broken(&error))?;
+        self.connections.keep(connection);
         let retry_after = parts.headers.get(header::RETRY_AFTER);
         Ok(Answer {
             status: parts.status,
             retry_after: retry_after.and_then(|v| v.to_str().ok()?.parse().ok()),
             body: body.to_bytes(),
         })
-    }
-
-    /// The connection that was used last, if it is still good.
-    async fn kept(&self) -> Option<Connection> {
-        loop {
-            let mut connection = self.idle().pop()?;
-            // One that has just brought an answer takes a moment until it can take the next request.
-            if connection.ready().await.is_ok() {
-                return Some(connection);
-            }
-        }
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep(&self, connection: Connection) {
-        if !connection.is_closed() {
-            self.idle().push(connection);
-        }
-    }
-
-    async fn connect(&self) -> Result<Connection, Lost> {
-        let failed =
-            |error: &dyn std::fmt::Display| Lost::NotSent(format!("{}: {error}", self.url));
-        let stream = tokio::time::timeout(CONNECT, TcpStream::connect(&self.address))
-            .await
-            .map_err(|_| failed(&"the connection was not made in time"))?
-            .map_err(|error| failed(&error))?;
-        let _ = stream.set_nodelay(true);
-        let (sender, connection) = handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| failed(&error))?;
-        tokio::spawn(connection);
-        Ok(sender)
     }
 }
 
@@ -539,10 +485,11 @@ pub async fn submit(nodes: &Nodes, job: &Prepared, key: &str, wanted: Wanted) ->
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
 
     use axum::routing::{get, post};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
 
     use super::super::mix::{Jobs, Mix, Program};
     use super::*;
@@ -575,6 +522,56 @@ mod tests {
         let _: u64 = nodes.get("/last").await.unwrap();
         let _: u64 = nodes.get("/").await.unwrap();
         assert_eq!(made.load(Ordering::Relaxed), 2);
+    }
+
+    /// All of them are under way at one time on the connections that there are; when a node has ended them, others are made.
+    #[tokio::test]
+    async fn shared_connections_carry_all_requests_and_are_made_again() {
+        const AT_ONCE: usize = 20;
+        let together = Arc::new(tokio::sync::Barrier::new(AT_ONCE));
+        let meet = move |headers: http::HeaderMap, uri: Uri| async move {
+            together.wait().await;
+            assert!(!headers.contains_key(header::HOST), "{headers:?}");
+            uri.authority().map(ToString::to_string)
+        };
+        let app = axum::Router::new()
+            .route("/", get(meet))
+            .route("/one", get(|| async { "1" }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let made = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&made);
+        let (end, ended) = tokio::sync::watch::channel(());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
+                let service = hyper_util::service::TowerToHyperService::new(app.clone());
+                let mut ended = ended.clone();
+                ended.mark_unchanged();
+                tokio::spawn(async move {
+                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let serving = builder.serve_connection(TokioIo::new(stream), service);
+                    tokio::select! {
+                        served = serving => served.unwrap(),
+                        _ = ended.changed() => {}
+                    }
+                });
+            }
+        });
+        let nodes = Nodes::sharing(&[format!("http://{address}/")], Some(2)).unwrap();
+        let sent = (0..AT_ONCE).map(|_| {
+            let patience = Duration::from_secs(60);
+            nodes.send(0, Method::GET, "/", None, Bytes::new(), patience)
+        });
+        for answer in futures::future::join_all(sent).await {
+            assert_eq!(answer.unwrap().body, address);
+        }
+        assert_eq!(made.load(Ordering::Relaxed), 2);
+        end.send(()).unwrap();
+        // Each may be lost once, if it is used before this side knows.
+        let _: u64 = nodes.get("/one").await.unwrap();
+        assert_eq!(made.load(Ordering::Relaxed), 3);
     }
 
     /// One node is not there, one has no leader for a while, one answers that it may not; the job comes through, with
@@ -657,8 +654,8 @@ mod tests {
         }
         let nodes = Nodes::new(&["http://[::1]:8080/".to_owned(), "http://host".to_owned()]);
         let nodes = nodes.unwrap();
-        assert_eq!(nodes.nodes[0].address, "[::1]:8080");
-        assert_eq!(nodes.nodes[1].address, "host:80");
+        assert_eq!(nodes.nodes[0].connections.address(), "[::1]:8080");
+        assert_eq!(nodes.nodes[1].connections.address(), "host:80");
         assert_eq!(nodes.url(2), "http://[::1]:8080");
     }
 

@@ -9,6 +9,7 @@ mod baseline;
 mod beside;
 mod client;
 mod cluster;
+mod connections;
 mod etcd;
 mod failover;
 mod loops;
@@ -24,12 +25,14 @@ mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
+use client::Nodes;
 use mix::Mix;
 use report::Report;
 
@@ -102,9 +105,27 @@ pub struct LoadArgs {
     /// How long one job may take in all, with everything that is tried, before it is given up
     #[arg(long, default_value = "120s", value_parser = humantime::parse_duration, value_name = "TIME")]
     patience: Duration,
+    /// Connections to each node that all requests share, over HTTP/2; without it, each request under way has one of its own, over HTTP/1.1
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000), value_name = "N")]
+    connections: Option<u16>,
 }
 
 impl LoadArgs {
+    /// The nodes at these URLs, connected to as it is said here.
+    fn nodes(&self, urls: &[String]) -> anyhow::Result<Arc<Nodes>> {
+        Nodes::sharing(urls, self.connections.map(usize::from))
+            .map(Arc::new)
+            .map_err(|error| super::usage(&error))
+    }
+
+    /// The connections in words, for the report.
+    fn connections_words(&self) -> String {
+        match self.connections {
+            Some(count) => format!("HTTP/2, {count} to each node"),
+            None => "HTTP/1.1, one for each request under way".to_owned(),
+        }
+    }
+
     /// How long jobs are sent in all, if time is what ends it.
     fn time(&self, default: Duration) -> Option<Duration> {
         let measured = match (self.duration, self.jobs) {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::client::Nodes;
 use super::cluster::{Local, LocalArgs};
 use super::mix::{Jobs, Mix, Program};
 use super::report::{Report, Table, json::round};
@@ -61,7 +60,7 @@ pub async fn noop(args: NoopArgs, interrupt: &Interrupt) -> anyhow::Result<Repor
     let local = interrupt
         .or(Local::start(&cluster, ExecutorKind::Noop))
         .await??;
-    let nodes = Arc::new(Nodes::new(&local.urls())?);
+    let nodes = args.load.nodes(&local.urls())?;
     let jobs = Jobs::new(shape.mix.clone(), args.load.seed, run_label());
     let jobs = Arc::new(jobs.not_executed().padded(args.source));
     let figures = measure(&nodes, &jobs, &shape, &args.load, interrupt).await?;
@@ -90,6 +89,7 @@ pub async fn noop(args: NoopArgs, interrupt: &Interrupt) -> anyhow::Result<Repor
         u64::from(cluster.slots.unwrap_or(SLOTS)),
     );
     report.set("load", shape.words());
+    report.set("connections", args.load.connections_words());
     report.set("least source", format!("{} bytes", args.source));
     report.load(figures, Some(verified));
     put_memory(&mut report, &memory);

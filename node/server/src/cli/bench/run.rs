@@ -166,7 +166,7 @@ pub async fn run(args: RunArgs, interrupt: &Interrupt) -> anyhow::Result<Report>
         None => None,
     };
     let urls = local.as_ref().map_or(args.target.url, Local::urls);
-    let nodes = Arc::new(Nodes::new(&urls).map_err(|error| super::super::usage(&error))?);
+    let nodes = args.load.nodes(&urls)?;
     let mut jobs = Jobs::new(args.shape.mix.clone(), args.load.seed, run_label());
     if args.local == Some(ExecutorKind::Noop) {
         jobs = jobs.not_executed();
@@ -189,6 +189,7 @@ pub async fn run(args: RunArgs, interrupt: &Interrupt) -> anyhow::Result<Report>
     let mut report = Report::new("run", "Load");
     report.set("nodes", urls.join(", "));
     report.set("load", args.shape.words());
+    report.set("connections", args.load.connections_words());
     report.set("mix", args.shape.mix.to_string());
     report.set("seed", args.load.seed);
     report.set("label of the jobs", jobs.run());
