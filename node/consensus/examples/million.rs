@@ -293,11 +293,11 @@ fn snapshot_size(data: &Path) -> u64 {
     runs.sum()
 }
 
-/// Whether a snapshot is being built: there are two overlays then.
+/// Whether a run is being made, of the overlay or of others.
 fn building(data: &Path) -> bool {
     let entries = std::fs::read_dir(data.join("ledger"));
-    let overlays = entries.into_iter().flatten().flatten();
-    overlays.filter(|entry| entry.path().is_dir()).count() > 1
+    let mut entries = entries.into_iter().flatten().flatten();
+    entries.any(|entry| entry.path().extension().is_some_and(|e| e == "building"))
 }
 
 /// Waits for a whole snapshot under the load, and prints how it and the time before it went. Returns its size.
@@ -336,17 +336,14 @@ async fn observe_snapshots(
         "slowest job (two proposals) without a snapshot",
         millis(load.slowest(begin, quiet)),
     );
-    let deadline = Instant::now() + PATIENCE;
-    while !building(data) {
-        assert!(Instant::now() < deadline, "no snapshot is built");
-        pause().await;
-    }
-    let from = Instant::now();
-    let to = loop {
-        if let Some(built) = said("snapshot built", from).first() {
-            break *built;
+    let since = Instant::now();
+    let (from, to) = loop {
+        if let Some(from) = said("snapshot begun", since).first()
+            && let Some(to) = said("snapshot built", *from).first()
+        {
+            break (*from, *to);
         }
-        assert!(from.elapsed() < PATIENCE, "the snapshot is not done");
+        assert!(since.elapsed() < PATIENCE, "no snapshot is built");
         pause().await;
     };
     // The purging of the log that follows is a part of it.

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use sled::IVec;
 
-use crate::behind::{self, Behind};
 #[cfg(feature = "simulation")]
 use crate::simulation::disk as simulated;
 
@@ -40,12 +39,6 @@ pub(crate) enum Tree {
         /// sled's own file, to sync it.
         file: Arc<File>,
     },
-    /// The same, given its batches a little later.
-    Behind {
-        behind: Arc<Behind>,
-        /// sled's own file, to sync it.
-        file: Arc<File>,
-    },
     #[cfg(feature = "simulation")]
     Simulated(simulated::Image),
 }
@@ -61,10 +54,6 @@ impl std::fmt::Debug for Disk {
 impl Disk {
     /// Opens the database in a folder, or creates it.
     pub(crate) fn open(path: &Path, cache: u64) -> io::Result<Self> {
-        Self::open_flushed(path, cache, Some(FLUSH_EVERY))
-    }
-
-    fn open_flushed(path: &Path, cache: u64, flush_every: Option<u64>) -> io::Result<Self> {
         let unfinished = path.with_extension("creating");
         if unfinished.try_exists()? && path.try_exists()? {
             fs::remove_dir_all(path)?;
@@ -90,7 +79,7 @@ impl Disk {
         remove_page_tables(path)?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         let db = loop {
-            match open_sled(path, cache, flush_every) {
+            match open_sled(path, cache) {
                 Err(error) if is_locked(&error) && Instant::now() < deadline => {
                     thread::sleep(Duration::from_millis(20));
                 }
@@ -124,32 +113,8 @@ impl Disk {
         Ok(disk)
     }
 
-    /// The same for a database that can be made anew. Batches are gathered in memory until sled is given many as one; see
-    /// [`behind`](crate::behind). Nothing but [`Self::sync`] makes sure that they reach the disk: sled's own flushes would keep it
-    /// busy, and whoever waits for it. What was not synced may be lost, always from the last batch backwards.
-    pub(crate) fn open_behind(path: &Path, cache: u64) -> io::Result<Self> {
-        let disk = Self::open_flushed(path, cache, None)?;
-        Ok(match disk.tree {
-            Tree::Sled { db, file } => Self {
-                tree: Tree::Behind {
-                    behind: Arc::new(Behind::new(db, "ledger-writer")?),
-                    file,
-                },
-                path: disk.path,
-            },
-            other => Self {
-                tree: other,
-                path: disk.path,
-            },
-        })
-    }
-
     pub(crate) const fn tree(&self) -> &Tree {
         &self.tree
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Returns when everything that was written before the call is on disk. sled's own flush does not wait for the
@@ -158,11 +123,6 @@ impl Disk {
         match &self.tree {
             Tree::Sled { db, file } => {
                 db.flush().map_err(to_io)?;
-                file.sync_data()
-            }
-            Tree::Behind { behind, file } => {
-                behind.hand_over()?;
-                behind.db().flush().map_err(to_io)?;
                 file.sync_data()
             }
             #[cfg(feature = "simulation")]
@@ -179,20 +139,15 @@ impl Tree {
     pub(crate) fn get(&self, key: impl AsRef<[u8]>) -> sled::Result<Option<IVec>> {
         match self {
             Self::Sled { db, .. } => db.get(key),
-            Self::Behind { behind, .. } => behind.get(key.as_ref()),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => Ok(image.get(key.as_ref())),
         }
     }
 
-    /// Writes one key. Where batches are gathered, it waits until those before it were handed over.
+    /// Writes one key.
     pub(crate) fn insert(&self, key: &[u8], value: impl Into<IVec>) -> sled::Result<()> {
         match self {
             Self::Sled { db, .. } => db.insert(key, value).map(drop),
-            Self::Behind { behind, .. } => {
-                behind.hand_over()?;
-                behind.db().insert(key, value).map(drop)
-            }
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => {
                 image.write(vec![(key.into(), Some(value.into()))]);
@@ -214,7 +169,6 @@ impl Tree {
                 }
                 db.apply_batch(writes)
             }
-            Self::Behind { behind, .. } => Ok(behind.write(batch.writes)?),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => {
                 image.write(batch.writes);
@@ -236,7 +190,6 @@ impl Tree {
                 }
                 Ok(())
             }
-            Self::Behind { .. } => self.apply_batch(batch),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => {
                 for write in batch.writes {
@@ -251,7 +204,6 @@ impl Tree {
     pub(crate) fn range<K: AsRef<[u8]>, R: RangeBounds<K>>(&self, range: R) -> Iter {
         match self {
             Self::Sled { db, .. } => Iter::Sled(db.range(range)),
-            Self::Behind { behind, .. } => Iter::Behind(behind.range(&range)),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => Iter::Simulated(image.range(range)),
         }
@@ -261,14 +213,12 @@ impl Tree {
     pub(crate) fn scan_prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
         match self {
             Self::Sled { db, .. } => Iter::Sled(db.scan_prefix(prefix)),
-            Self::Behind { behind, .. } => Iter::Behind(behind.scan_prefix(prefix.as_ref())),
             #[cfg(feature = "simulation")]
             Self::Simulated(image) => Iter::Simulated(image.scan_prefix(prefix.as_ref())),
         }
     }
 
     /// All pairs.
-    #[cfg(test)]
     pub(crate) fn iter(&self) -> Iter {
         self.range::<&[u8], _>(..)
     }
@@ -277,7 +227,6 @@ impl Tree {
 /// Pairs in the order of their keys, taken from either end.
 pub(crate) enum Iter {
     Sled(sled::Iter),
-    Behind(behind::Iter),
     #[cfg(feature = "simulation")]
     Simulated(simulated::Iter),
 }
@@ -288,7 +237,6 @@ impl Iterator for Iter {
     fn next(&mut self) -> Option<Self::Item> {
         match self {
             Self::Sled(iter) => iter.next(),
-            Self::Behind(iter) => iter.next(),
             #[cfg(feature = "simulation")]
             Self::Simulated(iter) => iter.next().map(Ok),
         }
@@ -299,7 +247,6 @@ impl DoubleEndedIterator for Iter {
     fn next_back(&mut self) -> Option<Self::Item> {
         match self {
             Self::Sled(iter) => iter.next_back(),
-            Self::Behind(iter) => iter.next_back(),
             #[cfg(feature = "simulation")]
             Self::Simulated(iter) => iter.next_back().map(Ok),
         }
@@ -333,11 +280,11 @@ impl Batch {
 }
 
 /// sled panics on some kinds of damage; to the caller that is an error like the others.
-fn open_sled(path: &Path, cache: u64, flush_every: Option<u64>) -> io::Result<sled::Db> {
+fn open_sled(path: &Path, cache: u64) -> io::Result<sled::Db> {
     let config = sled::Config::new()
         .path(path)
         .cache_capacity(cache)
-        .flush_every_ms(flush_every)
+        .flush_every_ms(Some(FLUSH_EVERY))
         .segment_size(SEGMENT);
     catching(|| config.open().map_err(to_io))
 }

@@ -30,7 +30,6 @@
 //! `network` is how the nodes talk, `wire` the form in which, `status` what a node knows of its own standing,
 //! `metrics` what it measures.
 
-mod behind;
 mod blocking;
 #[cfg(feature = "bugs")]
 mod bugs;

@@ -202,7 +202,7 @@ where
     }
     log.guard_purges(Arc::new(ledger.clone()));
 
-    let (notify, notices) = mpsc::unbounded_channel();
+    let (notify, mut notices) = mpsc::unbounded_channel();
     let (fatal_tx, fatal) = watch::channel(None);
     let peers = Arc::new(Peers::new(
         options.cluster,
@@ -234,6 +234,10 @@ where
             return Err(Error::Storage(fatal.to_string()));
         }
     };
+
+    // What the log had beyond the runs of the ledger has been applied again by now. Whoever starts a node begins with what its
+    // ledger holds then.
+    while notices.try_recv().is_ok() {}
 
     let incarnation = options.incarnation;
     // Who does not look at what was confirmed does not ask the others either.
@@ -268,6 +272,7 @@ where
             }
         }
     });
+    tokio::spawn(ledger.clone().keep_small());
     tokio::spawn(transfers::run(
         raft.clone(),
         transfers,

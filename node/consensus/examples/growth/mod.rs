@@ -63,7 +63,7 @@ impl MakeWriter<'_> for Marks {
 pub fn log() {
     tracing_subscriber::fmt()
         .with_ansi(false)
-        .with_env_filter("info,openraft=error")
+        .with_env_filter("info,openraft=error,quorun_consensus::ledger_store::snapshot=debug")
         .with_writer(|| Marks)
         .init();
 }

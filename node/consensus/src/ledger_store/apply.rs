@@ -23,8 +23,8 @@ use crate::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StoredMembersh
 
 /// How many entries become one transaction at most.
 const MAX_ENTRIES: usize = 512;
-/// How large their batches are together at most, unless a single one is larger, bytes. sled lets nobody else write, not
-/// even the log, while it takes over what they have written.
+/// How large their batches are together at most, unless a single one is larger, bytes. Nobody reads the ledger while it takes
+/// over what they have written.
 const MAX_BYTES: usize = 1 << 20;
 
 /// What openraft drives.
@@ -154,6 +154,7 @@ impl Store for Reads<'_> {
 impl LedgerStore {
     /// Applies entries as one. Returns what the commands of each were answered, and all their events.
     pub(super) fn apply(&self, entries: Vec<Entry>) -> io::Result<(Vec<Replies>, Vec<Event>)> {
+        self.wait_for_room();
         let mut meta = self.meta();
         let mut replies = Vec::with_capacity(entries.len());
         let mut events = Vec::new();

@@ -1,9 +1,8 @@
 //! Whether the records are what was written: all of them together, by the state hash.
 //!
 //! A checksum shows that a value is damaged, but not that one is missing, or is the one from before. The hash over all
-//! records shows both, and it is kept with every change. It is computed anew for what an overlay changes when that is
-//! opened and when it becomes a run ([`Changes`]), and for everything when a snapshot is unpacked and once behind each start
-//! ([`Check`]).
+//! records shows both, and it is kept with every change. It is computed anew for what an overlay changes when that
+//! becomes a run ([`Changes`]), and for everything when a snapshot is unpacked and once behind each start ([`Check`]).
 
 use std::io;
 
@@ -12,7 +11,7 @@ use quorun_ledger::{StateHash, keys};
 use super::chunks::{self, Head};
 use super::decode_hash;
 use super::layers::Runs;
-use crate::disk::{Tree, to_io};
+use super::overlay::Overlay;
 
 fn mismatch(found: StateHash, kept: StateHash) -> io::Error {
     io::Error::new(
@@ -95,7 +94,7 @@ impl Check {
 
 /// What the pairs of an overlay make of the hash of the runs below it.
 pub(super) struct Changes<'a> {
-    tree: &'a Tree,
+    overlay: &'a Overlay,
     runs: &'a Runs,
     hash: StateHash,
     kept: StateHash,
@@ -105,9 +104,9 @@ pub(super) struct Changes<'a> {
 
 impl<'a> Changes<'a> {
     /// Begins with the hash of the runs.
-    pub(super) fn new(tree: &'a Tree, runs: &'a Runs, hash: StateHash) -> Self {
+    pub(super) const fn new(overlay: &'a Overlay, runs: &'a Runs, hash: StateHash) -> Self {
         Self {
-            tree,
+            overlay,
             runs,
             hash,
             kept: hash,
@@ -115,11 +114,21 @@ impl<'a> Changes<'a> {
         }
     }
 
+    /// The hash that an overlay makes of that of the runs, or what is wrong with it.
+    pub(super) fn of(
+        overlay: &'a Overlay,
+        runs: &'a Runs,
+        hash: StateHash,
+    ) -> io::Result<StateHash> {
+        let mut changes = Self::new(overlay, runs, hash);
+        for (key, value) in overlay.iter() {
+            changes.take(key, value)?;
+        }
+        changes.finish()
+    }
+
     /// Takes in a pair of the overlay, in any order.
     pub(super) fn take(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
-        if chunks::is_own(key) {
-            return Ok(());
-        }
         if chunks::parts_of_chunk_key(key).is_some() {
             if !matches!(chunks::head(key, value)?, Head::Removed) {
                 chunks::body(key, value)?;
@@ -130,8 +139,7 @@ impl<'a> Changes<'a> {
         if let Head::Split(count) = chunks::head(key, value)? {
             self.chunks += i64::from(count);
         }
-        let get = |key: &[u8]| self.tree.get(key).map_err(to_io);
-        let now = chunks::join(get, key, value)?;
+        let now = chunks::join(|key| Ok(self.overlay.get(key).cloned()), key, value)?;
         if key == keys::COUNTERS {
             self.kept = match now {
                 Some(counters) => decode_hash(&counters)?,

@@ -1,4 +1,4 @@
-//! How the ledger's records lie in sled: small values as they are, large ones split over several keys of the same tree.
+//! How the ledger's records lie in the layers: small values as they are, large ones split over several keys.
 //!
 //! | key | value |
 //! | --- | --- |
@@ -6,8 +6,8 @@
 //! | the record's key | `1`, the number of chunks, CRC-32 |
 //! | `zc`, the record's key, chunk | `0`, a piece of the value, CRC-32 |
 //! | either | `2`, CRC-32: the key was removed, and hides what an older layer has |
-//! | `zf` | `0`, [`Format`], CRC-32: written when the database is created |
-//! | `zm` | `0`, [`Meta`](super::Meta), CRC-32: what has been applied |
+//! | `zf` | `0`, magic and version, CRC-32: in a database of an [earlier](super::earlier) program |
+//! | `zm` | `0`, [`Meta`](super::Meta), CRC-32: there, what had been applied |
 //!
 //! Numbers are big-endian. The keys of the ledger end below `z`. The CRC is over the key and all of the value before it,
 //! so that a value that was damaged, or lies under another key, is an error and never an answer.
@@ -21,10 +21,10 @@ use sled::IVec;
 use crate::disk::{Tree, to_io};
 use crate::error::NewerFormat;
 
-/// A larger value is split into pieces of this size: sled puts what is much larger into files that it never syncs.
+/// A larger value is split into pieces of this size.
 pub(super) const MAX_PIECE: usize = 8 * 1024;
 
-/// What the keeper of the records keeps for itself.
+/// What earlier programs kept beside the records.
 pub(super) const META: &[u8] = &[keys::END, b'm'];
 const FORMAT: &[u8] = &[keys::END, b'f'];
 const CHUNKS: &[u8] = &[keys::END, b'c'];
@@ -34,11 +34,11 @@ const SPLIT: u8 = 1;
 const REMOVED: u8 = 2;
 const CRC: usize = 4;
 
-/// What a database of the ledger starts with.
+/// What a database of an earlier program starts with.
 const MAGIC: &[u8; 8] = b"QUORUNLG";
 /// The version of everything in this table.
-pub(super) const VERSION: u8 = 2;
-/// The version before there were removals. It is read, and becomes this one.
+const VERSION: u8 = 2;
+/// The version before there were removals.
 const WITHOUT_REMOVALS: u8 = 1;
 
 /// What lies under a key.
@@ -177,23 +177,16 @@ pub(super) fn read(
     Ok(Some((joined.freeze(), count)))
 }
 
-fn own_format() -> Vec<u8> {
-    let mut format = MAGIC.to_vec();
-    format.push(VERSION);
-    whole(FORMAT, &format)
-}
-
-/// Puts the format into a database that is empty; of another one, checks that it is ours.
-pub(super) fn check_format(tree: &Tree) -> io::Result<()> {
+/// Looks whether a database is one of the ledger that can be read. `false`: nothing was ever written into it.
+pub(super) fn check_format(tree: &Tree) -> io::Result<bool> {
     let Some(found) = tree.get(FORMAT).map_err(to_io)? else {
-        if tree.range::<&[u8], _>(..).next().is_some() {
-            return Err(invalid(FORMAT, "missing"));
-        }
-        return tree.insert(FORMAT, own_format()).map_err(to_io);
+        return match tree.iter().next() {
+            Some(_) => Err(invalid(FORMAT, "missing")),
+            None => Ok(false),
+        };
     };
     match body(FORMAT, &found)?.strip_prefix(MAGIC) {
-        Some([VERSION]) => Ok(()),
-        Some([WITHOUT_REMOVALS]) => tree.insert(FORMAT, own_format()).map_err(to_io),
+        Some([VERSION | WITHOUT_REMOVALS]) => Ok(true),
         Some([newer, ..]) => Err(NewerFormat::error(*newer, VERSION)),
         _ => Err(invalid(FORMAT, "not the ledger of a node")),
     }

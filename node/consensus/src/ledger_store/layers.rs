@@ -1,19 +1,19 @@
-//! The pairs of the ledger, from the newest layer to the oldest: the overlay, a sled database that takes all writes; while
-//! a snapshot is built, the overlay from before, which is frozen; and the sorted runs.
+//! The pairs of the ledger, from the newest layer to the oldest: the overlay, in memory, which takes all writes; while
+//! a run is made of it, the overlay from before, which is frozen; and the sorted runs.
 //!
 //! A newer layer hides an older one. A key that is removed in the overlay, but may be in an older layer, is kept there as
 //! [removed](chunks::removed).
 
 use std::cmp::Ordering;
+use std::collections::btree_map;
 use std::io;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use sled::IVec;
 
 use super::chunks;
+use super::overlay::Overlay;
 use super::run::{BlockCache, RawPair, Run, RunIter};
-use crate::disk::{Disk, Iter, to_io};
 
 /// The runs of the ledger, the newest last, and blocks of theirs that were read lately.
 #[derive(Clone, Debug)]
@@ -54,53 +54,47 @@ impl Runs {
     }
 
     /// All pairs of some runs, the newest last, merged; removals among them.
-    pub(super) fn merged(runs: &[Arc<Run>]) -> io::Result<Merge> {
+    pub(super) fn merged(runs: &[Arc<Run>]) -> io::Result<Merge<'static>> {
         let iters = runs.iter().rev();
         let iters = iters.map(|run| RunIter::all(run).map(Source::Run));
         Merge::new(iters.collect::<io::Result<_>>()?, Direction::Forward)
     }
 }
 
-/// Where the pairs of the ledger lie. Cheap to clone.
-#[derive(Clone, Debug)]
+/// Where the pairs of the ledger lie.
+#[derive(Debug)]
 pub(super) struct Layers {
-    pub(super) overlay: Disk,
+    pub(super) overlay: Overlay,
     /// The overlay that becomes a run.
-    pub(super) frozen: Option<Disk>,
+    pub(super) frozen: Option<Arc<Overlay>>,
     pub(super) runs: Runs,
 }
 
 impl Layers {
+    /// The layers in memory, the newest first.
+    fn in_memory(&self) -> impl Iterator<Item = &Overlay> {
+        std::iter::once(&self.overlay).chain(self.frozen.as_deref())
+    }
+
     /// Whether a layer below the overlay may have something under a key.
-    pub(super) fn may_be_below(&self, key: &[u8]) -> io::Result<bool> {
-        if let Some(frozen) = &self.frozen
-            && frozen.tree().get(key).map_err(to_io)?.is_some()
-        {
-            return Ok(true);
-        }
-        Ok(self.runs.may_have(key))
+    pub(super) fn may_be_below(&self, key: &[u8]) -> bool {
+        let frozen = self.frozen.as_ref();
+        frozen.is_some_and(|frozen| frozen.get(key).is_some()) || self.runs.may_have(key)
     }
 
     /// What lies under a key.
     pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<IVec>> {
-        let mut found = None;
-        for disk in std::iter::once(&self.overlay).chain(&self.frozen) {
-            found = disk.tree().get(key).map_err(to_io)?;
-            if found.is_some() {
-                break;
-            }
-        }
-        if found.is_none() {
-            found = self.runs.get(key)?;
-        }
+        let found = self.in_memory().find_map(|overlay| overlay.get(key));
+        let found = match found {
+            Some(found) => Some(found.clone()),
+            None => self.runs.get(key)?,
+        };
         Ok(found.filter(|value| !chunks::is_removed(value)))
     }
 
-    fn merge(&self, from: &[u8], to: &[u8], direction: Direction) -> io::Result<Merge> {
-        let range = (Bound::Included(from), Bound::Excluded(to));
-        let disks = std::iter::once(&self.overlay).chain(&self.frozen);
-        let disks =
-            disks.map(|disk| Ok(Source::Sled(Box::new(disk.tree().range::<&[u8], _>(range)))));
+    fn merge(&self, from: &[u8], to: &[u8], direction: Direction) -> io::Result<Merge<'_>> {
+        let overlays = self.in_memory();
+        let overlays = overlays.map(|overlay| Ok(Source::Memory(overlay.range(from, to))));
         let runs = self.runs.runs.iter().rev().map(|run| {
             let iter = match direction {
                 Direction::Forward => RunIter::forward(run, &self.runs.cache, from, to),
@@ -108,7 +102,7 @@ impl Layers {
             };
             iter.map(Source::Run)
         });
-        let sources = disks.chain(runs).collect::<io::Result<_>>()?;
+        let sources = overlays.chain(runs).collect::<io::Result<_>>()?;
         Merge::new(sources, direction)
     }
 
@@ -162,31 +156,35 @@ enum Direction {
     Backward,
 }
 
-enum Source {
-    Sled(Box<Iter>),
+enum Source<'a> {
+    Memory(btree_map::Range<'a, IVec, IVec>),
     Run(RunIter),
 }
 
-impl Source {
+impl Source<'_> {
     fn next(&mut self, direction: Direction) -> io::Result<Option<RawPair>> {
         match (self, direction) {
-            (Self::Sled(iter), Direction::Forward) => iter.next().transpose().map_err(to_io),
-            (Self::Sled(iter), Direction::Backward) => iter.next_back().transpose().map_err(to_io),
+            (Self::Memory(pairs), Direction::Forward) => Ok(pairs.next().map(owned)),
+            (Self::Memory(pairs), Direction::Backward) => Ok(pairs.next_back().map(owned)),
             (Self::Run(iter), Direction::Forward) => iter.next(),
             (Self::Run(iter), Direction::Backward) => iter.next_back(),
         }
     }
 }
 
+fn owned((key, value): (&IVec, &IVec)) -> RawPair {
+    (key.clone(), value.clone())
+}
+
 /// The pairs of several layers, each key once.
-pub(super) struct Merge {
+pub(super) struct Merge<'a> {
     /// The newest first, each with the pair that it has next.
-    sources: Vec<(Source, Option<RawPair>)>,
+    sources: Vec<(Source<'a>, Option<RawPair>)>,
     direction: Direction,
 }
 
-impl Merge {
-    fn new(sources: Vec<Source>, direction: Direction) -> io::Result<Self> {
+impl<'a> Merge<'a> {
+    fn new(sources: Vec<Source<'a>>, direction: Direction) -> io::Result<Self> {
         let mut started = Vec::with_capacity(sources.len());
         for mut source in sources {
             let next = source.next(direction)?;

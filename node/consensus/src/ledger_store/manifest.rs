@@ -1,10 +1,10 @@
-//! The folder of the ledger: overlays and runs with numbers, and a small file that says which of them make the ledger.
+//! The folder of the ledger: runs with numbers, and a small file that says which of them make the ledger.
 //!
 //! | in `ledger/` | |
 //! | --- | --- |
 //! | `manifest` | magic, version, [`Contents`], CRC-32 of all before |
-//! | `N/` | an overlay, a sled database |
 //! | `N.run` | a sorted run |
+//! | `N/` | of an [earlier](super::earlier) program: an overlay, a sled database |
 //! | `current` | in the place of the manifest where a program from before the runs has written: the overlay's number |
 
 use std::fs;
@@ -16,17 +16,20 @@ use quorun_ledger::{StateHash, codec};
 use serde::{Deserialize, Serialize};
 
 use super::Meta;
-use crate::disk::Disk;
 use crate::error::NewerFormat;
 use crate::files;
 
 const MAGIC: &[u8; 8] = b"QUORUNLM";
 const VERSION: u8 = 1;
 
+/// What stands in the place of an overlay's number when the runs came from another node: this one's log may end before them.
+pub(super) const RECEIVED: u64 = 0;
+
 /// What makes the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Manifest {
-    /// The overlay's number.
+    /// The number of the folder that an earlier program has its overlay in, or would make for it; [`RECEIVED`] if the runs
+    /// are a snapshot that was received.
     pub(super) overlay: u64,
     /// The runs' numbers, the oldest first.
     pub(super) runs: Vec<u64>,
@@ -53,7 +56,7 @@ fn path(data_dir: &Path) -> PathBuf {
     root(data_dir).join("manifest")
 }
 
-/// The folder of an overlay.
+/// The folder of an overlay of an earlier program.
 pub(super) fn overlay(data_dir: &Path, number: u64) -> PathBuf {
     root(data_dir).join(number.to_string())
 }
@@ -187,9 +190,4 @@ pub(super) fn next_number(data_dir: &Path) -> io::Result<u64> {
         highest = highest.max(number.unwrap_or(0));
     }
     Ok(highest + 1)
-}
-
-/// Opens an overlay, or creates it.
-pub(super) fn open_overlay(data_dir: &Path, number: u64) -> io::Result<Disk> {
-    Disk::open_behind(&overlay(data_dir, number), super::CACHE)
 }

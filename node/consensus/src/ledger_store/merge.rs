@@ -103,11 +103,9 @@ impl LedgerStore {
     /// Merges runs that are too many.
     pub(super) fn merge(&self) -> io::Result<Merged> {
         let _only_one = self.inner.merges.lock();
-        let Ok(layers) = self.layers() else {
+        let Ok(runs) = self.runs() else {
             return Ok(Merged::Later);
         };
-        let runs = layers.runs;
-        drop((layers.overlay, layers.frozen));
         let sizes = runs.list().iter();
         let sizes: Vec<_> = sizes.map(|run| (run.size(), run.hidden())).collect();
         let Some(first) = first_to_merge(&sizes) else {
@@ -136,10 +134,10 @@ impl LedgerStore {
         let left = {
             let mut manifest = self.inner.manifest.lock();
             // A snapshot may have added one meanwhile; only here are runs taken away.
-            let Ok(layers) = self.layers() else {
+            let Ok(runs) = self.runs() else {
                 return Ok(Merged::Later);
             };
-            let mut list = layers.runs.list().to_vec();
+            let mut list = runs.list().to_vec();
             list.splice(first..first + old.len(), merged.map(Arc::new));
             let mut changed = manifest.clone();
             changed.runs = list.iter().map(|run| run.number).collect();

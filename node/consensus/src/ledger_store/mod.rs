@@ -1,27 +1,28 @@
-//! The ledger of a node: the newest of it in sled, the rest in sorted runs.
+//! The ledger of a node: the newest of it in memory, the rest in sorted runs.
 //!
-//! Each group of committed entries becomes one transaction of the ledger and one batch, which also says how far
-//! the log has been applied. sled is given these batches a little later, many as one (`behind`). Nothing of this waits for the disk: after a crash the ledger may be behind what it was, and
-//! the log, which is on disk, is applied again from there. So that it is never ahead of the log instead, entries are
-//! applied only when this node's own log has them on disk.
+//! Each group of committed entries becomes one transaction of the ledger. Nothing of this waits for the disk: after a crash
+//! the log, which is on disk, is applied again from where the runs end. So that the ledger is never ahead of the log
+//! instead, entries are applied only when this node's own log has them on disk.
 //!
-//! LAYERS. sled holds what has changed since the newest snapshot, the overlay. Building a snapshot turns the overlay into
-//! a sorted [`run`], and a fresh overlay takes its place; runs are [merged](merge) in the background. So the cost of a job,
-//! of a snapshot and of a start does not grow with the number of jobs, and the space of what was removed is given back.
-//! [`layers`] reads all of them as one; the [`manifest`] says which they are. Entries are purged from the log only when
-//! they are in the runs.
+//! LAYERS. The [`overlay`] holds what has changed since the newest run. When it has become large, and when a snapshot is
+//! built, it becomes a sorted [`run`] itself, and an empty one takes its place; runs are [merged](merge) in the
+//! background. So the cost of a job, of a snapshot and of a start does not grow with the number of jobs, and the space of what
+//! was removed is given back. [`layers`] reads all of them as one; the [`manifest`] says which runs there are. Entries are
+//! purged from the log only when they are in the runs.
 //!
-//! OPENING. What the overlay holds can be computed again, so one that is damaged is not the end of the node: it is made
-//! anew, empty, and the log is applied from where the runs end. Runs that are damaged, or that end before the log begins,
-//! cannot be made anew here, and the node is refused. Damage that shows later ends the process.
+//! OPENING. The runs are opened, and openraft has what the log has beyond them applied before it does anything else. A node
+//! that ends as it should makes a run of its overlay, so that there is nothing of that. Runs that are damaged, or that end
+//! before the log begins, cannot be made anew here, and the node is refused. Damage that shows later ends the process.
 
 mod apply;
 mod check;
 mod chunks;
+mod earlier;
 mod frames;
 mod layers;
 mod manifest;
 mod merge;
+mod overlay;
 mod run;
 mod snapshot;
 
@@ -44,25 +45,30 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot, watch};
 
 pub(crate) use self::apply::StateMachine;
-use self::check::Changes;
-use self::chunks::{Head, META};
+use self::chunks::Head;
 use self::layers::{Layers, Runs};
 use self::manifest::Manifest;
+use self::overlay::Overlay;
 use self::run::{RawPair, Run, block_cache};
+use self::snapshot::Of;
 pub(crate) use self::snapshot::{
     Received, SnapshotFile, SnapshotReader, folder as snapshot_folder,
 };
-use crate::disk::{self, Batch, Disk, to_io};
+use crate::blocking::blocking;
+use crate::disk;
 use crate::error::{Error, NewerFormat};
 use crate::log_store::{DiskLogId, PurgeGuard};
 use crate::options::Member;
 use crate::types::{LogId, StoredMembership, next_index};
 use crate::wire;
 
-/// What sled keeps of the overlay in memory, bytes.
-const CACHE: u64 = 32 << 20;
-/// An overlay with so many bytes of pairs is made a run before its time: it must stay small enough to be read at a start.
-const MAX_OVERLAY: u64 = 64 << 20;
+/// With so much in the overlay it is made a run, bytes. It is memory that a node takes, and what it has to apply again after a
+/// crash.
+const FULL: u64 = 16 << 20;
+/// With so much in the overlay, while the one before it is not a run yet, nothing is applied, bytes.
+const TOO_MUCH: u64 = 3 * FULL;
+/// When pairs of so many bytes were written since the newest snapshot it is time for another one: the log is cut with it.
+const MUCH: u64 = 64 << 20;
 
 /// The records of the ledger as this node has applied them. Cheap to clone; reading blocks for a moment.
 #[derive(Clone, Debug)]
@@ -76,7 +82,7 @@ struct Inner {
     current: RwLock<Current>,
     /// What the folder says. Held while it, and the layers with it, are changed.
     manifest: Mutex<Manifest>,
-    /// Held while a snapshot is built or installed.
+    /// Held while a run is made of the overlay, or a snapshot installed.
     snapshots: Mutex<()>,
     /// Held while runs are merged.
     merges: Mutex<()>,
@@ -86,19 +92,19 @@ struct Inner {
     merge_again: AtomicBool,
     /// Set while a snapshot waits to be installed: merging then gives way.
     installing: AtomicBool,
-    /// Whether the runs reach to where the log begins. Otherwise they are no snapshot.
-    reaches: AtomicBool,
     /// The index behind the last entry that is in the runs, as the manifest on disk says.
     covered: AtomicU64,
-    /// The number that the next overlay or run gets.
+    /// The number that the next run gets.
     next_number: AtomicU64,
     emptied: Mutex<Emptied>,
     /// What the last entries that were applied have left, for the next ones.
     heads: Mutex<Option<Heads>>,
     /// The index behind the last entry that was applied.
     applied: watch::Sender<u64>,
-    /// Told when the overlay has become large.
+    /// Told when much was written since the newest snapshot.
     grown: Notify,
+    /// Told when the overlay has become large.
+    full: Notify,
     /// What has gone wrong beside the applying of entries.
     failure: watch::Sender<Option<String>>,
 }
@@ -126,10 +132,9 @@ struct Current {
     written: Written,
 }
 
-/// What was written into the overlay.
+/// What was written since the newest snapshot.
 #[derive(Clone, Copy, Debug, Default)]
 struct Written {
-    pairs: u64,
     bytes: u64,
     /// Whether it was told that this is much.
     told: bool,
@@ -142,7 +147,7 @@ pub(crate) struct Meta {
     membership: StoredMembership,
 }
 
-/// [`Meta`] on disk.
+/// [`Meta`] in a manifest.
 #[derive(Serialize, Deserialize)]
 struct DiskMeta {
     applied: Option<DiskLogId>,
@@ -197,60 +202,48 @@ impl LedgerStore {
         // Half-written files have never belonged to anything, and a full disk may need their room.
         manifest::remove_unfinished(data_dir).map_err(failed)?;
         let (mut manifest, runs) = open_runs(data_dir).map_err(failed)?;
-        let reaches = next_index(manifest.meta.applied.as_ref()) >= next_index(purged.as_ref());
-        let opened = disk::catching(|| open_overlay(data_dir, &manifest, &runs));
-        let opened = opened.and_then(|opened| {
-            let (begins, applied) = (
-                next_index(purged.as_ref()),
-                next_index(opened.meta.applied.as_ref()),
-            );
-            if applied < begins {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("it has applied {applied} entries, but the log begins behind {begins}"),
-                ));
+        let (covered, begins) = (
+            next_index(manifest.meta.applied.as_ref()),
+            next_index(purged.as_ref()),
+        );
+        let earlier = disk::catching(|| earlier::read(data_dir, &manifest, &runs));
+        let (applied, earlier) = match earlier {
+            // The runs were made, or received, a moment before it ended.
+            Ok(Some(earlier)) if earlier.overlay.len() == 0 => {
+                manifest.overlay = manifest::RECEIVED;
+                (covered, None)
             }
-            Ok(opened)
-        });
-        let Opened {
-            overlay,
-            meta,
-            hash,
-            written,
-        } = match opened {
-            Ok(opened) => opened,
-            Err(damage) if is_damage(&damage) && reaches => {
+            Ok(Some(earlier)) => (next_index(earlier.meta.applied.as_ref()), Some(earlier)),
+            Ok(None) => (covered, None),
+            Err(damage) if is_damage(&damage) && covered >= begins => {
                 tracing::warn!(
                     %damage,
-                    "what the ledger had in sled is lost; the log is applied again from the newest snapshot"
+                    "what an earlier program had of the ledger in sled is lost; the log is applied again from the newest run"
                 );
                 manifest.overlay = manifest::next_number(data_dir).map_err(failed)?;
-                let fresh = snapshot::create_overlay(data_dir, manifest.overlay);
-                Opened {
-                    overlay: fresh.map_err(failed)?,
-                    meta: manifest.meta.clone(),
-                    hash: manifest.hash,
-                    written: Written::default(),
-                }
-            }
-            Err(damage) if is_damage(&damage) => {
-                return Err(Error::Damaged {
-                    path: root,
-                    what: format!("{damage}, and there is no snapshot to make it from"),
-                });
+                (covered, None)
             }
             Err(error) => return Err(failed(error)),
         };
+        if applied < begins {
+            return Err(Error::Damaged {
+                path: root,
+                what: format!(
+                    "it has {applied} entries, but the log begins behind {begins}, and there is no snapshot to make it from"
+                ),
+            });
+        }
         // Nothing is written or removed before everything was read.
         manifest.write(data_dir).map_err(failed)?;
         snapshot::clean(data_dir).map_err(failed)?;
         manifest.remove_others(data_dir).map_err(failed)?;
-        // What is found is from here on relied upon: a folder from before the runs has entries purged because it is there.
-        overlay.sync().map_err(failed)?;
-        let next = next_index(meta.applied.as_ref());
-        tracing::info!(applied = next, %hash, runs = runs.len(), "ledger opened");
         let next_number = manifest::next_number(data_dir).map_err(failed)?;
-        let covered = next_index(manifest.meta.applied.as_ref());
+        let from_earlier = earlier.is_some();
+        let (overlay, meta, hash) = match earlier {
+            Some(earlier) => (earlier.overlay, earlier.meta, earlier.hash),
+            None => (Overlay::default(), manifest.meta.clone(), manifest.hash),
+        };
+        tracing::info!(applied, %hash, runs = runs.len(), "ledger opened");
         let store = Self {
             inner: Arc::new(Inner {
                 data_dir: data_dir.to_owned(),
@@ -262,7 +255,7 @@ impl LedgerStore {
                     }),
                     meta,
                     hash,
-                    written,
+                    written: Written::default(),
                 }),
                 manifest: Mutex::new(manifest),
                 snapshots: Mutex::new(()),
@@ -271,27 +264,30 @@ impl LedgerStore {
                 merge_again: AtomicBool::new(false),
                 covered: AtomicU64::new(covered),
                 installing: AtomicBool::new(false),
-                reaches: AtomicBool::new(reaches),
                 next_number: AtomicU64::new(next_number),
                 emptied: Mutex::default(),
                 heads: Mutex::default(),
-                applied: watch::Sender::new(next),
+                applied: watch::Sender::new(applied),
                 grown: Notify::new(),
+                full: Notify::new(),
                 failure: watch::Sender::new(None),
             }),
         };
+        if from_earlier {
+            store.flush(0).map_err(failed)?;
+        }
         store.merge_in_background();
         Ok(store)
     }
 
     /// Looks whether the log has what the ledger has applied: a log that ends before was put back from an old copy.
-    /// Right behind the installing of a snapshot the ledger is ahead of it, and just where the snapshot is.
+    /// Right behind the installing of a snapshot the ledger is ahead of it.
     pub(crate) fn check_not_ahead(&self, log: LogRange) -> Result<(), Error> {
         let applied = self.meta().applied;
         if next_index(applied.as_ref()) <= next_index(log.last.as_ref()) {
             return Ok(());
         }
-        if log.voted && self.inner.manifest.lock().meta.applied == applied {
+        if log.voted && self.inner.manifest.lock().overlay == manifest::RECEIVED {
             return Ok(());
         }
         Err(Error::Damaged {
@@ -304,8 +300,8 @@ impl LedgerStore {
         })
     }
 
-    /// Reads all runs and compares them with the state hash; other work goes on meanwhile. The overlay was looked at when it
-    /// was opened. Returns whether all were looked at, which is not so when the node ends.
+    /// Reads all runs and compares them with the state hash; other work goes on meanwhile. Returns whether all were looked
+    /// at, which is not so when the node ends.
     #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn check(&self) -> io::Result<bool> {
         let (runs, expected) = self.to_check()?;
@@ -315,7 +311,7 @@ impl LedgerStore {
     /// The runs, and the state hash that they should make.
     fn to_check(&self) -> io::Result<(Runs, StateHash)> {
         let manifest = self.inner.manifest.lock();
-        Ok((self.layers()?.runs, manifest.hash))
+        Ok((self.runs()?, manifest.hash))
     }
 
     fn check_runs(&self, runs: &Runs, expected: StateHash) -> io::Result<bool> {
@@ -398,11 +394,12 @@ impl LedgerStore {
 
     /// How many times as much was written since the newest snapshot.
     pub(crate) fn changed(&self) -> u64 {
-        self.inner.current.read().written.bytes / MAX_OVERLAY
+        self.inner.current.read().written.bytes / MUCH
     }
 
-    fn layers(&self) -> io::Result<Layers> {
-        self.inner.current.read().layers.clone().ok_or_else(closed)
+    fn runs(&self) -> io::Result<Runs> {
+        self.layers_of(|layers| layers.runs.clone())
+            .ok_or_else(closed)
     }
 
     fn is_closed(&self) -> bool {
@@ -413,17 +410,25 @@ impl LedgerStore {
         self.inner.next_number.fetch_add(1, Ordering::AcqRel)
     }
 
-    /// Syncs and closes the database. Reading fails from here on.
+    /// Makes a run of what there is beyond the runs, and closes the ledger. Reading fails from here on.
     pub(crate) fn close(&self) {
-        if let Ok(layers) = self.layers() {
-            // What is frozen is where the next start begins; what lies above it is then applied again.
-            let disk = layers.frozen.as_ref().unwrap_or(&layers.overlay);
-            if let Err(error) = disk.sync() {
-                tracing::warn!(%error, "the ledger could not be synced");
-            }
+        // What is being built or installed may take long, and is given up below; the log is then applied again.
+        let idle = self.inner.snapshots.try_lock();
+        if idle.is_some()
+            && !self.is_closed()
+            && let Err(error) = self.make_run(Of::Overlay)
+        {
+            tracing::warn!(%error, "the log is applied again at the next start");
         }
+        drop(idle);
+        self.abandon();
+    }
+
+    /// Closes the ledger as a crash would. Reading fails from here on.
+    pub(crate) fn abandon(&self) {
         let layers = self.inner.current.write().layers.take();
         drop(layers);
+        self.inner.full.notify_one();
         // What is being built, installed or merged fails at its next step, and then holds nothing open either.
         let _ended = (self.inner.snapshots.lock(), self.inner.merges.lock());
     }
@@ -433,42 +438,73 @@ impl LedgerStore {
         let next = next_index(meta.applied.as_ref());
         {
             let mut current = self.inner.current.write();
-            let layers = current.layers.clone().ok_or_else(closed)?;
+            let current = &mut *current;
+            let layers = current.layers.as_mut().ok_or_else(closed)?;
             let mut hash = current.hash;
             if let Some(Some(counters)) = writes.get(keys::COUNTERS) {
                 hash = decode_hash(counters)?;
             }
-            let mut raw = raw_writes(&layers, writes, replaced)?;
-            raw.insert(META.to_vec(), Some(chunks::whole(META, &meta.encode())));
-            let mut batch = Batch::default();
+            let raw = raw_writes(layers, writes, replaced)?;
+            // From here on nothing fails.
             let mut emptied = self.inner.emptied.lock();
             for (key, value) in raw {
-                match value {
+                let value = match value {
                     Some(value) => {
                         emptied.written(&key);
-                        current.written.pairs += 1;
-                        current.written.bytes += (key.len() + value.len()) as u64;
-                        batch.insert(key, value);
+                        value
                     }
-                    None if layers.may_be_below(&key)? => {
-                        current.written.pairs += 1;
-                        let removed = chunks::removed(&key);
-                        batch.insert(key, removed);
+                    None if layers.may_be_below(&key) => chunks::removed(&key),
+                    None => {
+                        layers.overlay.forget(&key);
+                        continue;
                     }
-                    None => batch.remove(key),
-                }
+                };
+                current.written.bytes += (key.len() + value.len()) as u64;
+                layers.overlay.insert(&key, value);
             }
             drop(emptied);
-            layers.overlay.tree().apply_batch(batch).map_err(to_io)?;
             current.meta = meta;
             current.hash = hash;
-            if current.written.bytes >= MAX_OVERLAY && !current.written.told {
+            if current.written.bytes >= MUCH && !current.written.told {
                 current.written.told = true;
                 self.inner.grown.notify_one();
+            }
+            if layers.overlay.bytes() >= FULL && layers.frozen.is_none() {
+                self.inner.full.notify_one();
             }
         }
         self.inner.applied.send_replace(next);
         Ok(())
+    }
+
+    /// Returns when the overlay may take more: when it is large, and the one before it is not a run yet, what comes waits
+    /// for that.
+    fn wait_for_room(&self) {
+        let too_much =
+            |layers: &Layers| layers.frozen.is_some() && layers.overlay.bytes() >= TOO_MUCH;
+        if self.layers_of(too_much) == Some(true) {
+            drop(self.inner.snapshots.lock());
+        }
+    }
+
+    /// Makes a run of the overlay whenever it has become large, until the ledger is closed.
+    pub(crate) async fn keep_small(self) {
+        while !self.is_closed() {
+            self.inner.full.notified().await;
+            let store = self.clone();
+            let flushed = blocking(move || store.flush(FULL)).await;
+            if let Err(error) = flushed.and_then(|flushed| flushed)
+                && !self.is_closed()
+            {
+                self.failed(format!("the ledger cannot be written: {error}"));
+                return;
+            }
+        }
+    }
+
+    /// What is found of the layers, unless the ledger is closed.
+    fn layers_of<T>(&self, look: impl FnOnce(&Layers) -> T) -> Option<T> {
+        self.inner.current.read().layers.as_ref().map(look)
     }
 
     /// Whether entries are being applied at this moment: a question would have to wait for them.
@@ -502,13 +538,9 @@ impl PurgeGuard for LedgerStore {
         if covered > index {
             return Ok(());
         }
-        if self.inner.reaches.load(Ordering::Acquire) {
-            return Err(io::Error::other(format!(
-                "entry {index} is to be purged, but the ledger's runs cover only {covered} entries"
-            )));
-        }
-        // A folder from before the runs: what was purged before is purged again.
-        self.layers()?.overlay.sync()
+        Err(io::Error::other(format!(
+            "entry {index} is to be purged, but the ledger's runs cover only {covered} entries"
+        )))
     }
 }
 
@@ -554,47 +586,6 @@ fn open_runs(data_dir: &Path) -> io::Result<(Manifest, Vec<Arc<Run>>)> {
     Ok((manifest, runs))
 }
 
-/// An overlay that was opened, and how things stand with it.
-struct Opened {
-    overlay: Disk,
-    meta: Meta,
-    hash: StateHash,
-    written: Written,
-}
-
-/// Opens the overlay, and looks at all that is in it.
-fn open_overlay(data_dir: &Path, manifest: &Manifest, runs: &[Arc<Run>]) -> io::Result<Opened> {
-    let overlay = manifest::open_overlay(data_dir, manifest.overlay)?;
-    let tree = overlay.tree();
-    chunks::check_format(tree)?;
-    let meta = match tree.get(META).map_err(to_io)? {
-        Some(value) => Meta::decode(chunks::body(META, &value)?)?,
-        None => manifest.meta.clone(),
-    };
-    if next_index(meta.applied.as_ref()) < next_index(manifest.meta.applied.as_ref()) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "what it has in sled is older than its runs",
-        ));
-    }
-    let runs = Runs::new(runs.to_vec(), block_cache());
-    let mut changes = Changes::new(tree, &runs, manifest.hash);
-    let mut written = Written::default();
-    for pair in tree.range::<&[u8], _>(..) {
-        let (key, value) = pair.map_err(to_io)?;
-        changes.take(&key, &value)?;
-        written.pairs += 1;
-        written.bytes += (key.len() + value.len()) as u64;
-    }
-    let hash = changes.finish()?;
-    Ok(Opened {
-        overlay,
-        meta,
-        hash,
-        written,
-    })
-}
-
 fn closed() -> io::Error {
     io::Error::other("the ledger is closed")
 }
@@ -622,7 +613,7 @@ fn is_damage(error: &io::Error) -> bool {
         && NewerFormat::of(error).is_none()
 }
 
-/// The keys and values of sled that make the ledger's writes, among them the chunks that are no longer needed.
+/// The keys and values that make the ledger's writes, among them the chunks that are no longer needed.
 fn raw_writes(
     layers: &Layers,
     writes: Writes,

@@ -2,15 +2,14 @@
 //!
 //! A snapshot is the sorted runs of the ledger, so that building one writes only what has changed since the one before.
 //!
-//! BUILDING does not stop the ledger: the overlay is frozen, and a fresh one takes the writes from then on. The frozen one
-//! is written as a run (synced, renamed, the folder synced), and the manifest then names the run and the fresh overlay in
-//! its place. Until then a crash leaves the old manifest, with the old overlay, and the log, from which only what the
-//! snapshot covers will be purged.
+//! BUILDING does not stop the ledger: the overlay is frozen, and an empty one takes the writes from then on. The frozen one
+//! is written as a run (synced, renamed, the folder synced), and the manifest then names the run. Until then a crash
+//! leaves the old manifest, and the log, from which only what the runs cover will be purged. The same is done whenever
+//! the overlay has become large, without a snapshot for openraft, which would cut the log.
 //!
 //! SENDING passes on the files of the runs as they are, behind a header that says how long each is.
 //!
-//! INSTALLING copies the runs out of the received file, looks at all pairs, and then writes a manifest that names them and
-//! an empty overlay. A crash before leaves files that are removed at the next start; a crash behind it leaves a ledger that
+//! INSTALLING copies the runs out of the received file, looks at all pairs, and then writes a manifest that names them. A crash before leaves files that are removed at the next start; a crash behind it leaves a ledger that
 //! is newer than what openraft knows of, and openraft is told of it at the start.
 
 use std::collections::VecDeque;
@@ -28,9 +27,9 @@ use super::check::{Changes, Check};
 use super::frames::{self, FrameReader, FrameWriter, invalid};
 use super::layers::{Layers, Runs};
 use super::manifest::{self, Manifest};
+use super::overlay::Overlay;
 use super::run::{Run, RunReader, RunWriter, block_cache};
 use super::{LedgerStore, Meta, chunks, closed};
-use crate::disk::{Disk, to_io};
 use crate::files;
 use crate::types::{Snapshot, SnapshotMeta, next_index};
 
@@ -269,35 +268,29 @@ fn snapshot_of(meta: Meta, hash: StateHash, runs: &Runs) -> Snapshot {
     }
 }
 
+/// What a run is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// A snapshot.
+    Snapshot,
+    /// The overlay, which is large or will be gone.
+    Overlay,
+}
+
 /// An overlay that takes no more writes, and how things stood then.
 #[derive(Debug)]
 pub(super) struct Frozen {
-    pub(super) disk: Disk,
-    /// The number of the overlay that has taken its place.
-    overlay: u64,
+    pub(super) overlay: Arc<Overlay>,
     meta: Meta,
     hash: StateHash,
-    /// About how many pairs it has.
-    pairs: u64,
-}
-
-/// An empty overlay that is on disk.
-pub(super) fn create_overlay(data_dir: &Path, number: u64) -> io::Result<Disk> {
-    let disk = manifest::open_overlay(data_dir, number)?;
-    chunks::check_format(disk.tree())?;
-    disk.sync()?;
-    files::sync_dir(disk.path())?;
-    files::sync_parent(disk.path())?;
-    Ok(disk)
 }
 
 impl LedgerStore {
     /// Makes a snapshot of the ledger as it is now.
     pub(super) fn build(&self) -> io::Result<Snapshot> {
         let _only_one = self.inner.snapshots.lock();
-        let frozen = self.freeze()?;
-        let (meta, hash) = (frozen.meta.clone(), frozen.hash);
-        let runs = self.write_run(frozen)?;
+        tracing::debug!("snapshot begun");
+        let (meta, hash, runs) = self.make_run(Of::Snapshot)?;
         tracing::info!(
             applied = next_index(meta.applied.as_ref()),
             runs = runs.list().len(),
@@ -308,55 +301,67 @@ impl LedgerStore {
         Ok(snapshot_of(meta, hash, &runs))
     }
 
-    /// Freezes the overlay and puts a fresh one in its place.
-    pub(super) fn freeze(&self) -> io::Result<Frozen> {
-        let overlay = self.next_number();
-        // It is made before anybody has to wait for it.
-        let fresh = create_overlay(&self.inner.data_dir, overlay)?;
+    /// Makes a run of the overlay, if there is so much in it, bytes.
+    pub(super) fn flush(&self, least: u64) -> io::Result<()> {
+        let _only_one = self.inner.snapshots.lock();
+        if self.layers_of(|layers| layers.overlay.bytes() < least) == Some(true) {
+            return Ok(());
+        }
+        self.make_run(Of::Overlay)?;
+        self.merge_in_background();
+        Ok(())
+    }
+
+    /// Makes a run of the overlay; where the runs end then, and all of them. Whoever calls it holds `snapshots`.
+    pub(super) fn make_run(&self, of: Of) -> io::Result<(Meta, StateHash, Runs)> {
+        let frozen = self.freeze(of)?;
+        let (meta, hash) = (frozen.meta.clone(), frozen.hash);
+        let runs = self.write_run(frozen)?;
+        Ok((meta, hash, runs))
+    }
+
+    /// Freezes the overlay and puts an empty one in its place.
+    pub(super) fn freeze(&self, of: Of) -> io::Result<Frozen> {
         let mut current = self.inner.current.write();
-        let (meta, hash) = (current.meta.clone(), current.hash);
-        let pairs = std::mem::take(&mut current.written.pairs);
-        current.written.bytes = 0;
-        current.written.told = false;
+        let current = &mut *current;
         let layers = current.layers.as_mut().ok_or_else(closed)?;
         if layers.frozen.is_some() {
-            return Err(io::Error::other("a snapshot was begun and has failed"));
+            return Err(io::Error::other("a run was begun and has failed"));
         }
-        let disk = std::mem::replace(&mut layers.overlay, fresh);
-        layers.frozen = Some(disk.clone());
+        let overlay = Arc::new(std::mem::take(&mut layers.overlay));
+        layers.frozen = Some(overlay.clone());
+        if of == Of::Snapshot {
+            current.written = super::Written::default();
+        }
         Ok(Frozen {
-            disk,
             overlay,
-            meta,
-            hash,
-            pairs,
+            meta: current.meta.clone(),
+            hash: current.hash,
         })
     }
 
-    /// Makes a run of a frozen overlay. Returns the runs that then make the snapshot.
+    /// Makes a run of a frozen overlay. Returns the runs that there are then.
     pub(super) fn write_run(&self, frozen: Frozen) -> io::Result<Runs> {
         let number = self.next_number();
         let path = manifest::run(&self.inner.data_dir, number);
         // Merging may change the runs meanwhile, but not what is in them.
-        let below = self.layers()?.runs;
+        let below = self.runs()?;
         let hash_below = self.inner.manifest.lock().hash;
-        let tree = frozen.disk.tree();
-        let mut changes = Changes::new(tree, &below, hash_below);
-        let mut writer = RunWriter::create(&path, frozen.pairs)?;
+        let mut changes = Changes::new(&frozen.overlay, &below, hash_below);
+        let mut writer = RunWriter::create(&path, frozen.overlay.len())?;
         let mut hidden = 0;
-        for pair in tree.range::<&[u8], _>(..) {
-            let (key, value) = pair.map_err(to_io)?;
-            changes.take(&key, &value)?;
-            let below = if chunks::is_removed(&value) {
-                let below = below.get(&key)?;
+        for (key, value) in frozen.overlay.iter() {
+            changes.take(key, value)?;
+            let needed = if chunks::is_removed(value) {
+                // A removal that hides nothing is not needed.
+                let below = below.get(key)?;
                 hidden += below.as_ref().map_or(0, |below| below.len() as u64);
                 below.is_some()
             } else {
                 true
             };
-            // A removal that hides nothing is not needed.
-            if below && !chunks::is_own(&key) {
-                writer.add(&key, &value)?;
+            if needed {
+                writer.add(key, value)?;
             }
             if self.is_closed() {
                 return Err(closed());
@@ -367,17 +372,21 @@ impl LedgerStore {
         }
         let run = writer.finish(number, hidden)?;
         let mut manifest = self.inner.manifest.lock();
-        let mut list = self.layers()?.runs.list().to_vec();
+        let mut list = self.runs()?.list().to_vec();
         list.extend(run.map(Arc::new));
         let changed = Manifest {
-            overlay: frozen.overlay,
+            // Nothing was written since they were received: the log need not have heard of it.
+            overlay: match frozen.overlay.len() {
+                0 => manifest.overlay,
+                _ => self.next_number(),
+            },
             runs: list.iter().map(|run| run.number).collect(),
             meta: frozen.meta,
             hash: frozen.hash,
         };
         changed.write(&self.inner.data_dir)?;
         self.covers(&changed);
-        *manifest = changed;
+        let before = std::mem::replace(&mut *manifest, changed);
         let runs = {
             let mut current = self.inner.current.write();
             let layers = current.layers.as_mut().ok_or_else(closed)?;
@@ -386,27 +395,27 @@ impl LedgerStore {
             layers.runs.clone()
         };
         drop(manifest);
-        let path = frozen.disk.path().to_owned();
-        drop(frozen.disk);
-        super::remove(&path);
+        let earlier = manifest::overlay(&self.inner.data_dir, before.overlay);
+        if earlier.try_exists()? {
+            super::remove(&earlier);
+        }
         Ok(runs)
     }
 
-    /// From now on what is in the runs may be purged from the log, and they are a snapshot.
+    /// From now on what is in the runs may be purged from the log.
     fn covers(&self, manifest: &Manifest) {
         let next = next_index(manifest.meta.applied.as_ref());
         self.inner.covered.store(next, Ordering::Release);
-        self.inner.reaches.store(true, Ordering::Release);
     }
 
     /// The newest snapshot.
     pub(super) fn current_snapshot(&self) -> io::Result<Option<Snapshot>> {
         let manifest = self.inner.manifest.lock();
-        if manifest.meta.applied.is_none() || !self.inner.reaches.load(Ordering::Acquire) {
+        if manifest.meta.applied.is_none() {
             return Ok(None);
         }
         let (meta, hash) = (manifest.meta.clone(), manifest.hash);
-        Ok(Some(snapshot_of(meta, hash, &self.layers()?.runs)))
+        Ok(Some(snapshot_of(meta, hash, &self.runs()?)))
     }
 
     /// Replaces the ledger with a snapshot.
@@ -425,10 +434,8 @@ impl LedgerStore {
                 "its state hash is not the one that was announced",
             )));
         }
-        let overlay = self.next_number();
-        let fresh = create_overlay(data_dir, overlay)?;
         let changed = Manifest {
-            overlay,
+            overlay: manifest::RECEIVED,
             runs: runs.iter().map(|run| run.number).collect(),
             meta: meta.clone(),
             hash,
@@ -450,7 +457,7 @@ impl LedgerStore {
             *self.inner.emptied.lock() = quorun_ledger::Emptied::default();
             *self.inner.heads.lock() = None;
             current.layers.replace(Layers {
-                overlay: fresh,
+                overlay: Overlay::default(),
                 frozen: None,
                 runs: Runs::new(runs, block_cache()),
             })

@@ -1,4 +1,4 @@
-//! The ledger over a real sled, in a folder of its own.
+//! The ledger in a folder of its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,9 @@ use quorun_ledger::{
 };
 use tokio::sync::mpsc;
 
+use super::check::Changes;
 use super::*;
+use crate::disk::{Batch as DiskBatch, Disk};
 use crate::handle::Notice;
 use crate::options::Member;
 use crate::types::{EncodedBatch, Entry, Membership, Snapshot};
@@ -103,11 +105,9 @@ fn machine(data_dir: &Path) -> Machine {
     }
 }
 
-/// All pairs of all layers, except for what the database says of itself.
+/// All pairs of all layers.
 fn raw(store: &LedgerStore) -> Vec<RawPair> {
-    let mut pairs = store.layers().unwrap().all().unwrap();
-    pairs.retain(|(key, _)| !chunks::is_own(key));
-    pairs
+    store.layers_of(Layers::all).unwrap().unwrap()
 }
 
 /// Merges until there is nothing to merge, whoever does it.
@@ -200,12 +200,6 @@ async fn records_of_every_size_are_kept_changed_and_removed_like_in_memory() {
         (8_193_usize.div_ceil(8_192)) + 100_000_usize.div_ceil(8_192) + 129
     );
     m.store.close();
-    assert_eq!(
-        fs::read_dir(dir.path().join("ledger/1/blobs"))
-            .unwrap()
-            .count(),
-        0
-    );
 }
 
 #[tokio::test]
@@ -283,12 +277,6 @@ async fn a_snapshot_makes_another_node_the_same() {
     assert!(matches!(to.notices.try_recv(), Ok(Notice::Reset)));
     let current = to.machine.get_current_snapshot().await.unwrap().unwrap();
     assert_eq!(current.meta, meta);
-    let overlays = |dir: &Path| {
-        let dirs = fs::read_dir(dir.join("ledger")).unwrap();
-        dirs.filter(|entry| entry.as_ref().unwrap().path().is_dir())
-            .count()
-    };
-    assert_eq!(overlays(there.path()), 1);
 
     // Both go on alike, and the installed ledger is there after a restart.
     for m in [&from, &to] {
@@ -592,11 +580,11 @@ async fn what_a_crash_leaves_of_a_snapshot_is_cleared_away() {
     let received = fs::read_dir(snapshot_folder(dir.path())).unwrap();
     assert_eq!(received.count(), 0);
     let current = m.machine.get_current_snapshot().await.unwrap().unwrap();
-    assert_eq!(current.meta.last_log_id, Some(id(0)));
+    assert_eq!(current.meta.last_log_id, Some(id(1)));
     m.store.close();
 }
 
-/// A start finds a snapshot half built, whatever had been written of it: the manifest of before, and both overlays.
+/// A start finds a snapshot half built, whatever had been written of it: the manifest of before.
 #[tokio::test]
 async fn a_crash_while_a_snapshot_is_built_leaves_a_ledger_that_the_log_completes() {
     let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -608,17 +596,22 @@ async fn a_crash_while_a_snapshot_is_built_leaves_a_ledger_that_the_log_complete
             m.store.build().unwrap();
         }
     }
-    let frozen = m.store.freeze().unwrap();
-    let at_freeze = m.store.state();
+    let frozen = m.store.freeze(Of::Snapshot).unwrap();
     for index in 20..30 {
         let entries = vec![entry(index, vec![submit(index, 500)])];
         m.store.apply(entries).unwrap();
     }
     let end = m.store.state();
-    frozen.disk.sync().unwrap();
+    assert_eq!(
+        frozen.overlay.len(),
+        m.store
+            .layers_of(|l| l.frozen.as_ref().unwrap().len())
+            .unwrap()
+    );
     copy_dir(dir.path(), copy.path());
     m.store.write_run(frozen).unwrap();
     assert_eq!(m.store.state(), end);
+    assert!(m.store.check().unwrap());
     m.store.close();
 
     let log = LogRange {
@@ -627,8 +620,8 @@ async fn a_crash_while_a_snapshot_is_built_leaves_a_ledger_that_the_log_complete
         voted: true,
     };
     let store = LedgerStore::open(copy.path(), Some(log)).unwrap();
-    assert_eq!(store.state(), at_freeze);
-    for index in 20..30 {
+    assert_eq!(store.state().0, Some(id(9)));
+    for index in 10..30 {
         let entries = vec![entry(index, vec![submit(index, 500)])];
         store.apply(entries).unwrap();
     }
@@ -679,9 +672,9 @@ fn id(index: u64) -> LogId {
     LogId::new_term_index(1, index)
 }
 
-/// A ledger of a hundred jobs, with a snapshot behind the sixtieth, and what a log has that was purged behind the
-/// fortieth.
-fn with_snapshot(data_dir: &Path) -> (LogRange, StateHash, StateHash) {
+/// A ledger of a hundred jobs, with a snapshot behind the sixtieth, after a crash; and what a log has that was purged behind
+/// the fortieth.
+fn with_snapshot(data_dir: &Path, of: Program) -> (LogRange, StateHash, StateHash) {
     let m = machine(data_dir);
     let mut at_snapshot = StateHash::default();
     for index in 0..100 {
@@ -694,13 +687,40 @@ fn with_snapshot(data_dir: &Path) -> (LogRange, StateHash, StateHash) {
         }
     }
     let end = m.store.state().1;
-    m.store.close();
+    if of == Program::Earlier {
+        write_as_earlier(&m.store);
+    }
+    m.store.abandon();
     let log = LogRange {
         purged: Some(id(40)),
         last: Some(id(99)),
         voted: true,
     };
     (log, at_snapshot, end)
+}
+
+/// Who had the folder when it crashed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Program {
+    This,
+    /// One that kept the overlay in sled.
+    Earlier,
+}
+
+/// Writes the overlay where earlier programs had it, as they did.
+fn write_as_earlier(store: &LedgerStore) {
+    let number = store.inner.manifest.lock().overlay;
+    let disk = Disk::open(&manifest::overlay(&store.inner.data_dir, number), 1 << 20).unwrap();
+    let mut batch = DiskBatch::default();
+    store.layers_of(|layers| {
+        for (key, value) in layers.overlay.iter() {
+            batch.insert(key, value);
+        }
+    });
+    batch.insert(b"zf", chunks::whole(b"zf", b"QUORUNLG\x02"));
+    batch.insert(b"zm", chunks::whole(b"zm", &store.meta().encode()));
+    disk.tree().apply_batch(batch).unwrap();
+    disk.sync().unwrap();
 }
 
 fn overlay_db(data_dir: &Path) -> PathBuf {
@@ -722,7 +742,50 @@ fn apply_rest(store: &LedgerStore, from: u64) {
 }
 
 #[test]
-fn an_overlay_that_is_lost_is_made_anew_from_the_log() {
+fn what_was_only_in_memory_is_applied_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, at_snapshot, end) = with_snapshot(dir.path(), Program::This);
+    for _ in 0..2 {
+        let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+        assert_eq!(store.state(), (Some(id(60)), at_snapshot));
+        store.check_not_ahead(log).unwrap();
+        assert!(store.check().unwrap());
+        apply_rest(&store, 61);
+        assert_eq!(store.state().1, end);
+        store.abandon();
+    }
+    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+    apply_rest(&store, 61);
+    // A node that ends as it should leaves nothing to be applied.
+    store.close();
+    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+    assert_eq!(store.state(), (Some(id(99)), end));
+    store.check_not_ahead(log).unwrap();
+    assert!(store.check().unwrap());
+    store.close();
+}
+
+#[test]
+fn the_overlay_of_an_earlier_program_becomes_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, end) = with_snapshot(dir.path(), Program::Earlier);
+    // Twice: from its place, and from the run.
+    for _ in 0..2 {
+        let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+        assert_eq!(store.state(), (Some(id(99)), end));
+        assert!(store.check().unwrap());
+        assert!(!overlay_db(dir.path()).exists());
+        store.abandon();
+        let left = fs::read_dir(dir.path().join("ledger")).unwrap();
+        assert!(
+            left.map(|entry| entry.unwrap().path())
+                .all(|path| path.is_file())
+        );
+    }
+}
+
+#[test]
+fn a_damaged_overlay_of_an_earlier_program_is_made_anew_from_the_log() {
     type Damage = fn(&Path);
     let damages: [Damage; 3] = [
         |dir| fs::remove_dir_all(overlay_db(dir).parent().unwrap()).unwrap(),
@@ -732,7 +795,7 @@ fn an_overlay_that_is_lost_is_made_anew_from_the_log() {
         },
         |dir| {
             // All of it is there, but one record is that of another time.
-            let disk = Disk::open(overlay_db(dir).parent().unwrap(), CACHE).unwrap();
+            let disk = Disk::open(overlay_db(dir).parent().unwrap(), 1 << 20).unwrap();
             let key = keys::job(job(70));
             let other = chunks::whole(&key, b"another");
             disk.tree().insert(&key, other).unwrap();
@@ -741,7 +804,7 @@ fn an_overlay_that_is_lost_is_made_anew_from_the_log() {
     ];
     for (number, damage) in damages.into_iter().enumerate() {
         let dir = tempfile::tempdir().unwrap();
-        let (log, at_snapshot, end) = with_snapshot(dir.path());
+        let (log, at_snapshot, end) = with_snapshot(dir.path(), Program::Earlier);
         damage(dir.path());
         let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
         assert_eq!(
@@ -781,7 +844,7 @@ fn runs_that_are_damaged_or_do_not_reach_are_refused() {
     ];
     for damage in damages {
         let dir = tempfile::tempdir().unwrap();
-        let (log, ..) = with_snapshot(dir.path());
+        let (log, ..) = with_snapshot(dir.path(), Program::This);
         damage(dir.path());
         // A second try finds no more than the first.
         for _ in 0..2 {
@@ -793,7 +856,7 @@ fn runs_that_are_damaged_or_do_not_reach_are_refused() {
     }
     // With a log that has everything, an empty folder starts from nothing.
     let dir = tempfile::tempdir().unwrap();
-    let (log, ..) = with_snapshot(dir.path());
+    let (log, ..) = with_snapshot(dir.path(), Program::This);
     let all = LogRange {
         purged: None,
         ..log
@@ -806,23 +869,34 @@ fn runs_that_are_damaged_or_do_not_reach_are_refused() {
 
 /// A folder from before the runs: the overlay is all that there is, and the log begins somewhere in it.
 #[test]
-fn a_ledger_without_a_snapshot_that_reaches_has_none_to_show() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, _, end) = with_snapshot(dir.path());
-    let purged = Some(id(70));
-    let store = LedgerStore::open(dir.path(), Some(LogRange { purged, ..log })).unwrap();
-    assert_eq!(store.state(), (Some(id(99)), end));
-    assert!(store.current_snapshot().unwrap().is_none());
-    let built = store.build().unwrap();
-    assert_eq!(built.meta.last_log_id, Some(id(99)));
-    assert!(store.current_snapshot().unwrap().is_some());
-    store.close();
+fn an_overlay_of_an_earlier_program_that_the_log_does_not_reach_is_needed() {
+    for damaged in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, _, end) = with_snapshot(dir.path(), Program::Earlier);
+        if damaged {
+            fs::write(overlay_db(dir.path()), b"").unwrap();
+        }
+        let purged = Some(id(70));
+        let opened = LedgerStore::open(dir.path(), Some(LogRange { purged, ..log }));
+        if damaged {
+            let error = opened.unwrap_err();
+            assert!(matches!(error, Error::Damaged { .. }), "{error}");
+            continue;
+        }
+        let store = opened.unwrap();
+        assert_eq!(store.state(), (Some(id(99)), end));
+        let snapshot = store.current_snapshot().unwrap().unwrap();
+        assert_eq!(snapshot.meta.last_log_id, Some(id(99)));
+        store.make_durable(99).unwrap();
+        store.make_durable(100).unwrap_err();
+        store.close();
+    }
 }
 
 #[test]
 fn damage_to_any_place_of_a_run_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, ..) = with_snapshot(dir.path());
+    let (log, ..) = with_snapshot(dir.path(), Program::This);
     let path = newest_run(dir.path());
     let good = fs::read(&path).unwrap();
     for at in (0..good.len()).step_by(good.len() / 60 + 1) {
@@ -844,10 +918,7 @@ fn damage_to_any_place_of_a_run_is_noticed() {
 
 #[test]
 fn a_log_that_is_older_than_the_ledger_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let (log, ..) = with_snapshot(dir.path());
-    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
-    let refused = |last: Option<LogId>, voted: bool| {
+    fn refused(store: &LedgerStore, last: Option<LogId>, voted: bool) -> bool {
         let purged = Some(id(40));
         let range = LogRange {
             purged,
@@ -855,63 +926,108 @@ fn a_log_that_is_older_than_the_ledger_is_refused() {
             voted,
         };
         store.check_not_ahead(range).is_err()
-    };
-    assert!(!refused(Some(id(99)), true));
-    assert!(refused(Some(id(98)), true));
-    assert!(refused(None, false));
-    // Just behind the installing of a snapshot the log has not yet heard of it; but there is one.
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (log, ..) = with_snapshot(dir.path(), Program::This);
+    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+    assert!(!refused(&store, Some(id(60)), true));
+    assert!(refused(&store, Some(id(59)), true));
+    assert!(refused(&store, None, false));
+    // Just behind the installing of a snapshot the log has not yet heard of it.
+    let snapshot = store.current_snapshot().unwrap().unwrap();
+    store.install(&snapshot.meta, &snapshot.snapshot).unwrap();
+    store.abandon();
+    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+    assert!(!refused(&store, Some(id(59)), true));
+    assert!(refused(&store, None, false));
     store.build().unwrap();
-    assert!(!refused(Some(id(98)), true));
-    assert!(refused(None, false));
+    assert!(!refused(&store, Some(id(59)), true));
+    // With a run of its own it must have them.
+    apply_rest(&store, 61);
+    store.build().unwrap();
+    assert!(refused(&store, Some(id(59)), true));
     store.close();
 }
 
 #[test]
 fn a_value_that_is_not_what_was_written_does_not_become_part_of_a_run() {
     let dir = tempfile::tempdir().unwrap();
-    let (log, ..) = with_snapshot(dir.path());
+    let (log, ..) = with_snapshot(dir.path(), Program::This);
     let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
-    let layers = store.layers().unwrap();
-    let tree = layers.overlay.tree().clone();
-    let changed = |what: &str| {
-        let mut changes = Changes::new(&tree, &layers.runs, store.inner.manifest.lock().hash);
-        let looked = tree.iter().try_for_each(|pair| {
-            let (key, value) = pair.map_err(to_io)?;
-            changes.take(&key, &value)
-        });
-        let hash = looked.and_then(|()| changes.finish());
+    apply_rest(&store, 61);
+    let (runs, hash) = store.to_check().unwrap();
+    let take = || std::mem::take(&mut store.inner.current.write().layers.as_mut().unwrap().overlay);
+    let mut overlay = take();
+    let changed = |overlay: &Overlay, what: &str| {
+        let hash = Changes::of(overlay, &runs, hash);
         assert!(hash.is_err(), "{what}");
         hash.unwrap_err().to_string()
     };
-    let keys: Vec<_> = tree.iter().map(|pair| pair.unwrap().0).collect();
-    for key in keys.iter().filter(|key| !chunks::is_own(key)) {
-        let good = tree.get(key).unwrap().unwrap();
+    let pairs: Vec<_> = overlay
+        .iter()
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    for (key, good) in &pairs {
         let mut flipped = good.to_vec();
         let middle = flipped.len() / 2;
         flipped[middle] ^= 4;
-        tree.insert(key, flipped).unwrap();
-        let error = changed("a flipped bit");
+        overlay.insert(key, flipped);
+        let error = changed(&overlay, "a flipped bit");
         assert!(error.contains("checksum"), "{error}");
-        tree.insert(key, good.clone()).unwrap();
         // Missing, or with the value of another time.
-        if **key != *keys::COUNTERS && !chunks::is_removed(&good) {
-            let mut removal = crate::disk::Batch::default();
-            removal.remove(key.clone());
-            tree.apply_batch(removal).unwrap();
-            changed("a missing value");
+        if **key != *keys::COUNTERS && !chunks::is_removed(good) {
+            overlay.forget(key);
+            changed(&overlay, "a missing value");
             if !key.starts_with(b"zc") {
-                let other = chunks::whole(key, b"another");
-                tree.insert(key, other).unwrap();
-                changed("another value");
+                overlay.insert(key, chunks::whole(key, b"another"));
+                changed(&overlay, "another value");
             }
         }
-        tree.insert(key, good).unwrap();
+        overlay.insert(key, good);
     }
+    assert_eq!(Changes::of(&overlay, &runs, hash).unwrap(), store.state().1);
     let key = keys::job(job(80));
-    let other = chunks::whole(&key, b"another");
-    tree.insert(&key, other).unwrap();
+    overlay.insert(&key, chunks::whole(&key, b"another"));
+    store.inner.current.write().layers.as_mut().unwrap().overlay = overlay;
     store.build().unwrap_err();
     store.close();
+    // Nothing of it is there at the next start.
+    let store = LedgerStore::open(dir.path(), Some(log)).unwrap();
+    assert_eq!(store.state().0, Some(id(60)));
+    store.close();
+}
+
+/// What is written while the overlay is large and becomes a run waits no longer than for that.
+#[tokio::test]
+async fn a_large_overlay_becomes_a_run_and_nothing_is_lost_of_what_is_written_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = machine(dir.path());
+    let keeping = tokio::spawn(m.store.clone().keep_small());
+    let mut groups = Vec::new();
+    for index in 0..60 {
+        let commands: Vec<_> = (0..20).map(|n| submit(index * 20 + n, 100_000)).collect();
+        let (store, entries) = (m.store.clone(), vec![entry(index, commands.clone())]);
+        let applied = tokio::task::spawn_blocking(move || store.apply(entries).map(drop));
+        applied.await.unwrap().unwrap();
+        groups.push(commands);
+        let in_memory = m.store.layers_of(|layers| layers.overlay.bytes()).unwrap();
+        assert!(in_memory < TOO_MUCH + (3 << 20), "{in_memory}");
+    }
+    same(&m.store, &reference(&groups));
+    let covered = m
+        .store
+        .current_snapshot()
+        .unwrap()
+        .unwrap()
+        .meta
+        .last_log_id;
+    assert!(covered.is_some(), "nothing has become a run");
+    m.store.abandon();
+    keeping.await.unwrap();
+    let m = machine(dir.path());
+    assert_eq!(m.store.state().0, covered);
+    assert!(m.store.check().unwrap());
+    m.store.close();
 }
 
 #[test]
@@ -920,7 +1036,7 @@ fn a_newer_format_is_refused_and_nothing_is_touched() {
     let changes: [Change; 4] = [
         // The rules that the ledger is under.
         |dir| {
-            let disk = Disk::open(overlay_db(dir).parent().unwrap(), CACHE).unwrap();
+            let disk = Disk::open(overlay_db(dir).parent().unwrap(), 1 << 20).unwrap();
             let later = Counters {
                 rules: 7,
                 ..Counters::default()
@@ -930,7 +1046,7 @@ fn a_newer_format_is_refused_and_nothing_is_touched() {
             disk.sync().unwrap();
         },
         |dir| {
-            let disk = Disk::open(overlay_db(dir).parent().unwrap(), CACHE).unwrap();
+            let disk = Disk::open(overlay_db(dir).parent().unwrap(), 1 << 20).unwrap();
             let newer = chunks::whole(b"zf", b"QUORUNLG\x07");
             disk.tree().insert(b"zf", newer).unwrap();
             disk.sync().unwrap();
@@ -950,7 +1066,7 @@ fn a_newer_format_is_refused_and_nothing_is_touched() {
     ];
     for change in changes {
         let dir = tempfile::tempdir().unwrap();
-        let (log, ..) = with_snapshot(dir.path());
+        let (log, ..) = with_snapshot(dir.path(), Program::Earlier);
         change(dir.path());
         for _ in 0..2 {
             let error = LedgerStore::open(dir.path(), Some(log)).unwrap_err();

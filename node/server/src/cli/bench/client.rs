@@ -532,7 +532,7 @@ mod tests {
         let meet = move |headers: http::HeaderMap, uri: Uri| async move {
             together.wait().await;
             assert!(!headers.contains_key(header::HOST), "{headers:?}");
-            uri.authority().map(ToString::to_string)
+            uri.authority().map(ToString::to_string).unwrap_or_default()
         };
         let app = axum::Router::new()
             .route("/", get(meet))
