@@ -28,6 +28,9 @@ pub enum Notice {
     Events(Vec<Event>, std::time::Instant),
     /// A snapshot has replaced the ledger: whatever was derived from it is to be read anew.
     Reset,
+    /// At the start the log was applied beyond what the ledger had on disk; of these entries there are no events. Whatever was
+    /// derived from the ledger before the node ended is to be looked at anew.
+    Resumed,
 }
 
 /// The handle of a node's consensus. Cheap to clone.

@@ -1,4 +1,4 @@
-//! Consensus: the ledger of a node, kept the same on all nodes by Raft (openraft) and kept on disk (sled). The only
+//! Consensus: the ledger of a node, kept the same on all nodes by Raft (openraft), whose log is kept on disk (sled). The only
 //! crate that knows either of them.
 //!
 //! WRITING. A [`Command`](quorun_ledger::Command) that is proposed anywhere goes to the leader's `proposer`, which packs
@@ -20,8 +20,7 @@
 //! vote with it. A ledger that is damaged is made anew from a snapshot and the log.
 //!
 //! RUNNING. Raft has threads of its own, so that nothing else on the node can keep it from its heartbeats. The disk is
-//! written by threads of its own as well (the ledger's batches go through `behind`), and the ledger is written outside the
-//! asynchronous threads.
+//! written by threads of its own as well, and entries are applied to the ledger outside the asynchronous threads.
 //!
 //! MEMBERS come and go by entries of the log that the leader writes (`members`).
 //!

@@ -212,6 +212,8 @@ where
         options.access.clone(),
     ));
     let transfers = Transfers::default();
+    // Before Raft, which begins with applying what the ledger does not have on disk.
+    tokio::spawn(ledger.clone().keep_small());
     let raft = Raft::build(
         options.id,
         config,
@@ -221,7 +223,7 @@ where
             clocks: clocks.clone(),
         },
         log.clone(),
-        StateMachine::new(ledger.clone(), log.durable(), notify)
+        StateMachine::new(ledger.clone(), log.durable(), notify.clone())
             .telling(fatal_tx.clone())
             .measured(metrics.clone()),
     )
@@ -235,9 +237,15 @@ where
         }
     };
 
-    // What the log had beyond the runs of the ledger has been applied again by now. Whoever starts a node begins with what its
-    // ledger holds then.
-    while notices.try_recv().is_ok() {}
+    // What the log had beyond the runs of the ledger has been applied by now, most of it not for the first time.
+    let mut resumed = false;
+    while notices.try_recv().is_ok() {
+        resumed = true;
+    }
+    if resumed {
+        // Its receiver is here.
+        let _ = notify.send(Notice::Resumed);
+    }
 
     let incarnation = options.incarnation;
     // Who does not look at what was confirmed does not ask the others either.
@@ -272,7 +280,6 @@ where
             }
         }
     });
-    tokio::spawn(ledger.clone().keep_small());
     tokio::spawn(transfers::run(
         raft.clone(),
         transfers,
@@ -396,7 +403,8 @@ async fn watch_store(
     fatal: watch::Sender<Option<String>>,
 ) {
     if let Some(failed) = failure(&mut failures).await {
-        fatal.send_replace(Some(failed));
+        // The first reason is the one that counts; others may follow from it.
+        fatal.send_if_modified(|reason| reason.is_none() && reason.replace(failed).is_none());
     }
 }
 

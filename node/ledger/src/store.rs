@@ -65,7 +65,7 @@ impl<S: Store + ?Sized> Store for &S {
     }
 }
 
-/// A store in memory: for tests and models of the rules. A node keeps its ledger in sled.
+/// A store in memory: for tests and models of the rules. A node has one that outlasts it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryStore {
     records: BTreeMap<Bytes, Bytes>,

@@ -418,8 +418,10 @@ async fn dispatch(
                 }
                 result
             }
-            Notice::Reset => {
-                info!("the ledger was replaced by a snapshot");
+            Notice::Reset | Notice::Resumed => {
+                if notice == Notice::Reset {
+                    info!("the ledger was replaced by a snapshot");
+                }
                 let known = membership.all_changed().await;
                 let reconciled = worker.reconcile().await;
                 // After the worker, so that a watcher that looks finds the attempts.

@@ -609,14 +609,6 @@ const ALLOWED: &[(&str, &str)] = &[
     ("sled::config: ", "a file was damaged"),
     ("sled::pagecache", "a file was damaged, or its disk full"),
     (
-        "the ledger was made anew; all of the log is applied again",
-        "a ledger was damaged, and nothing was purged from the log yet",
-    ),
-    (
-        "the ledger was made anew from a snapshot",
-        "a ledger was damaged",
-    ),
-    (
         "a peer does not accept this node peer=",
         "a node has started again that has not yet heard which one is in the place of another; a list that is really wrong ends it",
     ),

@@ -154,7 +154,7 @@ impl Store for Reads<'_> {
 impl LedgerStore {
     /// Applies entries as one. Returns what the commands of each were answered, and all their events.
     pub(super) fn apply(&self, entries: Vec<Entry>) -> io::Result<(Vec<Replies>, Vec<Event>)> {
-        self.wait_for_room();
+        self.wait_for_room()?;
         let mut meta = self.meta();
         let mut replies = Vec::with_capacity(entries.len());
         let mut events = Vec::new();

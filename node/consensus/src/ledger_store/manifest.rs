@@ -22,14 +22,15 @@ use crate::files;
 const MAGIC: &[u8; 8] = b"QUORUNLM";
 const VERSION: u8 = 1;
 
-/// What stands in the place of an overlay's number when the runs came from another node: this one's log may end before them.
+/// What stands in the place of an overlay's number when nothing was written since the runs came from another node, or may
+/// have come: this one's log may end before them.
 pub(super) const RECEIVED: u64 = 0;
 
 /// What makes the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Manifest {
-    /// The number of the folder that an earlier program has its overlay in, or would make for it; [`RECEIVED`] if the runs
-    /// are a snapshot that was received.
+    /// The number of the folder that an earlier program has its overlay in, or would make for it; [`RECEIVED`] if the log may end
+    /// before the runs.
     pub(super) overlay: u64,
     /// The runs' numbers, the oldest first.
     pub(super) runs: Vec<u64>,
@@ -138,11 +139,29 @@ impl Manifest {
         files::replace(&path(data_dir), &bytes)
     }
 
-    /// Removes what does not belong to it.
-    pub(super) fn remove_others(&self, data_dir: &Path) -> io::Result<()> {
+    /// That of a ledger in which nothing was ever written.
+    pub(super) fn first() -> Self {
+        Self {
+            overlay: 1,
+            ..Self::default()
+        }
+    }
+
+    /// Makes sure that this is on disk, where `found` was found. What is there already needs no room.
+    pub(super) fn settle(&self, data_dir: &Path, found: Option<&Self>) -> io::Result<()> {
+        let path = path(data_dir);
+        if found == Some(self) && path.try_exists()? {
+            fs::File::open(&path)?.sync_all()?;
+            return files::sync_parent(&path);
+        }
+        self.write(data_dir)
+    }
+
+    /// Removes what does not belong to it. The overlay of an earlier program is kept if it is still needed.
+    pub(super) fn remove_others(&self, data_dir: &Path, earlier: bool) -> io::Result<()> {
         for entry in fs::read_dir(root(data_dir))? {
             let found = entry?.path();
-            let kept = found == overlay(data_dir, self.overlay)
+            let kept = (earlier && found == overlay(data_dir, self.overlay))
                 || found == path(data_dir)
                 || self
                     .runs

@@ -1,6 +1,6 @@
 //! Merging: few runs, and in them little that newer ones hide.
 //!
-//! Each snapshot adds a run. Where a run is less than twice as large as all that are newer together, it is merged with
+//! Each overlay that has become one adds a run. Where a run is less than twice as large as all that are newer together, it is merged with
 //! them, so that there are about as many runs as the ledger's size has binary digits above that of one, and each pair is
 //! written once for each doubling (the binomial transform of Bentley and Saxe, 1980). What a run hides by its removals
 //! counts as if it were there. Removals end where the oldest run is merged; so what was removed takes about half as much as
@@ -41,7 +41,7 @@ pub(super) enum Merged {
     /// They are few enough.
     Enough,
     /// Something else comes first: the node ends, a snapshot is to be installed, or there is no room for both the old and
-    /// the new. They stay as they are until the next snapshot.
+    /// the new. They stay as they are until there is another run.
     Later,
 }
 

@@ -65,8 +65,8 @@ use crate::wire;
 /// With so much in the overlay it is made a run, bytes. It is memory that a node takes, and what it has to apply again after a
 /// crash.
 const FULL: u64 = 16 << 20;
-/// With so much in the overlay, while the one before it is not a run yet, nothing is applied, bytes.
-const TOO_MUCH: u64 = 3 * FULL;
+/// So many times as much may be in the overlay while the one before it is not a run yet; then nothing more is applied.
+const TOO_MUCH: u64 = 3;
 /// When pairs of so many bytes were written since the newest snapshot it is time for another one: the log is cut with it.
 const MUCH: u64 = 64 << 20;
 
@@ -201,7 +201,9 @@ impl LedgerStore {
         let purged = log.unwrap_or_default().purged;
         // Half-written files have never belonged to anything, and a full disk may need their room.
         manifest::remove_unfinished(data_dir).map_err(failed)?;
-        let (mut manifest, runs) = open_runs(data_dir).map_err(failed)?;
+        let found = Manifest::read(data_dir).map_err(failed)?;
+        let mut manifest = found.clone().unwrap_or_else(Manifest::first);
+        let runs = open_runs(data_dir, &manifest).map_err(failed)?;
         let (covered, begins) = (
             next_index(manifest.meta.applied.as_ref()),
             next_index(purged.as_ref()),
@@ -209,7 +211,9 @@ impl LedgerStore {
         let earlier = disk::catching(|| earlier::read(data_dir, &manifest, &runs));
         let (applied, earlier) = match earlier {
             // The runs were made, or received, a moment before it ended.
-            Ok(Some(earlier)) if earlier.overlay.len() == 0 => {
+            Ok(Some(earlier))
+                if earlier.overlay.len() == 0 && earlier.meta.applied == manifest.meta.applied =>
+            {
                 manifest.overlay = manifest::RECEIVED;
                 (covered, None)
             }
@@ -234,9 +238,12 @@ impl LedgerStore {
             });
         }
         // Nothing is written or removed before everything was read.
-        manifest.write(data_dir).map_err(failed)?;
+        manifest::create(data_dir).map_err(failed)?;
+        manifest.settle(data_dir, found.as_ref()).map_err(failed)?;
         snapshot::clean(data_dir).map_err(failed)?;
-        manifest.remove_others(data_dir).map_err(failed)?;
+        manifest
+            .remove_others(data_dir, earlier.is_some())
+            .map_err(failed)?;
         let next_number = manifest::next_number(data_dir).map_err(failed)?;
         let from_earlier = earlier.is_some();
         let (overlay, meta, hash) = match earlier {
@@ -384,7 +391,8 @@ impl LedgerStore {
     }
 
     fn failed(&self, what: String) {
-        self.inner.failure.send_replace(Some(what));
+        let failure = &self.inner.failure;
+        failure.send_if_modified(|reason| reason.is_none() && reason.replace(what).is_none());
     }
 
     /// Returns when so much was written since the newest snapshot that it is time for another one.
@@ -415,8 +423,8 @@ impl LedgerStore {
         // What is being built or installed may take long, and is given up below; the log is then applied again.
         let idle = self.inner.snapshots.try_lock();
         if idle.is_some()
-            && !self.is_closed()
-            && let Err(error) = self.make_run(Of::Overlay)
+            && self.layers_of(|layers| layers.frozen.is_none()) == Some(true)
+            && let Err(error) = self.make_run(Of::End)
         {
             tracing::warn!(%error, "the log is applied again at the next start");
         }
@@ -469,7 +477,7 @@ impl LedgerStore {
                 current.written.told = true;
                 self.inner.grown.notify_one();
             }
-            if layers.overlay.bytes() >= FULL && layers.frozen.is_none() {
+            if layers.overlay.bytes() >= full() && layers.frozen.is_none() {
                 self.inner.full.notify_one();
             }
         }
@@ -479,11 +487,19 @@ impl LedgerStore {
 
     /// Returns when the overlay may take more: when it is large, and the one before it is not a run yet, what comes waits
     /// for that.
-    fn wait_for_room(&self) {
-        let too_much =
-            |layers: &Layers| layers.frozen.is_some() && layers.overlay.bytes() >= TOO_MUCH;
-        if self.layers_of(too_much) == Some(true) {
-            drop(self.inner.snapshots.lock());
+    fn wait_for_room(&self) -> io::Result<()> {
+        let too_much = |layers: &Layers| {
+            layers.frozen.is_some() && layers.overlay.bytes() >= TOO_MUCH * full()
+        };
+        if self.layers_of(too_much) != Some(true) {
+            return Ok(());
+        }
+        drop(self.inner.snapshots.lock());
+        match self.layers_of(too_much) {
+            Some(true) => Err(io::Error::other(
+                "what was written before cannot be made a run",
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -492,12 +508,13 @@ impl LedgerStore {
         while !self.is_closed() {
             self.inner.full.notified().await;
             let store = self.clone();
-            let flushed = blocking(move || store.flush(FULL)).await;
-            if let Err(error) = flushed.and_then(|flushed| flushed)
-                && !self.is_closed()
-            {
-                self.failed(format!("the ledger cannot be written: {error}"));
-                return;
+            match blocking(move || store.flush(full())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "no run of the overlay; the ledger has said why");
+                    return;
+                }
+                Err(panic) => return self.failed(format!("the ledger cannot be written: {panic}")),
             }
         }
     }
@@ -544,6 +561,15 @@ impl PurgeGuard for LedgerStore {
     }
 }
 
+/// [`FULL`], and little where nodes are simulated, so that they come to it.
+fn full() -> u64 {
+    #[cfg(feature = "simulation")]
+    if crate::simulation::active() {
+        return 32 << 10;
+    }
+    FULL
+}
+
 /// Removes a file or a folder that is no longer needed. Where that fails, the next start does it.
 fn remove(path: &Path) {
     let removed = if path.is_dir() {
@@ -564,13 +590,8 @@ fn give_way() {
     }
 }
 
-/// Reads what makes the ledger, and opens its runs.
-fn open_runs(data_dir: &Path) -> io::Result<(Manifest, Vec<Arc<Run>>)> {
-    manifest::create(data_dir)?;
-    let manifest = Manifest::read(data_dir)?.unwrap_or_else(|| Manifest {
-        overlay: 1,
-        ..Manifest::default()
-    });
+/// Opens the runs that make the ledger.
+fn open_runs(data_dir: &Path, manifest: &Manifest) -> io::Result<Vec<Arc<Run>>> {
     let mut runs = Vec::new();
     for number in &manifest.runs {
         let path = manifest::run(data_dir, *number);
@@ -583,7 +604,7 @@ fn open_runs(data_dir: &Path) -> io::Result<(Manifest, Vec<Arc<Run>>)> {
         })?;
         runs.push(Arc::new(run));
     }
-    Ok((manifest, runs))
+    Ok(runs)
 }
 
 fn closed() -> io::Error {

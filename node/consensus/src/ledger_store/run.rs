@@ -7,8 +7,8 @@
 //! | index | frames: the [`Summary`], then the first key and the place of each block, then the filter |
 //! | trailer | where the index begins, magic, CRC-32 of both |
 //!
-//! Frames, keys and values are written as [`frames`](super::frames) says; values are those of sled
-//! ([`chunks`](super::chunks)), removals among them. The index and the filter, some 15 bytes for a pair of the usual size,
+//! Frames, keys and values are written as [`frames`](super::frames) says; values are those of the
+//! layers ([`chunks`](super::chunks)), removals among them. The index and the filter, some 15 bytes for a pair of the usual size,
 //! are kept in memory; blocks are read when they are needed.
 
 use std::fs::{self, File};
@@ -43,7 +43,7 @@ const SYNC_AFTER: u64 = 2 << 20;
 const BITS: u64 = 10;
 const PROBES: u64 = 7;
 
-/// A key and its value, as they lie in sled.
+/// A key and its value, as they lie in a layer.
 pub(super) type RawPair = (IVec, IVec);
 /// Blocks that were read lately, by the number of their run and their own.
 pub(super) type BlockCache = quick_cache::sync::Cache<(u64, usize), Arc<Block>>;

@@ -273,8 +273,10 @@ fn snapshot_of(meta: Meta, hash: StateHash, runs: &Runs) -> Snapshot {
 pub(super) enum Of {
     /// A snapshot.
     Snapshot,
-    /// The overlay, which is large or will be gone.
+    /// The overlay, which is large.
     Overlay,
+    /// The end of the node, which comes whether this succeeds or not.
+    End,
 }
 
 /// An overlay that takes no more writes, and how things stood then.
@@ -316,7 +318,12 @@ impl LedgerStore {
     pub(super) fn make_run(&self, of: Of) -> io::Result<(Meta, StateHash, Runs)> {
         let frozen = self.freeze(of)?;
         let (meta, hash) = (frozen.meta.clone(), frozen.hash);
-        let runs = self.write_run(frozen)?;
+        let runs = self.write_run(frozen).inspect_err(|error| {
+            // Told here, where the reason is known: what follows says only that a run has failed.
+            if of != Of::End && !self.is_closed() {
+                self.failed(format!("the ledger cannot be written: {error}"));
+            }
+        })?;
         Ok((meta, hash, runs))
     }
 
@@ -375,10 +382,11 @@ impl LedgerStore {
         let mut list = self.runs()?.list().to_vec();
         list.extend(run.map(Arc::new));
         let changed = Manifest {
-            // Nothing was written since they were received: the log need not have heard of it.
-            overlay: match frozen.overlay.len() {
-                0 => manifest.overlay,
-                _ => self.next_number(),
+            // Where nothing was applied since they were received, the log need not have heard of it.
+            overlay: if frozen.meta == manifest.meta {
+                manifest.overlay
+            } else {
+                self.next_number()
             },
             runs: list.iter().map(|run| run.number).collect(),
             meta: frozen.meta,
@@ -464,7 +472,7 @@ impl LedgerStore {
         };
         self.inner.applied.send_replace(next);
         drop(old);
-        changed.remove_others(data_dir)?;
+        changed.remove_others(data_dir, false)?;
         tracing::info!(applied = next, %hash, "snapshot installed");
         drop(no_merge);
         self.merge_in_background();

@@ -435,7 +435,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
-        self.shared.inner.lock().truncate_after(last);
+        {
+            let mut inner = self.shared.inner.lock();
+            inner.truncate_after(last);
+            // What comes in the place of the others is not on disk because they were.
+            let end = next_index(inner.last.as_ref());
+            self.shared.durable.send_if_modified(|durable| {
+                let lower = end < *durable;
+                *durable = end.min(*durable);
+                lower
+            });
+        }
         self.hand_over(Op::Truncate(last))
     }
 

@@ -199,6 +199,11 @@ async fn truncation_cuts_records_and_holds_after_reopening() {
 
         log.truncate_after(cut.map(|cut| id(1, cut))).await.unwrap();
         let next = cut.map_or(0, |cut| cut + 1);
+        assert_eq!(
+            *log.durable().borrow(),
+            next,
+            "what was there is not what comes"
+        );
         let more: Vec<_> = (next..next + 5)
             .map(|index| entry(2, index, 9_000))
             .collect();

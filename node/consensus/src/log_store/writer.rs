@@ -256,9 +256,12 @@ impl Writer {
                         };
                     }
                     inner.vote = self.state.vote();
-                    inner.shrink(durable);
+                    // Behind a truncation that the writer has not come to, the disk has other entries than the log.
+                    if inner.truncations == self.truncations {
+                        inner.shrink(durable);
+                        self.shared.durable.send_replace(durable);
+                    }
                 }
-                self.shared.durable.send_replace(durable);
                 staged
                     .waiters
                     .into_iter()

@@ -4,7 +4,7 @@
 //! is started on this thread is a part of it:
 //! - nothing is done by other threads: what otherwise blocks, or has a thread of its own, runs on the host's own runtime;
 //! - the databases are [images](disk) in memory. [`crash`] takes from them what was not synced. The few other files (the
-//!   watermark, snapshots, which database counts) are real ones; the code that writes them is not interrupted, so that
+//!   watermark, runs, which of them count) are real ones; the code that writes them is not interrupted, so that
 //!   their own crashes are tested elsewhere;
 //! - connections are turmoil's ([`net`]);
 //! - chance comes from the seed: the waits before elections, how long the disk takes, what a crash leaves.

@@ -49,7 +49,7 @@ impl Worker {
                         self.event(&event);
                     }
                 }
-                Notice::Reset => self.reset(),
+                Notice::Reset | Notice::Resumed => self.reset(),
             }
         }
     }
