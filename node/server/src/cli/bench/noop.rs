@@ -15,6 +15,8 @@ use crate::config::ExecutorKind;
 
 /// Jobs at one time on each node: none of them takes a processor.
 const SLOTS: u32 = 256;
+/// What finished jobs may take that are looked up at the end, MiB.
+const RETENTION_MB: u64 = 64 << 10;
 
 /// How fast jobs go through a cluster of its own that executes nothing.
 ///
@@ -57,6 +59,13 @@ pub async fn noop(args: NoopArgs, interrupt: &Interrupt) -> anyhow::Result<Repor
     args.out.check()?;
     let mut cluster = args.cluster;
     cluster.slots.get_or_insert(SLOTS);
+    let retention = "--retention-mb";
+    if !cluster.node_option.iter().any(|o| o.starts_with(retention)) {
+        // Or the oldest jobs of a long run would be gone, as they should, when they are looked up.
+        cluster
+            .node_option
+            .push(format!("{retention}={RETENTION_MB}"));
+    }
     let local = interrupt
         .or(Local::start(&cluster, ExecutorKind::Noop))
         .await??;
