@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{CLUSTER, PATIENCE, job, soon, submit};
-use quorun_consensus::{Handle, Member, Options};
+use quorun_consensus::{Handle, Member, Notice, Options};
 use tokio::sync::watch;
 use tonic::service::Routes;
 
@@ -20,7 +20,8 @@ const NAME: &str = "nothing_acknowledged_is_lost_when_the_process_is_killed";
 const DIR: &str = "QUORUN_CRASH_DIR";
 const FIRST: &str = "QUORUN_CRASH_FIRST";
 
-async fn start(data_dir: &Path) -> Handle {
+/// Starts the node. It says whether it has applied the log beyond what the ledger had on disk.
+async fn start(data_dir: &Path) -> (Handle, bool) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let member = Member {
         peer: listener.local_addr().unwrap().to_string(),
@@ -34,14 +35,18 @@ async fn start(data_dir: &Path) -> Handle {
     options.snapshot_after = 30;
     let (_, eligible) = watch::channel(BTreeSet::new());
     let started = quorun_consensus::start(options, listener, |_| Routes::default(), eligible).await;
-    let (handle, _) = started.unwrap();
+    let (handle, mut notices) = started.unwrap();
+    let resumed = notices.try_recv() == Ok(Notice::Resumed);
     handle.bootstrap().await.unwrap();
-    handle
+    (handle, resumed)
 }
 
 /// Proposes job after job, and says which were accepted, until it is killed.
 async fn child(data_dir: &Path, first: u64) {
-    let handle = start(data_dir).await;
+    let (handle, resumed) = start(data_dir).await;
+    if resumed {
+        println!("\nresumed");
+    }
     let mut proposals = tokio::task::JoinSet::new();
     let mut numbers = first..;
     loop {
@@ -76,7 +81,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let mut accepted = BTreeSet::new();
+    let (mut accepted, mut resumed) = (BTreeSet::new(), 0);
     for (round, kill_after) in [1, 400, 35, 3, 150, 90, 20, 260].into_iter().enumerate() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args([NAME, "--exact", "--nocapture"])
@@ -89,6 +94,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         let mut seen = 0;
         for line in lines {
             let line = line.unwrap();
+            resumed += usize::from(line == "resumed");
             if let Some(number) = line.strip_prefix("accepted ") {
                 accepted.insert(number.parse::<u64>().unwrap());
                 seen += 1;
@@ -104,7 +110,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         );
     }
     runtime().block_on(async {
-        let handle = start(dir.path()).await;
+        let (handle, _) = start(dir.path()).await;
         tokio::time::timeout(PATIENCE, handle.linearize(soon()))
             .await
             .unwrap()
@@ -114,6 +120,10 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
             assert!(found.is_some(), "job {number} was accepted and is gone");
         }
         handle.shutdown().await;
+        let (handle, resumed) = start(dir.path()).await;
+        assert!(!resumed, "behind a good end there is nothing to apply");
+        handle.shutdown().await;
     });
     assert!(accepted.len() >= 959);
+    assert!(resumed > 0, "no kill has left anything to apply");
 }
