@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::network::{self, Connections, MAX_MESSAGE, Peers, Service};
 use crate::options::Options;
 use crate::recall::{Marks, Recall};
-use crate::status::Status;
+use crate::status::{Progress, Status};
 use crate::transfers::Transfers;
 use crate::types::Raft;
 use crate::{proposer, raft_runtime, read, status, transfers};
@@ -280,8 +280,10 @@ where
             }
         }
     });
+    let (progress_tx, progress) = watch::channel(Progress::default());
     tokio::spawn(transfers::run(
         raft.clone(),
+        progress,
         transfers,
         log.clone(),
         ledger.clone(),
@@ -293,6 +295,7 @@ where
         ledger.applied(),
         options.election_max,
         status_tx,
+        progress_tx,
         fatal_tx,
     ));
     let (proposer, proposing) = proposer::proposer(proposer::Parts {

@@ -41,18 +41,55 @@ pub struct Status {
     pub quorum: bool,
 }
 
-/// Keeps the status up to date, and says when Raft has ended.
+/// What changes with entries and snapshots: how far the log, the ledger and the followers are. Raft's metrics change with
+/// every heartbeat as well, and whoever listens to them is woken as often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The index behind the last entry.
+    pub(crate) end: u64,
+    /// The index behind the last entry that was applied.
+    pub(crate) applied: u64,
+    /// The index behind the last entry that the newest snapshot covers.
+    pub(crate) covered: u64,
+    /// Leader only: the index behind what each node has of the log.
+    pub(crate) matched: BTreeMap<NodeId, u64>,
+}
+
+impl Progress {
+    pub(crate) fn of(metrics: &RaftMetrics<TypeConfig>) -> Self {
+        let matched = metrics.replication.iter().flatten();
+        Self {
+            end: metrics.last_log_index.map_or(0, |index| index + 1),
+            applied: next_index(metrics.last_applied.as_ref()),
+            covered: next_index(metrics.snapshot.as_ref()),
+            matched: matched
+                .map(|(id, matched)| (*id, next_index(matched.as_ref())))
+                .collect(),
+        }
+    }
+}
+
+/// Keeps the status and the progress up to date, and says when Raft has ended.
 pub(crate) async fn run(
     raft: Raft,
     mut applied: watch::Receiver<u64>,
     lease: Duration,
     status: watch::Sender<Status>,
+    progress: watch::Sender<Progress>,
     fatal: watch::Sender<Option<String>>,
 ) {
     let mut metrics = raft.metrics();
     loop {
         let (now, lapse, ended) = {
             let metrics = metrics.borrow_and_update();
+            let far = Progress::of(&metrics);
+            progress.send_if_modified(|current| {
+                let changed = *current != far;
+                if changed {
+                    *current = far;
+                }
+                changed
+            });
             let applied = *applied.borrow_and_update();
             let (now, lapse) = read(&metrics, applied, lease);
             let ended = metrics

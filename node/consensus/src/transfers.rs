@@ -16,15 +16,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use openraft::RaftMetrics;
-use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use quorun_ledger::NodeId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::ledger_store::LedgerStore;
 use crate::log_store::LogStore;
-use crate::types::{Raft, TypeConfig, next_index};
+use crate::status::Progress;
+use crate::types::Raft;
 
 /// So many times as much as usual may lie in the log for the sake of followers.
 const MOST: u64 = 16;
@@ -116,14 +115,8 @@ impl Drop for Transfer {
 }
 
 /// Whether a snapshot is to be built now. `changed` is how many times as much was changed as calls for one.
-fn is_due(
-    metrics: &RaftMetrics<TypeConfig>,
-    transfers: &Transfers,
-    after: u64,
-    changed: u64,
-) -> bool {
-    let applied = next_index(metrics.last_applied.as_ref());
-    let since = applied.saturating_sub(next_index(metrics.snapshot.as_ref()));
+fn is_due(now: &Progress, transfers: &Transfers, after: u64, changed: u64) -> bool {
+    let since = now.applied.saturating_sub(now.covered);
     if since < after && changed == 0 {
         return false;
     }
@@ -131,40 +124,32 @@ fn is_due(
         transfers.give_up();
         return true;
     }
-    !is_needed(metrics, transfers, after)
+    !is_needed(now, transfers, after)
 }
 
 /// Whether a follower needs the log as it is.
-fn is_needed(metrics: &RaftMetrics<TypeConfig>, transfers: &Transfers, after: u64) -> bool {
-    let matched = metrics.replication.iter().flatten();
-    let matched = matched
-        .map(|(id, matched)| (*id, next_index(matched.as_ref())))
-        .collect();
-    let last = metrics.last_log_index.map_or(0, |index| index + 1);
-    transfers.wait(&matched, last, after / 4)
+fn is_needed(now: &Progress, transfers: &Transfers, after: u64) -> bool {
+    transfers.wait(&now.matched, now.end, after / 4)
 }
 
 /// Has a snapshot built whenever one is due, and what is too much of the log behind it purged, until Raft has ended.
 pub(crate) async fn run(
     raft: Raft,
+    mut progress: watch::Receiver<Progress>,
     transfers: Transfers,
     log: LogStore,
     ledger: LedgerStore,
     after: u64,
     kept: u64,
 ) {
-    let mut metrics = raft.metrics();
     // What the last one covered when it was asked for: it is asked for once.
     let mut asked = None;
     // The snapshot behind which the log has been cut.
     let mut cut = 0;
     loop {
         let (due, surplus) = {
-            let now = metrics.borrow_and_update();
-            if now.running_state.is_err() {
-                return;
-            }
-            let covered = next_index(now.snapshot.as_ref());
+            let now = progress.borrow_and_update();
+            let covered = now.covered;
             let due = asked != Some(covered) && is_due(&now, &transfers, after, ledger.changed());
             let mut surplus = None;
             if cut < covered && !is_needed(&now, &transfers, after) {
@@ -185,7 +170,7 @@ pub(crate) async fn run(
             asked = Some(covered);
         }
         tokio::select! {
-            changed = metrics.changed() => if changed.is_err() { return },
+            changed = progress.changed() => if changed.is_err() { return },
             () = transfers.inner.news.notified() => {}
             () = ledger.grown() => {}
         }
