@@ -613,6 +613,10 @@ const ALLOWED: &[(&str, &str)] = &[
         "a node has started again that has not yet heard which one is in the place of another; a list that is really wrong ends it",
     ),
     (
+        "background task failed",
+        "the process was ending, and what it did with files was given up",
+    ),
+    (
         "report not committed yet",
         "there was no leader for some seconds",
     ),
