@@ -271,6 +271,17 @@ pub(crate) async fn failure(fatal: &mut watch::Receiver<Option<String>>) -> Opti
     failed.ok().and_then(|failed| failed.clone())
 }
 
+/// Tells why something has failed. The first reason is the one that counts; others may follow from it.
+pub(crate) fn fail(fatal: &watch::Sender<Option<String>>, why: impl FnOnce() -> String) {
+    fatal.send_if_modified(|reason| {
+        let first = reason.is_none();
+        if first {
+            *reason = Some(why());
+        }
+        first
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -17,7 +17,7 @@ use crate::blocking::blocking;
 use crate::clock::Clocks;
 use crate::confirm::Confirmer;
 use crate::error::Error;
-use crate::handle::{Handle, Notice, Shared, failure};
+use crate::handle::{Handle, Notice, Shared, fail, failure};
 use crate::ledger_store::{LedgerStore, StateMachine};
 use crate::log_store::{Location, LogStore};
 use crate::metrics::Metrics;
@@ -406,8 +406,7 @@ async fn watch_store(
     fatal: watch::Sender<Option<String>>,
 ) {
     if let Some(failed) = failure(&mut failures).await {
-        // The first reason is the one that counts; others may follow from it.
-        fatal.send_if_modified(|reason| reason.is_none() && reason.replace(failed).is_none());
+        fail(&fatal, || failed);
     }
 }
 

@@ -9,6 +9,7 @@ use quorun_ledger::NodeId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::handle::fail;
 use crate::options::Member;
 use crate::types::{Raft, TypeConfig, next_index};
 
@@ -111,13 +112,7 @@ pub(crate) async fn run(
             changed
         });
         if let Some(ended) = ended {
-            fatal.send_if_modified(|fatal| {
-                let first = fatal.is_none();
-                if first {
-                    *fatal = Some(ended);
-                }
-                first
-            });
+            fail(&fatal, || ended);
             return;
         }
         let lapsed = async {
@@ -129,13 +124,7 @@ pub(crate) async fn run(
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() {
                 // It says why it ends, unless it has panicked; nobody must take the node for a living one then.
-                fatal.send_if_modified(|fatal| {
-                    let first = fatal.is_none();
-                    if first {
-                        *fatal = Some("raft has ended without saying why".to_owned());
-                    }
-                    first
-                });
+                fail(&fatal, || "raft has ended without saying why".to_owned());
                 return;
             },
             changed = applied.changed() => if changed.is_err() { return },

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Chunked, LedgerStore, SnapshotFile};
 use crate::blocking::blocking;
 use crate::clock::Clocks;
-use crate::handle::Notice;
+use crate::handle::{Notice, fail};
 use crate::metrics::Metrics;
 use crate::types::{Entry, LogId, Replies, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 
@@ -68,12 +68,8 @@ impl StateMachine {
     }
 
     fn failed(&self, error: &io::Error) {
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            if first {
-                *failure = Some(format!("the ledger cannot be written: {error}"));
-            }
-            first
+        fail(&self.failure, || {
+            format!("the ledger cannot be written: {error}")
         });
     }
 

@@ -57,6 +57,7 @@ pub(crate) use self::snapshot::{
 use crate::blocking::blocking;
 use crate::disk;
 use crate::error::{Error, NewerFormat};
+use crate::handle::fail;
 use crate::log_store::{DiskLogId, PurgeGuard};
 use crate::options::Member;
 use crate::types::{LogId, StoredMembership, next_index};
@@ -391,8 +392,7 @@ impl LedgerStore {
     }
 
     fn failed(&self, what: String) {
-        let failure = &self.inner.failure;
-        failure.send_if_modified(|reason| reason.is_none() && reason.replace(what).is_none());
+        fail(&self.inner.failure, || what);
     }
 
     /// Returns when so much was written since the newest snapshot that it is time for another one.

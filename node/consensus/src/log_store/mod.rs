@@ -40,6 +40,7 @@ use self::writer::{Handover, Op, Writer};
 use crate::blocking::blocking;
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::handle;
 use crate::ledger_store::LogRange;
 use crate::options::ClusterId;
 use crate::types::{Entry, LogId, TypeConfig, Vote, next_index};
@@ -316,13 +317,7 @@ impl Shared {
     }
 
     fn fail(&self, error: &io::Error) {
-        self.failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            if first {
-                *failure = Some(format!("write the log: {error}"));
-            }
-            first
-        });
+        handle::fail(&self.failure, || format!("write the log: {error}"));
     }
 }
 
